@@ -1,0 +1,130 @@
+"""Benchmarks whose pictures are drawn on demand: a picture's name is the recipe of its scene."""
+
+import hashlib
+import tokenize
+from abc import abstractmethod
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from . import scenes
+from .base import Benchmark, Episode, Sample
+
+
+class DrawnBenchmark(Benchmark):
+    """Scenes from cut-outs; see `scenes`. A subclass says which classes and artists there are and draws a cut-out.
+
+    A name is "split.fold.class.artist.key": what the target is, who drew it, and the key from which everything else of
+    the scene follows (the distractors, of the same split's classes, among it).
+
+    Args:
+        size: side of the scenes in pixels.
+    """
+
+    resample_classes = True
+
+    def __init__(self, size: int = 256):
+        self.size = size
+
+    @abstractmethod
+    def artists(self, class_id: int, split: str) -> list[str]:
+        """Who draws this class in this split; at least two."""
+
+    @abstractmethod
+    def cutout(self, class_id: int, artist: str, rng: np.random.Generator) -> np.ndarray:
+        """A drawing of the class: premultiplied uint8 RGBA (n, n, 4)."""
+
+    def related(self, class_id: int) -> set[int]:
+        """Classes too like this one to stand beside it as distractors (itself among them)."""
+        return {class_id}
+
+    @abstractmethod
+    def fold_of(self, class_id: int) -> int:
+        """The fold that holds this class out."""
+
+    def data_version(self) -> str:
+        """What else than code decides a scene: a hash of the drawings, say."""
+        return ""
+
+    def _classes(self, fold, split):
+        held_out = [c for c in range(len(self.class_names)) if self.fold_of(c) == fold]
+        validation = len(held_out) // 3  # the lowest ids choose the epoch, the others are scored once
+        if split == "train":
+            return sorted(set(range(len(self.class_names))) - set(held_out))
+        return held_out[:validation] if split == "val" else held_out[validation:]
+
+    def draw(self, rng: np.random.Generator, fold: int, shot: int = 1) -> Episode:
+        """One training episode: a class, then an artist for the query and others for the supports."""
+        classes = self.classes(fold, "train")
+        return self._episode(rng, fold, "train", classes[rng.integers(len(classes))], shot)
+
+    def test_episodes(self, fold: int, shot: int, count: int, seed: int, split: str) -> list[Episode]:
+        """Episodes that go round the classes, so that each occurs equally often (±1)."""
+        rng = np.random.default_rng([seed, fold, shot, count, {"val": 1, "test": 2}[split]])
+        classes = self.classes(fold, split)
+        order = rng.permutation(classes)
+        return [self._episode(rng, fold, split, int(order[i % len(order)]), shot) for i in range(count)]
+
+    def _episode(self, rng, fold, split, class_id, shot):
+        # The query's artist is never among the supports; the others take turns.
+        query, *others = rng.permutation(self.artists(class_id, split))
+        names = [query, *(others[i % len(others)] for i in range(shot))]
+        query, *supports = (f"{split}.{fold}.{class_id}.{artist}.{rng.integers(2**40)}" for artist in names)
+        return Episode(query, tuple(supports), class_id)
+
+    def objects(self, name: str) -> list[tuple[int, str]]:
+        """(class id, artist) of each object of a scene, the target first."""
+        return _parse(name, self)[0]
+
+    def scene(self, name: str) -> scenes.Scene:
+        """Draw the scene called `name`."""
+        objects, rng = _parse(name, self)
+        return scenes.compose(rng, [self.cutout(c, artist, rng) for c, artist in objects], self.size)
+
+    def read(self, name: str, class_id: int) -> Sample:
+        """Draw a scene; the mask is what is visible of the class: of the target or of any other object."""
+        scene = self.scene(name)
+        labels = [i + 1 for i, (c, _) in enumerate(self.objects(name)) if c == class_id]
+        mask = np.isin(scene.labels, labels)
+        return Sample(scene.image, mask, scene.labels > 0, np.zeros_like(mask))
+
+    def training_queries(self, fold: int) -> int:
+        """Scenes are endless; an epoch is this many of them."""
+        return 1000
+
+    def digest(self) -> str:
+        """A hash of the code and numbers that draw the scenes, and of their size."""
+        return hashlib.sha256(f"{_code(type(self).__module__)} {self.size} {self.data_version()}".encode()).hexdigest()[:16]
+
+
+def _parse(name, benchmark):
+    split, fold, class_id, artist, key = name.split(".")
+    rng = np.random.default_rng([int(class_id), int(key)])
+    objects = [(int(class_id), artist)]
+    taken = set(benchmark.related(int(class_id)))
+    count = rng.integers(scenes.DISTRACTORS[0], scenes.DISTRACTORS[1] + 1)
+    for other in rng.permutation(benchmark.classes(int(fold), split)).tolist():
+        if len(objects) > count:
+            break
+        if other not in taken:
+            taken |= benchmark.related(other)
+            artists = benchmark.artists(other, split)
+            objects.append((other, artists[rng.integers(len(artists))]))
+    return objects, rng
+
+
+@lru_cache
+def _code(module: str) -> str:
+    """The code that draws a benchmark's scenes, without comments, docstrings and white space."""
+    code = []
+    for name in ("scenes", "drawn", module.rsplit(".", 1)[-1]):
+        with open(Path(__file__).with_name(name + ".py"), "rb") as file:
+            starts_statement = True
+            for token in tokenize.tokenize(file.readline):
+                if token.type in (tokenize.ENCODING, tokenize.COMMENT, tokenize.NL):
+                    continue
+                if not (token.type == tokenize.STRING and starts_statement):
+                    code.append("".join(token.string.split()))
+                starts_statement = token.type in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+    return "".join(code)

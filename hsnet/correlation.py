@@ -1,0 +1,59 @@
+"""Equations (1) and (2) of the paper: hide the support's background, then compare every position with every position."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+# Added to each norm, as in the reference: a feature of zeros (a masked-out position) then has correlation 0, not NaN.
+EPSILON = 1e-5
+
+
+def mask_features(
+    levels: list[list[Float[Tensor, "b _c _h _w"]]], mask: Bool[Tensor, "b H W"] | Float[Tensor, "b H W"]
+) -> list[list[Float[Tensor, "b _c _h _w"]]]:
+    """Support feature masking, equation (1): each feature times the mask resized to the feature's height and width.
+
+    Args:
+        levels: features per level and layer.
+        mask: True or 1 on the object; any size.
+
+    Returns:
+        New lists of the same shapes. The resize is bilinear with aligned corners, as in the reference: it samples
+        single points, so an object smaller than their distance can vanish at a coarse level.
+    """
+    mask = mask.to(levels[0][0].dtype)[:, None]
+    masked = []
+    for level in levels:
+        small = F.interpolate(mask, level[0].shape[-2:], mode="bilinear", align_corners=True)  # b 1 h w
+        masked.append([feature * small for feature in level])
+    return masked
+
+
+def correlate(query: Float[Tensor, "b c hq wq"], support: Float[Tensor, "b c hs ws"]) -> Float[Tensor, "b hq wq hs ws"]:
+    """4D correlation, equation (2): the cosine between every query and every support position, negative values set to 0.
+
+    Returns:
+        Values in [0, 1]: `[b, i, j, k, l]` compares query position (i, j) with support position (k, l).
+    """
+    query = query / (query.norm(dim=1, keepdim=True) + EPSILON)
+    support = support / (support.norm(dim=1, keepdim=True) + EPSILON)
+    cosine = query.flatten(2).mT @ support.flatten(2)  # b (hq wq) (hs ws)
+    return cosine.relu_().view(-1, *query.shape[-2:], *support.shape[-2:])
+
+
+def hypercorrelation_pyramid(
+    query_levels: list[list[Float[Tensor, "b _c _hq _wq"]]], support_levels: list[list[Float[Tensor, "b _c _hs _ws"]]]
+) -> list[Float[Tensor, "b _l _hq _wq _hs _ws"]]:
+    """The hypercorrelation of each level: the 4D correlations of its layers, stacked as channels.
+
+    Query and support may differ in height and width; they must have the same layers.
+
+    Returns:
+        One tensor a level, in the order of the levels, shallow to deep within each. Channels lie innermost in memory
+        (see `conv4d`).
+    """
+    return [
+        torch.stack([correlate(q, s) for q, s in zip(query, support, strict=True)], dim=-1).movedim(-1, 1)
+        for query, support in zip(query_levels, support_levels, strict=True)
+    ]

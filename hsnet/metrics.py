@@ -1,0 +1,104 @@
+"""mIoU and FB-IoU of few-shot segmentation, from areas summed over episodes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+class SegmentationScore:
+    """Collects the areas of each episode and turns them into scores in percent.
+
+    Args:
+        class_ids: the classes that are scored (of the held-out fold).
+        resample_classes: whether `interval` resamples classes as well as episodes: for benchmarks with many classes,
+            of which the tested ones are a sample.
+    """
+
+    COLUMNS = ("class_id", "intersection_background", "intersection_foreground", "union_background", "union_foreground")
+
+    def __init__(self, class_ids: Sequence[int], resample_classes: bool = False):
+        self.class_ids = list(class_ids)
+        self.resample_classes = resample_classes
+        self.rows: list[list[int]] = []
+
+    def update(
+        self,
+        prediction: Bool[Tensor, "b h w"],
+        truth: Bool[Tensor, "b h w"],
+        class_id: Int[Tensor, " b"] | Sequence[int],
+        ignored: Bool[Tensor, "b h w"] | None = None,
+    ) -> None:
+        """Add a batch of episodes. `ignored` pixels count nowhere.
+
+        Raises:
+            ValueError: masks of different shapes, or a class that is not scored.
+        """
+        if prediction.shape != truth.shape or (ignored is not None and ignored.shape != truth.shape):
+            raise ValueError(f"prediction has shape {tuple(prediction.shape)}, truth {tuple(truth.shape)}: they must agree")
+        counted = torch.ones_like(truth) if ignored is None else ~ignored
+        areas = [  # boolean sums: torch.histc fails on integers
+            ((~prediction & ~truth) & counted).sum((1, 2)),
+            ((prediction & truth) & counted).sum((1, 2)),
+            ((~prediction | ~truth) & counted).sum((1, 2)),
+            ((prediction | truth) & counted).sum((1, 2)),
+        ]
+        class_id = torch.as_tensor(class_id).tolist()
+        unknown = sorted(set(class_id) - set(self.class_ids))
+        if unknown:
+            raise ValueError(f"class {unknown} is not among the scored classes {self.class_ids}")
+        self.rows += [[c, *row] for c, row in zip(class_id, torch.stack(areas, 1).tolist(), strict=True)]
+
+    def miou(self) -> float:
+        """Mean over the classes that occurred of (summed intersection) / (summed union, at least 1) of the foreground."""
+        return float(np.mean(list(self.class_iou().values())))
+
+    def fb_iou(self) -> float:
+        """Mean of the background's and the foreground's IoU, areas summed over all episodes."""
+        sums = self._table()[:, 1:].sum(0)
+        return float(100 * np.mean(sums[:2] / np.maximum(sums[2:], 1)))
+
+    def class_iou(self) -> dict[int, float]:
+        """IoU in percent of each class that occurred."""
+        table = self._table()
+        sums = {c: table[table[:, 0] == c].sum(0) for c in self.class_ids if (table[:, 0] == c).any()}
+        return {c: float(100 * s[2] / max(s[4], 1)) for c, s in sums.items()}
+
+    def absent(self) -> list[int]:
+        """The scored classes that no episode showed; they do not count in the mean."""
+        return [c for c in self.class_ids if c not in {row[0] for row in self.rows}]
+
+    def interval(self, level: float = 0.95, samples: int = 1000, seed: int = 0) -> tuple[float, float]:
+        """Bootstrap interval of the mIoU: episodes are drawn again within their class (and classes, if asked for)."""
+        table = self._table()
+        rng = np.random.default_rng(seed)
+        members = [np.flatnonzero(table[:, 0] == c) for c in self.class_ids]
+        members = [m for m in members if len(m)]
+        inter = np.empty((samples, len(members)))
+        union = np.empty_like(inter)
+        for i, m in enumerate(members):
+            weights = rng.multinomial(len(m), np.full(len(m), 1 / len(m)), size=samples)  # how often each is drawn
+            inter[:, i], union[:, i] = weights @ table[m, 2], weights @ table[m, 4]
+        iou = 100 * inter / np.maximum(union, 1)
+        if self.resample_classes:
+            iou = np.take_along_axis(iou, rng.integers(0, len(members), iou.shape), axis=1)
+        low, high = np.quantile(iou.mean(1), [(1 - level) / 2, (1 + level) / 2])
+        return float(low), float(high)
+
+    def summary(self) -> dict:
+        """The scores as they are stored in a run's `test-*.json`, in percent."""
+        return {
+            "miou": self.miou(),
+            "interval": self.interval(),
+            "fb_iou": self.fb_iou(),
+            "classes": len(self.class_ids) - len(self.absent()),
+            "absent_classes": self.absent(),
+            "episodes": len(self.rows),
+        }
+
+    def _table(self) -> np.ndarray:
+        if not self.rows:
+            raise ValueError("no episode has been scored yet: call update first")
+        return np.array(self.rows, dtype=np.int64)

@@ -1,0 +1,120 @@
+"""The same mathematics written the obvious way, to be read, tested against and timed against. Never used elsewhere."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def correlate(query: Float[Tensor, "b c hq wq"], support: Float[Tensor, "b c hs ws"]) -> Float[Tensor, "b hq wq hs ws"]:
+    """Equation (2), one pair of positions after the other."""
+    b, _, hq, wq = query.shape
+    hs, ws = support.shape[2:]
+    result = query.new_zeros(b, hq, wq, hs, ws)
+    for i in range(hq):
+        for j in range(wq):
+            for k in range(hs):
+                for m in range(ws):
+                    q, s = query[:, :, i, j], support[:, :, k, m]
+                    cosine = (q * s).sum(1) / ((q.norm(dim=1) + 1e-5) * (s.norm(dim=1) + 1e-5))
+                    result[:, i, j, k, m] = cosine.clamp(min=0)
+    return result
+
+
+def convolve_dense(
+    x: Float[Tensor, "b c hq wq hs ws"], weight: Float[Tensor, "d c k k k k"], bias: Float[Tensor, " d"], stride: int = 1
+) -> Float[Tensor, "b d hq wq h2 w2"]:
+    """Equation (3) with zero padding: six nested loops, four over the output and two over the kernel's halves."""
+    b, _, hq, wq, hs, ws = x.shape
+    k = weight.shape[-1]
+    x = F.pad(x, (k // 2,) * 8)
+    h2, w2 = -(-hs // stride), -(-ws // stride)
+    result = bias.view(1, -1, 1, 1, 1, 1).repeat(b, 1, hq, wq, h2, w2)
+    for i in range(hq):
+        for j in range(wq):
+            for m in range(h2):
+                for n in range(w2):
+                    for p in range(k):  # row of the query offset; its columns and the support offset at once below
+                        for q in range(k):
+                            patch = x[:, :, i + p, j + q, m * stride : m * stride + k, n * stride : n * stride + k]
+                            result[:, :, i, j, m, n] += torch.einsum("bcuv,dcuv->bd", patch, weight[:, :, p, q])
+    return result
+
+
+def convolve_center_pivot(conv: nn.Module, x: Float[Tensor, "b c hq wq hs ws"]) -> Float[Tensor, "b d hq wq h2 w2"]:
+    """Equation (5) for a `CenterPivotConv4d`: permute, copy, reshape, convolve in 2D, for either half, and add."""
+    b, c, hq, wq, hs, ws = x.shape
+    s = conv.stride
+    pruned = x[..., ::s, ::s].contiguous()
+    h2, w2 = pruned.shape[-2:]
+    query = pruned.permute(0, 4, 5, 1, 2, 3).contiguous().view(-1, c, hq, wq)
+    query = conv.query(query).view(b, h2, w2, -1, hq, wq).permute(0, 3, 4, 5, 1, 2).contiguous()
+    support = x.permute(0, 2, 3, 1, 4, 5).contiguous().view(-1, c, hs, ws)
+    support = conv.support(support).view(b, hq, wq, -1, h2, w2).permute(0, 3, 1, 2, 4, 5).contiguous()
+    return query + support
+
+
+def as_dense(conv: nn.Module) -> tuple[Float[Tensor, "d c k k k k"], Float[Tensor, " d"]]:
+    """The weight and bias of the dense kernel that equals a `CenterPivotConv4d`: zero but at the pivots.
+
+    Both halves read the centre, so the dense kernel carries the sum of their weights there (BOOK chapter 7).
+    """
+    k, centre = conv.kernel_size, conv.kernel_size // 2
+    weight = conv.query.weight.new_zeros(conv.out_channels, conv.in_channels, k, k, k, k)
+    weight[..., centre, centre] += conv.query.weight
+    weight[:, :, centre, centre] += conv.support.weight
+    return weight, conv.query.bias + conv.support.bias
+
+
+def encode(encoder: nn.Module, pyramid: list[Float[Tensor, "b _l _hq _wq _hs _ws"]]) -> Float[Tensor, "b 128 hq wq"]:
+    """The pyramid encoder with `convolve_center_pivot`, for a `PyramidEncoder` of center-pivot kernels."""
+
+    def run(layers, x):
+        for layer in layers:
+            x = convolve_center_pivot(layer, x) if hasattr(layer, "stride") else nn.GroupNorm.forward(layer, x) \
+                if isinstance(layer, nn.GroupNorm) else layer(x)
+        return x
+
+    squeezed = [run(block.layers, x.contiguous()) for block, x in zip(encoder.squeezing, pyramid, strict=True)]
+    mixed = squeezed[-1]
+    for block, fine in zip(reversed(encoder.mixing), reversed(squeezed[:-1]), strict=True):
+        b, c, h, w, hs, ws = mixed.shape
+        size = fine.shape[2:4]
+        mixed = mixed.permute(0, 4, 5, 1, 2, 3).contiguous().view(-1, c, h, w)
+        mixed = F.interpolate(mixed, size, mode="bilinear", align_corners=True)
+        mixed = mixed.view(b, hs, ws, c, *size).permute(0, 3, 4, 5, 1, 2).contiguous()
+        mixed = run(block.layers, fine + mixed)
+    return mixed.mean(dim=(4, 5))
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    query: Float[Tensor, "b 3 h w"],
+    support: Float[Tensor, "b k 3 hs ws"],
+    support_mask: Bool[Tensor, "b k hs ws"],
+) -> Bool[Tensor, "b h w"]:
+    """K-shot as K whole network passes, the query's features extracted anew in each."""
+    votes = 0
+    for k in range(support.shape[1]):
+        votes = votes + (forward(model, query, support[:, k], support_mask[:, k]).argmax(dim=1))
+    return votes / votes.flatten(1).amax(dim=1).clamp(min=1).view(-1, 1, 1) >= 0.5
+
+
+def forward(model: nn.Module, query, support, support_mask) -> Float[Tensor, "b 2 h w"]:
+    """One pass of a center-pivot `HSNet`: each correlation computed by itself, copied into a stack, encoded, decoded."""
+    query_levels, support_levels = model.backbone(query), model.backbone(support)
+    pyramid = []
+    for query_level, support_level in zip(query_levels, support_levels, strict=True):
+        stack = []
+        for q, s in zip(query_level, support_level, strict=True):
+            if model.settings["mask_support"]:
+                mask = F.interpolate(support_mask[:, None].float(), s.shape[2:], mode="bilinear", align_corners=True)
+                s = s * mask
+            q = q / (q.norm(dim=1, p=2, keepdim=True) + 1e-5)
+            s = s / (s.norm(dim=1, p=2, keepdim=True) + 1e-5)
+            cosine = torch.bmm(q.flatten(2).transpose(1, 2), s.flatten(2)).clamp(min=0)
+            stack.append(cosine.view(-1, *q.shape[2:], *s.shape[2:]))
+        pyramid.append(torch.stack(stack, dim=1).contiguous())
+    logits = model.decoder(encode(model.encoder, pyramid))
+    return F.interpolate(logits, query.shape[-2:], mode="bilinear", align_corners=True)

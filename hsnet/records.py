@@ -1,0 +1,76 @@
+"""The files of a run, and tables made from them."""
+
+import json
+from pathlib import Path
+
+from .config import data_folder
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write JSON under a temporary name, then rename it. Innermost lists stand on one line each."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(_lines(content) + "\n")
+    temporary.replace(path)
+
+
+def _lines(value, indent=0) -> str:
+    inner, outer = " " * (indent + 1), " " * indent
+    if isinstance(value, dict) and value:
+        parts = [f"{inner}{json.dumps(k)}: {_lines(v, indent + 1)}" for k, v in value.items()]
+        return "{\n" + ",\n".join(parts) + f"\n{outer}}}"
+    if isinstance(value, list) and value and isinstance(value[0], (list, dict)):
+        return "[\n" + ",\n".join(inner + _lines(v, indent + 1) for v in value) + f"\n{outer}]"
+    return json.dumps(value)
+
+
+def read_tests(folder: Path) -> list[dict]:
+    """The `test-*.json` files of a run, by shot."""
+    return sorted((json.loads(p.read_text()) for p in folder.glob("test-*shot.json")), key=lambda t: t["shot"])
+
+
+def scores_table(tests: list[dict]) -> str:
+    """Markdown: a row a predictor, mIoU with its 95 % interval and FB-IoU for each number of shots.
+
+    Raises:
+        ValueError: scores of different test scenes, which must not stand in one table.
+    """
+    digests = {t["digest"] for t in tests}
+    if len(digests) > 1:
+        raise ValueError(f"these scores are of different test scenes (digests {', '.join(sorted(digests))}): evaluate the runs again")
+    names = list(dict.fromkeys(name for t in tests for name in t["scores"]))
+    header = [""] + [f"{t['shot']}-shot {what}" for t in tests for what in ("mIoU [95 %]", "FB-IoU")]
+    rows = [[name] + [cell for t in tests for cell in _cells(t["scores"].get(name))] for name in names]
+    return markdown(header, rows)
+
+
+def _cells(score):
+    if score is None:
+        return ["–", "–"]
+    low, high = score["interval"]
+    return [f"{score['miou']:.1f} [{low:.1f}, {high:.1f}]", f"{score['fb_iou']:.1f}"]
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table whose columns line up in a terminal too."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = [" | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in [header, *rows]]
+    lines.insert(1, "-|-".join("-" * w for w in widths))
+    return "\n".join(f"| {line} |" if "-|-" not in line else f"|-{line}-|" for line in lines)
+
+
+def runs_table() -> str:
+    """Markdown: every run of the data folder with its settings and scores."""
+    rows = []
+    for folder in sorted((data_folder() / "runs").glob("*/")):
+        if not (folder / "config.json").exists():
+            continue
+        config = json.loads((folder / "config.json").read_text())
+        history = folder / "history.jsonl"
+        epochs = sum(1 for _ in history.open()) if history.exists() else 0
+        tests = {t["shot"]: t["scores"]["HSNet"] for t in read_tests(folder)}
+        scores = [_cells(tests.get(shot))[0] for shot in (1, 5)]
+        names = ("benchmark", "fold", "backbone", "kernel", "size")
+        rows.append([folder.name, *(str(config[n]) for n in names), str(epochs), *scores])
+    if not rows:
+        return f"no runs under {data_folder() / 'runs'} yet: `make train` trains one"
+    return markdown(["run", "benchmark", "fold", "backbone", "kernel", "size", "epochs", "1-shot mIoU [95 %]", "5-shot mIoU [95 %]"], rows)

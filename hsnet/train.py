@@ -1,0 +1,224 @@
+"""Train HSNet, end to end: episodes, network, validation, test, a folder with everything.
+
+    python -m hsnet.train                                     the embedded benchmark, on whatever machine this is
+    python -m hsnet.train --benchmark shapes --epochs 5       drawn by code: nothing is fetched
+    python -m hsnet.train --benchmark coco --root DIR         photographs: COCO's annotations and images under DIR
+    python -m hsnet.train --resume                            go on where Ctrl-C or a power cut ended it
+
+A run is a folder, data/runs/NAME: config.json, history.jsonl (a line an epoch), model.safetensors (the best epoch),
+last.pt (to resume), test-1shot.json, episodes.png. Every setting below is stored with it.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from . import records
+from .benchmarks import load_benchmark
+from .checkpoints import WEIGHTS, load_weights, save_model
+from .config import Config, add_settings, config_from, data_folder, run_program
+from .episodes import EpisodeDataset, test_episodes
+from .evaluate import choose_device, choose_precision, choose_workers, draw_episodes, evaluate, predictor, test_run
+from .model import HSNet
+
+LAST = "last.pt"
+
+
+def train(config: Config, resume: bool = False) -> Path:
+    """Train, test and draw; see the module's docstring for what is written.
+
+    Args:
+        resume: go on from the run's last epoch.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        FileExistsError: the run exists and `resume` is not set.
+        FileNotFoundError: nothing to resume, or missing data.
+        ValueError: a setting that does not fit.
+    """
+    torch.manual_seed(config.seed)
+    device = choose_device(config.device)
+    dtype = choose_precision(config.precision, device)
+    folder = _open_run(config, resume)
+    benchmark = load_benchmark(config.benchmark, size=config.size, root=config.root)
+    class_ids = benchmark.classes(config.fold, "val")
+
+    model = HSNet(**config.model_settings).to(device)
+    model.training_size = config.size
+    learned = model.learned_parameters()
+    optimizer = torch.optim.Adam(learned.values(), lr=config.learning_rate)
+    print(f"{folder.name}: {sum(p.numel() for p in learned.values()):,} parameters to learn, {device}, {str(dtype)[6:]}")
+
+    count = config.epoch_episodes or benchmark.training_queries(config.fold)
+    dataset = EpisodeDataset(benchmark, config.size, fold=config.fold, count=count, seed=config.seed)
+    workers = choose_workers(config.workers)
+    val_list = test_episodes(benchmark, fold=config.fold, shot=1, count=config.val_episodes, split="val")
+    validation = EpisodeDataset(benchmark, config.size, val_list)
+
+    state = {"epoch": 0, "seconds": 0.0, "best": -1.0}
+    if resume:
+        state |= _restore(folder, model, optimizer)
+    clock = Clock(config, count, state["seconds"])
+    for epoch in range(state["epoch"], config.epochs):
+        if clock.progress(epoch) >= 1:
+            break
+        dataset.epoch = epoch
+        loss = train_one_epoch(model, dataset.loader(config.batch, workers), optimizer, clock, epoch, device, dtype)
+        scores = evaluate(
+            {"HSNet": predictor(model.eval(), device, dtype)},
+            validation,
+            class_ids,
+            batch=config.batch,
+            workers=workers,
+            title="validation",
+        )
+        miou = scores["HSNet"].miou()
+        best = miou > state["best"]
+        state = {"epoch": epoch + 1, "seconds": clock.seconds(), "best": max(miou, state["best"])}
+        if best:
+            save_model(folder / WEIGHTS, model)
+        _save_last(folder, model, optimizer, state)
+        line = {"epoch": epoch + 1, "loss": round(loss, 5), "val_miou": round(miou, 3), "best": best, "seconds": round(state["seconds"], 1)}
+        with (folder / "history.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(f"epoch {epoch + 1:3d}   loss {loss:.4f}   validation mIoU {miou:5.1f}{'   best so far' if best else ''}   {state['seconds']:.0f} s")
+
+    load_weights(model, folder / WEIGHTS)
+    result = test_run(model, config, benchmark, folder, config.shot)
+    picture = draw_episodes(model, config, benchmark, folder / "episodes.png")
+    print(records.scores_table([result]))
+    print(f"run      {folder}\npicture  {picture}")
+    return folder
+
+
+def train_one_epoch(model, loader, optimizer, clock, epoch, device, dtype) -> float:
+    """One pass over an epoch's episodes; returns the mean loss."""
+    model.train()
+    total = torch.zeros((), device=device)
+    steps = len(loader)
+    bar = tqdm(loader, desc=f"epoch {epoch + 1}", unit="step", leave=False)
+    done = 0
+    for step, batch in enumerate(bar):
+        progress = clock.progress(epoch + step / steps)
+        if progress >= 1:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = clock.learning_rate(progress)
+        batch = batch.to(device)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            query, support = model.backbone.normalize(batch.query), model.backbone.normalize(batch.support[:, 0])
+            logits = model(query, support, batch.support_mask[:, 0])
+        loss = F.cross_entropy(logits.float(), batch.query_mask.long())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += loss.detach()
+        done += 1
+        if step % 10 == 0:  # reading the loss waits for a GPU
+            bar.set_postfix(loss=f"{total.item() / done:.3f}")
+    return total.item() / max(done, 1)
+
+
+class Clock:
+    """How far a training has come, by epochs or by minutes, whichever runs out first, and the learning rate there."""
+
+    WARM_UP = 0.05  # of the training, where the schedule is "cosine"
+
+    def __init__(self, config: Config, episodes: int, seconds_before: float):
+        self.config = config
+        self.start = time.perf_counter() - seconds_before
+
+    def seconds(self) -> float:
+        """Time since the training began, earlier sittings included."""
+        return time.perf_counter() - self.start
+
+    def progress(self, epochs: float) -> float:
+        """Share of the training that is done after so many epochs: 0 to 1."""
+        by_time = self.seconds() / (60 * self.config.minutes) if self.config.minutes else 0.0
+        return max(epochs / self.config.epochs, by_time)
+
+    def learning_rate(self, progress: float) -> float:
+        """The paper's constant, or a linear rise and then half a cosine down to zero."""
+        if self.config.schedule == "constant":
+            return self.config.learning_rate
+        rise = min(1.0, (progress + 1e-3) / self.WARM_UP)
+        return self.config.learning_rate * rise * (1 + math.cos(math.pi * min(progress, 1))) / 2
+
+
+def _open_run(config, resume):
+    folder = data_folder() / "runs" / config.run
+    if (folder / LAST).exists() and not resume:
+        raise FileExistsError(
+            f"the run {config.run} exists ({folder}): go on with --resume, train another with --name, or delete that folder"
+        )
+    if resume:
+        if not (folder / LAST).exists():
+            raise FileNotFoundError(f"nothing to resume: {folder} has no {LAST}. Leave --resume out to start it")
+        _check_same(config, Config.load(folder / "config.json"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        config.save(folder / "config.json")
+        if not resume:
+            (folder / "history.jsonl").write_text("")
+    except OSError as error:
+        raise PermissionError(
+            f"{folder} cannot be written ({error.strerror}): set HSNET_DATA to a folder of yours, or put its permissions right"
+        ) from error
+    return folder
+
+
+def _check_same(config, before):
+    """Only what does not change the outcome's meaning may differ between sittings."""
+    free = {"epochs", "minutes", "workers", "device", "name", "root"}
+    other = [
+        f"{k} {getattr(before, k)!r}, now {v!r}" for k, v in vars(config).items() if k not in free and getattr(before, k) != v
+    ]
+    if other:
+        raise ValueError(f"--resume: the run was started with {'; '.join(other)}. Resume it with the same, or give a new --name")
+
+
+def _save_last(folder, model, optimizer, state):
+    stored = {"model": {n: p.detach() for n, p in model.learned_parameters().items()}, "optimizer": optimizer.state_dict(), **state}
+    temporary = folder / (LAST + ".tmp")
+    torch.save(stored, temporary)
+    temporary.replace(folder / LAST)
+
+
+def _restore(folder, model, optimizer):
+    try:
+        stored = torch.load(folder / LAST, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise ValueError(f"{folder / LAST} is damaged ({error}): delete the folder and train anew") from error
+    model.load_state_dict(stored.pop("model"), strict=False)
+    optimizer.load_state_dict(stored.pop("optimizer"))
+    return stored
+
+
+def main() -> None:
+    """The program."""
+    parser = argparse.ArgumentParser(prog="python -m hsnet.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_settings(parser)
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    arguments = parser.parse_args()
+    config = config_from(arguments)
+    try:
+        train(config, arguments.resume)
+    except KeyboardInterrupt:
+        folder = data_folder() / "runs" / config.run
+        if (folder / LAST).exists():
+            print(f"\nstopped. The last finished epoch is in {folder}; go on with the same command and --resume")
+        else:
+            print("\nstopped before the first epoch was finished: nothing was saved")
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,165 @@
+"""Our numbers are the authors' numbers: every file of tests/golden, at the tolerance its README gives.
+
+`pytest tests/test_golden.py -rP` prints the error of each.
+"""
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_close, golden
+from golden.formula import parameter, values
+from torch.nn import functional as F
+
+from hsnet import CenterPivotConv4d, HSNet, SegmentationScore, hypercorrelation_pyramid, mask_features, vote
+from hsnet.checkpoints import from_reference
+
+
+def tensor(name, shape):
+    return torch.from_numpy(values(name, shape))
+
+
+def reference_state_dict(backbone, prefix=""):
+    """The authors' checkpoint, as the formula fills it; the unused classifier's half a gigabyte is left empty."""
+    shapes = {n: [0] if n.startswith("backbone.classifier.") else s for n, s in golden(f"state_dict_{backbone}.json").items()}
+    return {prefix + name: torch.from_numpy(np.asarray(parameter(name, tuple(shape)))) for name, shape in shapes.items()}
+
+
+def reference_model(backbone):
+    model = HSNet(backbone, pretrained=False)
+    model.load_reference_state_dict(reference_state_dict(backbone))
+    return model
+
+
+@pytest.mark.parametrize("case", range(5))
+def test_center_pivot_kernel(case):
+    file = golden("conv4d.npz")
+    cin, cout, kernel, stride, b, hq, wq, hs, ws = file[f"case{case}"].tolist()
+    conv = CenterPivotConv4d(cin, cout, kernel, stride)
+    conv.load_state_dict(
+        {
+            f"{ours}.{p}": torch.from_numpy(parameter(f"conv4d.{case}.{theirs}.{p}", tuple(getattr(getattr(conv, ours), p).shape)))
+            for ours, theirs in (("query", "conv1"), ("support", "conv2"))
+            for p in ("weight", "bias")
+        }
+    )
+    assert_close(conv(tensor(f"conv4d.{case}.input", (b, cin, hq, wq, hs, ws))), file[f"output{case}"])
+
+
+def test_masking_and_correlation():
+    file = golden("correlation.npz")
+    shapes = [tuple(shape) for shape in file["layers"].tolist()]
+
+    def levels(kind):
+        layers = [tensor(f"{kind}.{i}", shape) for i, shape in enumerate(shapes)]
+        return [layers[:2], layers[2:5], layers[5:]]
+
+    masked = mask_features(levels("support"), tensor("mask", (2, 50, 50)) > 0)
+    for i, feature in enumerate(f for level in masked for f in level):
+        assert_close(feature, file[f"masked{i}"])
+    pyramid = hypercorrelation_pyramid(levels("query"), masked)
+    for name, ours in zip(("shallow", "middle", "deep"), pyramid, strict=True):
+        assert_close(ours, file[name])
+
+
+@pytest.mark.parametrize("backbone", ["vgg16", "resnet50", "resnet101"])
+def test_learned_part(backbone):
+    file = golden(f"learner_{backbone}.npz")
+    deep_first = [
+        tensor(f"hypercorrelation.{i}", (1, int(c), n, n, n, n)).relu()
+        for i, (c, n) in enumerate(zip(file["channels"], file["sizes"].tolist(), strict=True))
+    ]
+    model = reference_model(backbone)
+    with torch.no_grad():
+        assert_close(model.decoder(model.encoder(deep_first[::-1])), file["logits"])
+
+
+@pytest.mark.parametrize("backbone", ["vgg16", "resnet50", "resnet101"])
+def test_whole_network(backbone):
+    file = golden(f"network_{backbone}.npz")
+    size = int(file["size"])
+    model = reference_model(backbone)
+    query, support = (tensor(name, (1, 3, size, size)) for name in ("query_img", "support_img"))
+    mask = tensor("support_mask", (1, size, size)) > 0
+    with torch.no_grad():
+        features = [f for level in model.backbone(query) for f in level]
+        assert [list(f.shape[1:]) for f in features] == file["feature_shapes"].tolist()
+        for f, mean, std in zip(features, file["feature_means"], file["feature_stds"], strict=True):
+            assert abs(f.mean() - mean) < 1e-4 * std
+            assert abs(f.std() - std) < 1e-4 * std
+        pyramid = hypercorrelation_pyramid(model.backbone(query), mask_features(model.backbone(support), mask))
+        assert_close(model.decoder(model.encoder(pyramid)), file["logits"])
+        resized = F.interpolate(torch.from_numpy(file["logits"]), (size, size), mode="bilinear", align_corners=True)
+        assert_close(model(query, support, mask), resized)
+
+
+@pytest.mark.parametrize("name", ["train_step_resnet50.json", "train_step_resnet50_264.json"])
+def test_adam_steps(name):
+    file = golden(name)
+    size, b = file["size"], file["batch"]
+    model = reference_model("resnet50").train()
+    learned = model.learned_parameters()
+    optimizer = torch.optim.Adam(learned.values(), lr=file["lr"])
+    query, support = (tensor(n, (b, 3, size, size)) for n in ("query_img", "support_img"))
+    support_mask, query_mask = (tensor(n, (b, size, size)) > 0 for n in ("support_mask", "query_mask"))
+    losses = []
+    for step in range(len(file["losses"])):
+        loss = F.cross_entropy(model(query, support, support_mask), query_mask.long())
+        optimizer.zero_grad()
+        loss.backward()
+        if step == 0:
+            norms = {n: p.grad.norm().item() for n, p in learned.items()}
+        optimizer.step()
+        losses.append(loss.item())
+    print("losses", losses, "golden", file["losses"])
+    np.testing.assert_allclose(losses, file["losses"], rtol=1e-4)
+    # Where each of their tensors ends up in our model: load a checkpoint whose tensors are numbered.
+    theirs = {n: torch.full(tuple(shape), float(i)) for i, (n, shape) in enumerate(golden("state_dict_resnet50.json").items())}
+    names = [n.removeprefix("hpn_learner.") for n in theirs]
+    numbered = from_reference(theirs, model)
+    ours = {names[int(numbered[n].flatten()[0])]: norm for n, norm in norms.items()}
+    assert ours.keys() == file["grad_norms"].keys()
+    for name, norm in file["grad_norms"].items():
+        np.testing.assert_allclose(ours[name], norm, rtol=1e-4, err_msg=name)
+
+
+def test_votes():
+    file = golden("votes.npz")
+    cases = [(f"votes.{k}", k, f"mask{k}", 0.0) for k in (1, 2, 3, 5, 10)] + [("votes.sparse", 5, "mask_sparse", 1.5)]
+    for name, k, key, raised in cases:
+        logits = tensor(name, (3, k, 2, 40, 40))
+        logits[:, :, 0] += raised
+        np.testing.assert_array_equal(vote(logits.argmax(2) > 0).numpy(), file[key] > 0, err_msg=key)
+
+
+def test_scores():
+    file = golden("metrics.json")
+    score = SegmentationScore(range(5, 10))
+    for i, class_id in enumerate(np.random.default_rng(0).integers(5, 10, 40).tolist()):
+        prediction = tensor(f"pred.{i}", (1, 30, 30)) > 0.3
+        truth = tensor(f"gt.{i}", (1, 30, 30)) > 0.5
+        ignored = (tensor(f"ignore.{i}", (1, 30, 30)) > 1.5) & ~truth
+        truth = truth & (i != 0)
+        prediction = prediction & (i != 1)
+        score.update(prediction, truth, [class_id], ignored)
+    assert score.rows == file["rows"]
+    assert score.miou() == pytest.approx(file["miou"], rel=1e-6)
+    assert score.fb_iou() == pytest.approx(file["fb_iou"], rel=1e-6)
+
+
+@pytest.mark.parametrize("backbone", ["vgg16", "resnet50", "resnet101"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_reads_reference_checkpoints(backbone, prefix):
+    state = reference_state_dict(backbone, prefix)
+    model = HSNet(backbone, pretrained=False)
+    model.load_reference_state_dict(state)
+    bias = state[prefix + "hpn_learner.encoder_layer3to2.6.conv2.bias"]
+    torch.testing.assert_close(model.encoder.mixing[0].layers[6].support.bias.detach(), bias)
+
+
+def test_refuses_wrong_reference_checkpoints():
+    state = reference_state_dict("resnet50")
+    with pytest.raises(ValueError, match=r"resnet101.*missing: backbone.network.layer3.6"):
+        HSNet("resnet101", pretrained=False).load_reference_state_dict(state)
+    state["hpn_learner.surprise"] = state.pop("hpn_learner.decoder2.2.bias")
+    with pytest.raises(ValueError, match=r"1 missing: decoder.after.2.bias; 1 left over: hpn_learner.surprise"):
+        HSNet("resnet50", pretrained=False).load_reference_state_dict(state)

