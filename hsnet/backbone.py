@@ -127,7 +127,8 @@ def _build(name: str, pretrained: bool) -> nn.Module:
         if pretrained:
             _load_efficientnet_lite0(network)
         network.classifier = nn.Identity()
-        return network
+        # Channels innermost: nearly twice as fast on a CPU, for its depthwise convolutions.
+        return network.to(memory_format=torch.channels_last)
     # The paper's weights are the first ImageNet weights of torchvision; DEFAULT would be others.
     weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1 if pretrained else None
     try:

@@ -1,7 +1,9 @@
 """What a score has to be compared with, on the same episodes."""
 
-from jaxtyping import Bool
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from .episodes import Batch
 
@@ -14,3 +16,71 @@ def all_foreground(batch: Batch) -> Bool[Tensor, "b h w"]:
 def any_object(batch: Batch) -> Bool[Tensor, "b h w"]:
     """Every pixel of any annotated object: what perfect saliency could score without looking at the support."""
     return batch.query_objects
+
+
+class Prototypes:
+    """Masked-average prototypes: what the frozen features give without anything learned.
+
+    The prototype of a class is the mean feature of the supports under their masks. A query pixel is foreground where
+    its cosine with the prototype exceeds a threshold, or where it exceeds the cosine with the background's prototype.
+    Which level of the pyramid and which of these 20 rules is best is chosen on training episodes: `observe` them, then
+    `predict`.
+    """
+
+    THRESHOLDS = torch.linspace(0.05, 0.95, 19)
+
+    def __init__(self):
+        self._iou = 0.0  # per level and rule, summed over the observed episodes
+        self._sides: list[int] = []
+
+    def observe(self, query_levels, support_levels, support_mask: Bool[Tensor, "b k h w"], truth: Bool[Tensor, "b h w"]) -> None:
+        """Score every level and rule on a batch of training episodes."""
+        masks = self._masks(query_levels, support_levels, support_mask, truth.shape[-2:])  # level rule b h w
+        union = (masks | truth).sum((-2, -1)).clamp(min=1)
+        self._iou = self._iou + ((masks & truth).sum((-2, -1)) / union).sum(-1)
+        self._sides = [level[0].shape[-1] for level in query_levels]
+
+    def predict(
+        self, query_levels, support_levels, support_mask: Bool[Tensor, "b k h w"], size: tuple[int, int]
+    ) -> Bool[Tensor, "b h2 w2"]:
+        """Masks by the best level and rule.
+
+        Raises:
+            ValueError: nothing was observed.
+        """
+        level, rule = self._best()
+        chosen = slice(level, level + 1)
+        return self._masks(query_levels[chosen], support_levels[chosen], support_mask, size)[0, rule]
+
+    def rule(self) -> str:
+        """The best level and rule, in words."""
+        level, rule = self._best()
+        words = "foreground against background" if rule == len(self.THRESHOLDS) else f"cosine above {self.THRESHOLDS[rule]:.2f}"
+        return f"{self._sides[level]} × {self._sides[level]} level, {words}"
+
+    def _best(self):
+        if not self._sides:
+            raise ValueError("no episode was observed: call observe with training episodes first")
+        return divmod(int(self._iou.argmax()), self._iou.shape[1])
+
+    def _masks(self, query_levels, support_levels, support_mask, size) -> Bool[Tensor, "level rule b h w"]:
+        masks = []
+        for query_level, support_level in zip(query_levels, support_levels, strict=True):
+            b, k = support_mask.shape[:2]
+            share = F.adaptive_avg_pool2d(support_mask.flatten(0, 1).float()[:, None], support_level[0].shape[-2:])
+            foreground = background = 0.0
+            for query, support in zip(query_level, support_level, strict=True):  # cosines averaged over the level's layers
+                foreground = foreground + _cosine(query, support, share, b, k) / len(query_level)
+                background = background + _cosine(query, support, 1 - share, b, k) / len(query_level)
+            maps = F.interpolate(torch.stack([foreground, background], 1), tuple(size), mode="bilinear", align_corners=True)
+            thresholds = self.THRESHOLDS.to(maps.device).view(-1, 1, 1, 1)
+            masks.append(torch.cat([maps[:, 0] > thresholds, (maps[:, 0] > maps[:, 1])[None]]))
+        return torch.stack(masks)
+
+
+def _cosine(
+    query: Float[Tensor, "b c h w"], support: Float[Tensor, "bk c hs ws"], weight: Float[Tensor, "bk 1 hs ws"], b: int, k: int
+) -> Float[Tensor, "b h w"]:
+    """Cosine of each query position with the weighted mean of the K supports' features."""
+    prototype = (support * weight).unflatten(0, (b, k)).sum((1, 3, 4))  # b c; its length does not matter
+    return torch.einsum("bchw,bc->bhw", F.normalize(query, dim=1), F.normalize(prototype, dim=1))

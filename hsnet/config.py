@@ -39,11 +39,14 @@ class Config:
     mask_support: bool = _setting(True, "hide the support's background, equation (1)")
     train_backbone: bool = _setting(False, "train the backbone too (the paper's ablation: it over-fits)")
     size: int = _setting(256, "images are resized to this many pixels a side")
-    shot: int = _setting(1, "supports per test episode; training is 1-shot, as in the paper")
+    shot: str = _setting("1,5", "supports per test episode, one test for each; training is 1-shot, as in the paper")
     epochs: int = _setting(20, "number of epochs at most")
     epoch_episodes: int = _setting(200, "training episodes per epoch (0: as many as the benchmark has training queries)")
     batch: int = _setting(8, "episodes per training step")
     learning_rate: float = _setting(1e-3, "of Adam")
+    foreground_weight: float = _setting(
+        1.0, "weight of foreground pixels in the cross-entropy (the paper: 1); above 1, doubtful pixels count as foreground"
+    )
     schedule: str = _setting("constant", "of the learning rate: as in the paper, or warmed up and let down to zero", ("constant", "cosine"))
     minutes: float = _setting(0.0, "stop training after this many minutes, whatever the epochs (0: no limit)")
     precision: str = _setting("auto", "auto takes bfloat16 where the hardware computes in it, else float32", ("auto", "float32", "bfloat16"))
@@ -59,11 +62,25 @@ class Config:
             value, choices = getattr(self, option.name), option.metadata["choices"]
             if choices and value not in choices:
                 raise ValueError(f"{option.name} is {value!r}: choose one of {', '.join(map(str, choices))}")
-        for name, least in (("size", 32), ("shot", 1), ("epochs", 1), ("batch", 1), ("val_episodes", 1), ("test_episodes", 1), ("epoch_episodes", 0)):
+        for name, least in (("size", 32), ("epochs", 1), ("batch", 1), ("val_episodes", 1), ("test_episodes", 1), ("epoch_episodes", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be {least} or more")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}: it must be above 0")
+        for name in ("learning_rate", "foreground_weight"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
+
+        self.shots  # noqa: B018 - raises where the list is wrong
+
+    @property
+    def shots(self) -> list[int]:
+        """The numbers of supports that are tested."""
+        try:
+            shots = [int(part) for part in self.shot.split(",")]
+        except ValueError:
+            shots = [0]
+        if min(shots) < 1:
+            raise ValueError(f"shot is {self.shot!r}: give numbers of supports, 1 or more, with commas between: 1,5")
+        return shots
 
     @property
     def run(self) -> str:

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
 from . import baselines, figures, records
+from .baselines import Prototypes
 from .benchmarks import Benchmark, load_benchmark
 from .checkpoints import run_folder
 from .config import Config, run_program
@@ -24,7 +24,7 @@ from .episodes import Batch, EpisodeDataset, test_episodes
 from .metrics import SegmentationScore
 from .model import HSNet
 
-Predictor = Callable[[Batch], Bool[Tensor, "b h w"]]
+Predictor = Callable[[Batch], dict[str, Tensor]]  # masks, bool b h w, by the name that tables show
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -62,49 +62,74 @@ def choose_workers(workers: int) -> int:
     return max(1, min(8, torch.get_num_threads() - 2))
 
 
-def predictor(model: HSNet, device: torch.device, dtype: torch.dtype = torch.float32) -> Predictor:
-    """A function from a batch to the model's masks (on the CPU)."""
+def predictor(
+    model: HSNet, device: torch.device, dtype: torch.dtype = torch.float32, prototypes: Prototypes | None = None
+) -> Predictor:
+    """A function from a batch to the masks of the model and, on the same features, of the prototypes (on the CPU)."""
 
-    def predict(batch: Batch) -> Tensor:
-        on_device = batch.to(device)
+    @torch.no_grad()
+    def predict(batch: Batch) -> dict[str, Tensor]:
+        batch = batch.to(device)
+        size = batch.query_mask.shape[-2:]
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            query, support = model.backbone.normalize(on_device.query), model.backbone.normalize(on_device.support)
-            return model.predict(query, support, on_device.support_mask).cpu()
+            query = model.backbone(model.backbone.normalize(batch.query))
+            support = model.backbone(model.backbone.normalize(batch.support.flatten(0, 1)))
+            masks = {"HSNet": model.predict_from_features(query, support, batch.support_mask, size)}
+            if prototypes is not None:
+                masks["prototypes"] = prototypes.predict(query, support, batch.support_mask, size)
+        return {name: mask.cpu() for name, mask in masks.items()}
 
     return predict
 
 
 def evaluate(
-    predictors: dict[str, Predictor], dataset: EpisodeDataset, class_ids: list[int], *, batch: int, workers: int, title: str
+    predict: Predictor, dataset: EpisodeDataset, class_ids: list[int], *, batch: int, workers: int, title: str
 ) -> dict[str, SegmentationScore]:
-    """Score several predictors on the same episodes, each episode read once, with a progress bar."""
-    scores = {name: SegmentationScore(class_ids, dataset.benchmark.resample_classes) for name in predictors}
+    """Score all masks that `predict` returns for the same episodes, with a progress bar."""
+    scores: dict[str, SegmentationScore] = {}
     with tqdm(total=len(dataset), desc=title, unit="episode", leave=False) as bar:
         for episodes in dataset.loader(batch, workers):
-            for name, predict in predictors.items():
-                scores[name].update(predict(episodes), episodes.query_mask, episodes.class_id, episodes.ignored)
+            for name, mask in predict(episodes).items():
+                score = scores.setdefault(name, SegmentationScore(class_ids, dataset.benchmark.resample_classes))
+                score.update(mask, episodes.query_mask, episodes.class_id, episodes.ignored)
             bar.update(len(episodes.class_id))
-            first = next(iter(scores.values()))
-            bar.set_postfix(mIoU=f"{first.miou():.1f}")
+            bar.set_postfix(mIoU=f"{scores['HSNet'].miou():.1f}")
     return scores
 
 
-def baseline_predictors() -> dict[str, Predictor]:
-    """The baselines of `baselines`, by the names that tables show."""
-    return {"all foreground": baselines.all_foreground, "any object (oracle)": baselines.any_object}
+def fit_prototypes(model: HSNet, config: Config, benchmark: Benchmark, device: torch.device) -> Prototypes:
+    """Choose the prototypes' level and rule on training concepts, as many as validation has, drawn apart from the training's."""
+    dataset = EpisodeDataset(benchmark, config.size, fold=config.fold, count=config.val_episodes, seed=config.seed + 1)
+    prototypes = Prototypes()
+    bar = tqdm(dataset.loader(config.batch, choose_workers(config.workers)), desc="fitting prototypes", unit="batch", leave=False)
+    with torch.no_grad():
+        for batch in bar:
+            batch = batch.to(device)
+            query = model.backbone(model.backbone.normalize(batch.query))
+            support = model.backbone(model.backbone.normalize(batch.support.flatten(0, 1)))
+            prototypes.observe(query, support, batch.support_mask, batch.query_mask)
+    return prototypes
 
 
-def test_run(model: HSNet, config: Config, benchmark: Benchmark, folder: Path, shot: int) -> dict:
+def test_run(model: HSNet, config: Config, benchmark: Benchmark, folder: Path, shot: int, prototypes: Prototypes | None = None) -> dict:
     """Score a model and the baselines on the test episodes; write `test-<shot>shot.json` and return its content."""
     device = choose_device(config.device)
     model = model.to(device).eval()
+    prototypes = prototypes or fit_prototypes(model, config, benchmark, device)
+    learned = predictor(model, device, choose_precision(config.precision, device), prototypes)
+
+    def predict(batch):
+        return {
+            **learned(batch),
+            "any object (oracle)": baselines.any_object(batch),
+            "all foreground": baselines.all_foreground(batch),
+        }
+
     episodes = test_episodes(benchmark, fold=config.fold, shot=shot, count=config.test_episodes)
-    dataset = EpisodeDataset(benchmark, config.size, episodes)
-    predictors = {"HSNet": predictor(model, device, choose_precision(config.precision, device)), **baseline_predictors()}
     start = time.perf_counter()
     scores = evaluate(
-        predictors,
-        dataset,
+        predict,
+        EpisodeDataset(benchmark, config.size, episodes),
         benchmark.classes(config.fold, "test"),
         batch=config.batch,
         workers=choose_workers(config.workers),
@@ -117,12 +142,13 @@ def test_run(model: HSNet, config: Config, benchmark: Benchmark, folder: Path, s
         "protocol": "official",
         "size": config.size,
         "digest": benchmark.digest(),
+        "prototypes": prototypes.rule(),
         "seconds": round(time.perf_counter() - start, 1),
-        "device": _describe(device),
+        "device": describe(device),
         "torch": torch.__version__,
         "scores": {name: score.summary() for name, score in scores.items()},
         "columns": SegmentationScore.COLUMNS,
-        "areas": {"HSNet": scores["HSNet"].rows},
+        "areas": {name: scores[name].rows for name in ("HSNet", "prototypes")},
     }
     records.write_json(folder / f"test-{shot}shot.json", result)
     return result
@@ -136,12 +162,13 @@ def draw_episodes(model: HSNet, config: Config, benchmark: Benchmark, path: Path
     episodes = test_episodes(benchmark, fold=config.fold, shot=1, count=count)
     batch = Batch.stack([*EpisodeDataset(benchmark, config.size, episodes)])
     device = choose_device(config.device)
-    prediction = predictor(model.to(device).eval(), device)(batch)
+    prediction = predictor(model.to(device).eval(), device)(batch)["HSNet"]
     names = [benchmark.class_names[episode.class_id] for episode in episodes]
     return figures.save(figures.episode_figure(batch, prediction.numpy(), names, benchmark.attribution), path)
 
 
-def _describe(device: torch.device) -> str:
+def describe(device: torch.device) -> str:
+    """What ran, for the records."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"

@@ -192,8 +192,9 @@ class HSNet(nn.Module):
         """
         _check(query, support, support_mask, shots=False)
         self._warn_about_size(support)
-        query_levels = self.backbone(query)
-        support_levels = self._support_features(support, support_mask)
+        query_levels, support_levels = self.backbone(query), self.backbone(support)
+        if self.settings["mask_support"]:
+            support_levels = mask_features(support_levels, support_mask)
         return self._logits(query_levels, support_levels, query.shape[-2:])
 
     @torch.no_grad()
@@ -211,13 +212,30 @@ class HSNet(nn.Module):
         """
         _check(query, support, support_mask, shots=True)
         self._warn_about_size(support)
-        b, k = support.shape[:2]
-        query_levels = self.backbone(query)
-        support_levels = self._support_features(support.flatten(0, 1), support_mask.flatten(0, 1))
+        support_levels = self.backbone(support.flatten(0, 1))
+        return self.predict_from_features(self.backbone(query), support_levels, support_mask, query.shape[-2:], rule)
+
+    @torch.no_grad()
+    def predict_from_features(
+        self,
+        query_levels: list[list[Float[Tensor, "b _c _h _w"]]],
+        support_levels: list[list[Float[Tensor, "bk _c _hs _ws"]]],
+        support_mask: Bool[Tensor, "b k H W"] | Float[Tensor, "b k H W"],
+        size: tuple[int, int],
+        rule: str = "paper",
+    ) -> Bool[Tensor, "b h w"]:
+        """`predict` for features that are known already: of `backbone(query)`, and of the b·k supports in one batch.
+
+        Args:
+            size: height and width of the masks returned.
+        """
+        b, k = support_mask.shape[:2]
+        if self.settings["mask_support"]:
+            support_levels = mask_features(support_levels, support_mask.flatten(0, 1))
         masks = []
         for shot in range(k):  # one after the other: the memory of one pass whatever K is
             levels = [[f.unflatten(0, (b, k))[:, shot] for f in level] for level in support_levels]
-            logits = self._logits(query_levels, levels, query.shape[-2:])
+            logits = self._logits(query_levels, levels, size)
             masks.append(logits[:, 1] > logits[:, 0])
         return vote(torch.stack(masks, dim=1), rule)
 
@@ -239,10 +257,6 @@ class HSNet(nn.Module):
             ValueError: weights that are damaged or of another model.
         """
         return load_model(run, cls)
-
-    def _support_features(self, support, mask):
-        levels = self.backbone(support)
-        return mask_features(levels, mask) if self.settings["mask_support"] else levels
 
     def _logits(self, query_levels, support_levels, size):
         context = self.encoder(hypercorrelation_pyramid(query_levels, support_levels))

@@ -24,7 +24,7 @@ from .benchmarks import load_benchmark
 from .checkpoints import WEIGHTS, load_weights, save_model
 from .config import Config, add_settings, config_from, data_folder, run_program
 from .episodes import EpisodeDataset, test_episodes
-from .evaluate import choose_device, choose_precision, choose_workers, draw_episodes, evaluate, predictor, test_run
+from .evaluate import choose_device, choose_precision, choose_workers, draw_episodes, evaluate, fit_prototypes, predictor, test_run
 from .model import HSNet
 
 LAST = "last.pt"
@@ -73,7 +73,7 @@ def train(config: Config, resume: bool = False) -> Path:
         dataset.epoch = epoch
         loss = train_one_epoch(model, dataset.loader(config.batch, workers), optimizer, clock, epoch, device, dtype)
         scores = evaluate(
-            {"HSNet": predictor(model.eval(), device, dtype)},
+            predictor(model.eval(), device, dtype),
             validation,
             class_ids,
             batch=config.batch,
@@ -92,9 +92,10 @@ def train(config: Config, resume: bool = False) -> Path:
         print(f"epoch {epoch + 1:3d}   loss {loss:.4f}   validation mIoU {miou:5.1f}{'   best so far' if best else ''}   {state['seconds']:.0f} s")
 
     load_weights(model, folder / WEIGHTS)
-    result = test_run(model, config, benchmark, folder, config.shot)
+    prototypes = fit_prototypes(model.eval(), config, benchmark, device)
+    results = [test_run(model, config, benchmark, folder, shot, prototypes) for shot in config.shots]
     picture = draw_episodes(model, config, benchmark, folder / "episodes.png")
-    print(records.scores_table([result]))
+    print(records.scores_table(results))
     print(f"run      {folder}\npicture  {picture}")
     return folder
 
@@ -103,6 +104,7 @@ def train_one_epoch(model, loader, optimizer, clock, epoch, device, dtype) -> fl
     """One pass over an epoch's episodes; returns the mean loss."""
     model.train()
     total = torch.zeros((), device=device)
+    weight = torch.tensor([1.0, clock.config.foreground_weight], device=device)
     steps = len(loader)
     bar = tqdm(loader, desc=f"epoch {epoch + 1}", unit="step", leave=False)
     done = 0
@@ -116,7 +118,7 @@ def train_one_epoch(model, loader, optimizer, clock, epoch, device, dtype) -> fl
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             query, support = model.backbone.normalize(batch.query), model.backbone.normalize(batch.support[:, 0])
             logits = model(query, support, batch.support_mask[:, 0])
-        loss = F.cross_entropy(logits.float(), batch.query_mask.long())
+        loss = F.cross_entropy(logits.float(), batch.query_mask.long(), weight=weight)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -132,7 +134,7 @@ class Clock:
 
     WARM_UP = 0.05  # of the training, where the schedule is "cosine"
 
-    def __init__(self, config: Config, episodes: int, seconds_before: float):
+    def __init__(self, config: Config, episodes: int, seconds_before: float | int):
         self.config = config
         self.start = time.perf_counter() - seconds_before
 
@@ -140,12 +142,12 @@ class Clock:
         """Time since the training began, earlier sittings included."""
         return time.perf_counter() - self.start
 
-    def progress(self, epochs: float) -> float:
+    def progress(self, epochs: float | int) -> float:
         """Share of the training that is done after so many epochs: 0 to 1."""
         by_time = self.seconds() / (60 * self.config.minutes) if self.config.minutes else 0.0
         return max(epochs / self.config.epochs, by_time)
 
-    def learning_rate(self, progress: float) -> float:
+    def learning_rate(self, progress: float | int) -> float:
         """The paper's constant, or a linear rise and then half a cosine down to zero."""
         if self.config.schedule == "constant":
             return self.config.learning_rate

@@ -47,6 +47,7 @@ class DrawnBenchmark(Benchmark):
         """What else than code decides a scene: a hash of the drawings, say."""
         return ""
 
+    @lru_cache(maxsize=12)  # noqa: B019 - benchmarks are few and live as long as the program
     def _classes(self, fold, split):
         held_out = [c for c in range(len(self.class_names)) if self.fold_of(c) == fold]
         validation = len(held_out) // 3  # the lowest ids choose the epoch, the others are scored once

@@ -1,0 +1,54 @@
+"""Saved models come back; wrong or damaged ones say so."""
+
+import pytest
+import torch
+
+from hsnet import HSNet
+from hsnet.checkpoints import WEIGHTS, load_weights, save_model
+
+SETTINGS = {"kernel": "separable", "layers": "deep", "levels": 2, "mask_support": False}
+
+
+@pytest.fixture
+def run(data):
+    folder = data / "runs" / "one"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.mark.parametrize(("pretrained", "train_backbone"), [(True, False), (False, False), (True, True)])
+def test_a_run_needs_no_other_argument(run, pretrained, train_backbone):
+    model = HSNet("efficientnet_lite0", pretrained=pretrained, train_backbone=train_backbone, **SETTINGS)
+    model.training_size = 256
+    save_model(run / WEIGHTS, model)
+    megabytes = (run / WEIGHTS).stat().st_size / 1e6
+    assert (megabytes > 15) == (train_backbone or not pretrained)  # a frozen ImageNet backbone is not stored again
+    for name in ("one", run):
+        again = HSNet.from_run(name)
+        assert again.settings == model.settings
+        assert again.training_size == 256
+        for (n, a), b in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
+            assert torch.equal(a, b), n
+    assert not list(run.glob("*.tmp"))
+
+
+def test_another_backbone(run):
+    save_model(run / WEIGHTS, HSNet("efficientnet_lite0", pretrained=False))
+    with pytest.raises(ValueError, match="holds a model with backbone 'efficientnet_lite0', not 'resnet50'"):
+        load_weights(HSNet("resnet50", pretrained=False), run / WEIGHTS)
+
+
+@pytest.mark.parametrize("bytes_left", [0, 5, 1000, -1000])
+def test_truncated(run, bytes_left):
+    save_model(run / WEIGHTS, HSNet("efficientnet_lite0", pretrained=True))
+    whole = (run / WEIGHTS).read_bytes()
+    (run / WEIGHTS).write_bytes(whole[:bytes_left])
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged .*--name one"):
+        HSNet.from_run("one")
+
+
+def test_missing(run):
+    with pytest.raises(FileNotFoundError, match=r"holds no model.safetensors.*python -m hsnet.train --name one"):
+        HSNet.from_run("one")
+    with pytest.raises(FileNotFoundError, match=r"no run 'two'.*There are: one"):
+        HSNet.from_run("two")

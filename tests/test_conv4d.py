@@ -1,0 +1,74 @@
+"""The three kernels against six nested loops, against each other, and against the plain path."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hsnet import CenterPivotConv4d, DenseConv4d, SeparableConv4d, naive
+from hsnet.conv4d import KERNELS
+
+small = st.integers(1, 6)
+
+
+def random_conv(kernel, *arguments):
+    conv = kernel(*arguments).double()
+    for parameter in conv.parameters():
+        torch.nn.init.normal_(parameter)
+    return conv
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+@pytest.mark.parametrize("kernel_size", [3, 5])
+def test_dense_is_six_loops(kernel_size, stride):
+    conv = random_conv(DenseConv4d, 2, 3, kernel_size, stride)
+    x = torch.randn(2, 2, 3, 4, 5, 6, dtype=torch.float64)
+    torch.testing.assert_close(conv(x), naive.convolve_dense(x, conv.weight, conv.bias, stride))
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+@pytest.mark.parametrize("kernel_size", [3, 5])
+def test_center_pivot_is_the_masked_dense_kernel(kernel_size, stride):
+    conv = random_conv(CenterPivotConv4d, 2, 3, kernel_size, stride)
+    x = torch.randn(1, 2, 4, 3, 6, 5, dtype=torch.float64)
+    weight, bias = naive.as_dense(conv)
+    torch.testing.assert_close(conv(x), naive.convolve_dense(x, weight, bias, stride))
+    # 2k² positions of k⁴ carry weights, one of them twice.
+    used = (weight != 0).flatten(2).any(1).any(0).sum()
+    assert used == 2 * kernel_size**2 - 1
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_separable_is_the_dense_kernel_of_outer_products(stride):
+    conv = random_conv(SeparableConv4d, 2, 3, 3, stride)
+    x = torch.randn(1, 2, 4, 3, 5, 6, dtype=torch.float64)
+    # Query padding is applied between the two steps, so the first step's bias must not leak into it: compare without.
+    torch.nn.init.zeros_(conv.support.bias)
+    weight = torch.einsum("dmpq,mcuv->dcpquv", conv.query.weight, conv.support.weight)
+    torch.testing.assert_close(conv(x), naive.convolve_dense(x, weight, conv.query.bias, stride))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from([1, 3, 5]), st.integers(1, 4), small, small, small, small, st.integers(1, 3), st.booleans())
+def test_fast_is_plain(kernel_size, stride, hq, wq, hs, ws, batch, innermost):
+    conv = random_conv(CenterPivotConv4d, 3, 2, kernel_size, stride)
+    x = torch.randn(batch, 3, hq, wq, hs, ws, dtype=torch.float64)
+    if innermost:
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    torch.testing.assert_close(conv(x), naive.convolve_center_pivot(conv, x))
+
+
+@pytest.mark.parametrize("kernel", KERNELS.values())
+def test_gradients(kernel):
+    conv = random_conv(kernel, 2, 2, 3, 2)
+    x = torch.randn(1, 2, 3, 2, 3, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, *_: conv(x), (x, *conv.parameters()), fast_mode=True)
+
+
+@pytest.mark.parametrize("kernel", KERNELS.values())
+def test_bad_settings(kernel):
+    with pytest.raises(ValueError, match="kernel_size is 4: it must be odd"):
+        kernel(2, 2, 4)
+    with pytest.raises(ValueError, match="stride is 0"):
+        kernel(2, 2, 3, 0)
+    assert "kernel_size=3, stride=2" in repr(kernel(2, 2, 3, 2))

@@ -1,0 +1,53 @@
+"""Scores by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from hsnet import SegmentationScore
+
+
+def row(text):
+    return torch.tensor([[[c == "x" for c in text]]])
+
+
+def test_by_hand():
+    score = SegmentationScore([3, 4, 9])
+    score.update(row("xx.."), row("x..."), [3])  # intersection 1, union 2
+    score.update(row("xxx."), row("xxxx"), torch.tensor([3]))  # 3, 4: class 3 is 4 of 6
+    score.update(row("...."), row("..xx"), [4], ignored=row("...x"))  # 0 of 1
+    assert score.class_iou() == {3: pytest.approx(100 * 4 / 6), 4: 0.0}
+    assert score.miou() == pytest.approx(100 * 4 / 6 / 2)
+    assert score.absent() == [9]
+    # background: 2 of 3, 0 of 1, 2 of 3; foreground 1 of 2, 3 of 4, 0 of 1
+    assert score.fb_iou() == pytest.approx(100 * (4 / 7 + 4 / 7) / 2)
+    assert score.summary()["absent_classes"] == [9]
+
+
+def test_an_empty_union_counts_as_one():
+    score = SegmentationScore([0])
+    score.update(row("...."), row("...."), [0])
+    assert score.miou() == 0
+
+
+def test_interval_covers_the_score_and_narrows():
+    def score(n, **options):
+        rng = np.random.default_rng(0)
+        s = SegmentationScore(range(4), **options)
+        for i in range(n):
+            truth = torch.from_numpy(rng.random((1, 8, 8)) > 0.5)
+            s.update(truth ^ torch.from_numpy(rng.random((1, 8, 8)) > 0.9 - 0.1 * (i % 4)), truth, [i % 4])
+        low, high = s.interval()
+        assert low < s.miou() < high
+        return high - low
+
+    assert score(400) < score(40)
+    assert score(400) < score(400, resample_classes=True)  # four classes that differ are a small sample
+
+
+def test_errors():
+    score = SegmentationScore([1])
+    with pytest.raises(ValueError, match="no episode has been scored yet"):
+        score.miou()
+    with pytest.raises(ValueError, match=r"class \[2\] is not among the scored classes \[1\]"):
+        score.update(row("x"), row("x"), [2])

@@ -1,0 +1,191 @@
+"""The network as a whole: any sizes, its ablations, what is learned, its errors."""
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+from hsnet import HSNet, hypercorrelation_pyramid, mask_features, naive, vote
+from hsnet.model import MixingBlock
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return HSNet("efficientnet_lite0").eval()
+
+
+def pictures(b, k, size=(64, 96), support=(80, 64)):
+    query, supports = torch.randn(b, 3, *size), torch.randn(b, k, 3, *support)
+    return query, supports, torch.rand(b, k, *support) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("backbone", "count"),
+    [("vgg16", 2_570_018), ("resnet50", 2_573_794), ("resnet101", 2_587_394), ("efficientnet_lite0", 2_572_770)],
+)
+def test_learned_parameters(backbone, count):
+    model = HSNet(backbone, pretrained=False)
+    learned = model.learned_parameters()
+    assert sum(p.numel() for p in learned.values()) == count
+    assert not any(name.startswith("backbone.") for name in learned)
+
+
+def test_any_size_and_the_queries_own_size(model):
+    query, support, mask = pictures(2, 1)
+    logits = model(query, support[:, 0], mask[:, 0])
+    assert logits.shape == (2, 2, 64, 96)
+    assert model.predict(query, support, mask.float()).shape == (2, 64, 96)
+
+
+def test_whole_network_is_the_plain_path(model):
+    for size, support_size in (((64, 96), (80, 64)), ((40, 64), (264, 40))):  # supports squeezed to 1 × 1 and to 2 × 1
+        query, support, mask = pictures(2, 3, size, support_size)
+        with torch.no_grad():
+            plain = naive.forward(model, query, support[:, 0], mask[:, 0])
+            ours = model(query, support[:, 0], mask[:, 0])
+        assert (ours - plain).abs().max() < 1e-4 * plain.std()
+        agree = model.predict(query, support, mask) == naive.predict(model, query, support, mask)
+        assert agree.float().mean() > 0.999
+
+
+def test_a_batch_is_its_episodes(model):
+    query, support, mask = pictures(3, 2)
+    together = model(query, support[:, 0], mask[:, 0])
+    for i in range(3):
+        alone = model(query[i : i + 1], support[i : i + 1, 0], mask[i : i + 1, 0])
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-3, atol=1e-4)
+    assert torch.equal(model.predict(query, support, mask)[1:2], model.predict(query[1:2], support[1:2], mask[1:2]))
+
+
+def test_the_mask_matters_only_with_mask_support(model):
+    query, support, mask = pictures(1, 1)
+    assert not torch.equal(model(query, support[:, 0], mask[:, 0]), model(query, support[:, 0], ~mask[:, 0]))
+    blind = HSNet("efficientnet_lite0", pretrained=False, mask_support=False).eval()
+    assert torch.equal(blind(query, support[:, 0], mask[:, 0]), blind(query, support[:, 0], ~mask[:, 0]))
+
+
+@pytest.mark.parametrize("kernel", ["center-pivot", "separable", "dense"])
+@pytest.mark.parametrize(("layers", "levels"), [("all", 3), ("deep", 3), ("shallow", 2), ("all", 1)])
+def test_ablations_learn(kernel, layers, levels):
+    model = HSNet("efficientnet_lite0", pretrained=False, kernel=kernel, layers=layers, levels=levels)
+    query, support, mask = pictures(1, 1, (64, 64), (64, 64))
+    model(query, support[:, 0], mask[:, 0]).square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.learned_parameters().values())
+    assert [len(level) for level in model.backbone.layers] == [len(s) for s in _layers(layers)[-levels:]]
+
+
+def _layers(layers):
+    return [[0] * n for n in ((2, 6, 5) if layers == "all" else (1, 1, 1))]
+
+
+def test_training_changes_the_learned_part_alone():
+    model = HSNet("efficientnet_lite0", pretrained=False).train()
+    assert not any(m.training for m in model.backbone.network.modules())
+    query, support, mask = pictures(1, 1)
+    before = {n: b.clone() for n, b in model.backbone.named_buffers()}
+    model(query, support[:, 0], mask[:, 0]).sum().backward()
+    assert all(p.grad is None for p in model.backbone.parameters())
+    assert all(torch.equal(b, before[n]) for n, b in model.backbone.named_buffers())
+
+
+def test_train_backbone():
+    model = HSNet("efficientnet_lite0", pretrained=False, train_backbone=True).train()
+    query, support, mask = pictures(1, 1)
+    model(query, support[:, 0], mask[:, 0]).square().sum().backward()
+    assert model.backbone.network.conv_stem.weight.grad.abs().sum() > 0
+    assert not any(m.training for m in model.backbone.network.modules())
+
+
+@pytest.mark.parametrize("fine", [(2, 2), (3, 3)])
+@pytest.mark.parametrize("coarse", [(1, 1), (2, 2)])
+def test_mixing_resizes_supports_that_differ(fine, coarse):
+    # VGG-16 rounds down: at 264 px its levels squeeze to 2, 1 and 1; at 520 px to 3, 2 and 2.
+    block = MixingBlock()
+    x, y = torch.randn(1, 128, 5, 4, *fine), torch.randn(1, 128, 3, 2, *coarse)
+    assert block(x, y).shape == x.shape
+
+
+@pytest.mark.parametrize("size", [264, 520])
+def test_vgg_at_sizes_whose_supports_differ(size):
+    model = HSNet("vgg16", pretrained=False).eval()
+    with torch.no_grad():
+        levels = model.backbone(torch.randn(1, 3, size, size))
+        pyramid = hypercorrelation_pyramid([[f[:, :, ::8, ::8] for f in level] for level in levels], levels)
+        squeezed = [block(x) for block, x in zip(model.encoder.squeezing, pyramid, strict=True)]
+        expected = {264: [2, 1, 1], 520: [3, 2, 2]}[size]
+        assert [s.shape[-1] for s in squeezed] == expected
+        assert model.encoder(pyramid).isfinite().all()
+
+
+def test_vote():
+    masks = torch.zeros(1, 5, 1, 4, dtype=torch.bool)
+    masks[0, :2, 0, 0] = True  # two votes of five, the most anywhere
+    masks[0, 0, 0, 1] = True  # one: half of the largest
+    assert vote(masks).tolist() == [[[True, True, False, False]]]
+    assert vote(masks, "majority").tolist() == [[[False] * 4]]
+    with pytest.raises(ValueError, match="unknown vote rule 'mean': choose one of paper, majority"):
+        vote(masks, "mean")
+
+
+def test_an_empty_mask_still_answers(model):
+    query, support, mask = pictures(1, 1)
+    assert model.predict(query, support, mask & False).shape == (1, 64, 96)
+
+
+def test_warns_once_about_a_support_of_another_size(model):
+    query, support, mask = pictures(1, 1, support=(288, 64))
+    model.training_size = 256
+    with pytest.warns(UserWarning, match="trained at 256 px"):
+        model.predict(query, support, mask)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.predict(query, support, mask)
+    model.training_size = None
+
+
+def test_errors_name_the_value(model):
+    query, support, mask = pictures(1, 1)
+    with pytest.raises(ValueError, match="unknown backbone 'resnet5': choose one of vgg16, resnet50"):
+        HSNet("resnet5")
+    with pytest.raises(ValueError, match="unknown kernel 'cross': choose one of center-pivot"):
+        HSNet(kernel="cross")
+    with pytest.raises(ValueError, match="levels is 4"):
+        HSNet(levels=4)
+    with pytest.raises(ValueError, match="unknown layers 'some'"):
+        HSNet(layers="some")
+    nan = query.clone()
+    nan[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"query holds NaN or infinity, in batch item \[0\]"):
+        model.predict(nan, support, mask)
+
+
+def test_wrong_ranks_are_explained_where_shapes_are_not_checked():
+    # In the tests every signature is checked; users run without that check.
+    code = """
+import torch
+from hsnet import HSNet
+model = HSNet("efficientnet_lite0", pretrained=False)
+image, mask = torch.randn(3, 32, 32), torch.ones(1, 32, 32)
+for call in (lambda: model(image, image, mask), lambda: model(image.byte()[None], image[None], mask),
+             lambda: model(image[None], image[None], torch.ones(1, 9, 9)),
+             lambda: model(image.repeat(2, 1, 1, 1), image[None], mask)):
+    try:
+        call()
+    except ValueError as error:
+        print(error)
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "query has shape (3, 32, 32), expected b 3 h w: add the missing dimension with image[None]" in out
+    assert "query is torch.uint8: pass backbone.normalize(image)" in out
+    assert "support_mask has shape (1, 9, 9), its image (1, 3, 32, 32)" in out
+    assert "2 queries but 1 supports" in out
+
+
+def test_masks_of_either_kind(model):
+    query, support, mask = pictures(1, 1)
+    assert torch.equal(model(query, support[:, 0], mask[:, 0]), model(query, support[:, 0], mask[:, 0].float()))
+    features = mask_features(model.backbone(support[:, 0]), mask[:, 0])
+    assert [len(level) for level in features] == [2, 6, 5]

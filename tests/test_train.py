@@ -1,0 +1,185 @@
+"""The programs, run as a user runs them, on scenes small enough for a test."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+from hsnet import Config, HSNet, paper
+from hsnet import evaluate as evaluate_program
+from hsnet import train as train_program
+from hsnet.train import Clock, train
+
+TINY = {
+    "benchmark": "shapes",
+    "size": 64,
+    "batch": 2,
+    "epochs": 2,
+    "epoch_episodes": 6,
+    "val_episodes": 4,
+    "test_episodes": 4,
+    "shot": "1,2",
+    "workers": 0,
+    "device": "cpu",
+    "name": "tiny",
+}
+OPTIONS = [f"--{k.replace('_', '-')}={v}" for k, v in TINY.items()]
+
+
+def run(program, *options):
+    return subprocess.run([sys.executable, "-m", f"hsnet.{program}", *options], capture_output=True, text=True)
+
+
+def history(folder):
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def test_a_training_from_the_command_line(data):
+    result = run("train", *OPTIONS)
+    assert result.returncode == 0, result.stderr
+    folder = data / "runs" / "tiny"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "config.json", "episodes.png", "history.jsonl", "last.pt", "model.safetensors", "test-1shot.json", "test-2shot.json",
+    ]  # fmt: skip
+    assert Config.load(folder / "config.json") == Config(**TINY)
+    assert [line["epoch"] for line in history(folder)] == [1, 2]
+    test = json.loads((folder / "test-2shot.json").read_text())
+    assert set(test["scores"]) == {"HSNet", "prototypes", "any object (oracle)", "all foreground"}
+    assert test["scores"]["HSNet"]["episodes"] == 4
+    assert Image.open(folder / "episodes.png").width > 500
+    assert str(folder / "episodes.png") in result.stdout
+    assert "prototypes" in result.stdout
+    assert "epoch 1" in result.stderr  # the progress bar
+    assert HSNet.from_run("tiny").training_size == 64
+
+    again = run("train", *OPTIONS)
+    assert again.returncode == 2
+    assert again.stderr.startswith("error: the run tiny exists")
+    assert "--resume" in again.stderr
+    assert "Traceback" not in again.stderr
+
+    scored = run("evaluate", "tiny", "--shot", "3", "--test-episodes", "2")
+    assert scored.returncode == 0, scored.stderr
+    assert (folder / "test-3shot.json").exists()
+    table = run("evaluate")
+    assert "tiny" in table.stdout
+    assert "shapes" in table.stdout
+
+
+def test_resume_ends_where_an_unbroken_training_does(data, monkeypatch):
+    whole = train(Config(**{**TINY, "name": "whole", "epochs": 3}))
+    train(Config(**{**TINY, "name": "broken", "epochs": 1}))
+    broken = train(Config(**{**TINY, "name": "broken", "epochs": 3}), resume=True)
+    assert [line["loss"] for line in history(broken)] == pytest.approx([line["loss"] for line in history(whole)], rel=1e-4)
+    with pytest.raises(ValueError, match="started with batch 2, now 3"):
+        train(Config(**{**TINY, "name": "broken", "batch": 3}), resume=True)
+    (broken / "last.pt").write_bytes((broken / "last.pt").read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"last.pt is damaged"):
+        train(Config(**{**TINY, "name": "broken", "epochs": 4}), resume=True)
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        train(Config(**{**TINY, "name": "new"}), resume=True)
+
+
+def test_ctrl_c_keeps_the_last_epoch(data):
+    options = [o for o in OPTIONS if not o.startswith("--epochs")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hsnet.train", *options, "--epochs=500"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    folder = data / "runs" / "tiny"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not ((folder / "history.jsonl").exists() and history(folder)):
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in out
+    assert "Traceback" not in error
+    stored = torch.load(folder / "last.pt", weights_only=True)
+    assert stored["epoch"] == len(history(folder)) >= 1
+    HSNet.from_run("tiny")
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_the_loss_falls_and_all_foreground_is_beaten(data):
+    config = Config(**{**TINY, "size": 64, "batch": 4, "epochs": 1, "epoch_episodes": 24})
+    torch.manual_seed(0)
+    # One episode seen again and again: whoever cannot learn that cannot learn anything.
+    from hsnet.benchmarks import load_benchmark
+    from hsnet.episodes import EpisodeDataset
+
+    benchmark = load_benchmark("shapes", size=64)
+    batch = EpisodeDataset(benchmark, 64, fold=0, count=1)[0]
+    model = HSNet("efficientnet_lite0").train()
+    optimizer = torch.optim.Adam(model.learned_parameters().values(), lr=1e-3)
+    clock = Clock(config, 30, 0.0)
+    losses = [train_program.train_one_epoch(model, [batch] * 10, optimizer, clock, 0, torch.device("cpu"), torch.float32) for _ in range(6)]
+    assert losses[-1] < 0.5 * losses[0]
+    masks = evaluate_program.predictor(model.eval(), torch.device("cpu"))(batch)["HSNet"]
+    iou = (masks & batch.query_mask).sum() / (masks | batch.query_mask).sum()
+    assert iou > 0.5 > batch.query_mask.float().mean()
+
+
+@pytest.mark.parametrize(
+    ("program", "options", "message"),
+    [
+        ("train", ["--benchmark", "voc"], "benchmark is 'voc': choose one of emoji, shapes, coco"),
+        ("train", ["--backbone", "resnet7"], "backbone is 'resnet7': choose one of efficientnet_lite0"),
+        ("train", ["--fold", "7"], "fold is 7: choose one of 0, 1, 2, 3"),
+        ("train", ["--shot", "0"], "shot is '0': give numbers of supports"),
+        ("train", ["--size", "16"], "size is 16: it must be 32 or more"),
+        ("train", ["--benchmark", "coco", "--root", "/nowhere"], "no annotations/instances_train*.json under /nowhere"),
+        ("train", ["--benchmark", "shapes", "--device", "cuda:99"], "device 'cuda:99' cannot be used"),
+        ("evaluate", ["nothing"], "no run 'nothing'"),
+        ("evaluate", ["nothing", "--shot", "0"], "--shot is 0"),
+    ],
+)
+def test_mistakes_get_one_line(program, options, message):
+    result = run(program, *options)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_folder_that_cannot_be_written(data, monkeypatch):
+    (data / "runs").write_text("a file where the folder should be")
+    with pytest.raises(PermissionError, match=r"runs.tiny cannot be written \(.*\): set HSNET_DATA"):
+        train(Config(**TINY))
+    (data / "runs").unlink()
+    (data / "runs").mkdir()
+    if os.geteuid() == 0:  # root may write anywhere: let the system call refuse
+        monkeypatch.setattr(os, "mkdir", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    else:
+        (data / "runs").chmod(0o500)
+    with pytest.raises(PermissionError, match=r"cannot be written \(Permission denied\)"):
+        train(Config(**TINY))
+
+
+def test_the_paper_settings():
+    config = paper("coco", "resnet101", 2)
+    assert (config.size, config.batch, config.learning_rate, config.schedule) == (400, 40, 1e-3, "constant")
+    assert config.model_settings["backbone"] == "resnet101"
+
+
+def test_schedules():
+    constant = Clock(Config(schedule="constant", learning_rate=0.5), 10, 0.0)
+    cosine = Clock(Config(schedule="cosine", learning_rate=0.5, epochs=10), 10, 0.0)
+    assert constant.learning_rate(0.9) == 0.5
+    assert cosine.learning_rate(0) < 0.02
+    assert cosine.learning_rate(0.05) > 0.49
+    assert cosine.learning_rate(1) == 0
+    assert cosine.progress(5) == 0.5
+    late = Clock(Config(epochs=10, minutes=1.0), 10, seconds_before=45)
+    assert 0.75 <= late.progress(5) < 0.8
+
+
+def test_help_explains():
+    result = run("train", "--help")
+    assert "Ctrl-C" in result.stdout
+    assert all(f"--{name.replace('_', '-')}" in result.stdout for name in TINY)
