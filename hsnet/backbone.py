@@ -89,7 +89,9 @@ class Backbone(nn.Module):
         ConnectionError: weights that torchvision has to download and cannot.
     """
 
-    def __init__(self, name: str, *, pretrained: bool = True, layers: str = "all", levels: int = 3, trainable: bool = False):
+    def __init__(
+        self, name: str, *, pretrained: bool = True, layers: str = "all", levels: int = 3, trainable: bool = False
+    ):
         super().__init__()
         self.layers = pyramid_layers(name, layers, levels)
         self._wanted = {name for level in self.layers for name in level}

@@ -33,7 +33,9 @@ class Prototypes:
         self._iou = 0.0  # per level and rule, summed over the observed episodes
         self._sides: list[int] = []
 
-    def observe(self, query_levels, support_levels, support_mask: Bool[Tensor, "b k h w"], truth: Bool[Tensor, "b h w"]) -> None:
+    def observe(
+        self, query_levels, support_levels, support_mask: Bool[Tensor, "b k h w"], truth: Bool[Tensor, "b h w"]
+    ) -> None:
         """Score every level and rule on a batch of training episodes."""
         masks = self._masks(query_levels, support_levels, support_mask, truth.shape[-2:])  # level rule b h w
         union = (masks | truth).sum((-2, -1)).clamp(min=1)
@@ -55,7 +57,11 @@ class Prototypes:
     def rule(self) -> str:
         """The best level and rule, in words."""
         level, rule = self._best()
-        words = "foreground against background" if rule == len(self.THRESHOLDS) else f"cosine above {self.THRESHOLDS[rule]:.2f}"
+        words = (
+            "foreground against background"
+            if rule == len(self.THRESHOLDS)
+            else f"cosine above {self.THRESHOLDS[rule]:.2f}"
+        )
         return f"{self._sides[level]} × {self._sides[level]} level, {words}"
 
     def _best(self):
@@ -69,17 +75,25 @@ class Prototypes:
             b, k = support_mask.shape[:2]
             share = F.adaptive_avg_pool2d(support_mask.flatten(0, 1).float()[:, None], support_level[0].shape[-2:])
             foreground = background = 0.0
-            for query, support in zip(query_level, support_level, strict=True):  # cosines averaged over the level's layers
+            for query, support in zip(
+                query_level, support_level, strict=True
+            ):  # cosines averaged over the level's layers
                 foreground = foreground + _cosine(query, support, share, b, k) / len(query_level)
                 background = background + _cosine(query, support, 1 - share, b, k) / len(query_level)
-            maps = F.interpolate(torch.stack([foreground, background], 1), tuple(size), mode="bilinear", align_corners=True)
+            maps = F.interpolate(
+                torch.stack([foreground, background], 1), tuple(size), mode="bilinear", align_corners=True
+            )
             thresholds = self.THRESHOLDS.to(maps.device).view(-1, 1, 1, 1)
             masks.append(torch.cat([maps[:, 0] > thresholds, (maps[:, 0] > maps[:, 1])[None]]))
         return torch.stack(masks)
 
 
 def _cosine(
-    query: Float[Tensor, "b c h w"], support: Float[Tensor, "bk c hs ws"], weight: Float[Tensor, "bk 1 hs ws"], b: int, k: int
+    query: Float[Tensor, "b c h w"],
+    support: Float[Tensor, "bk c hs ws"],
+    weight: Float[Tensor, "bk 1 hs ws"],
+    b: int,
+    k: int,
 ) -> Float[Tensor, "b h w"]:
     """Cosine of each query position with the weighted mean of the K supports' features."""
     prototype = (support * weight).unflatten(0, (b, k)).sum((1, 3, 4))  # b c; its length does not matter

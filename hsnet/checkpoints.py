@@ -140,7 +140,11 @@ def from_reference(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str,
             if n in renamed and renamed[n].shape != expected[n].shape
         ],
     }
-    found = [f"{len(names)} {what}: {', '.join(names[:4])}{', …' * (len(names) > 4)}" for what, names in problems.items() if names]
+    found = [
+        f"{len(names)} {what}: {', '.join(names[:4])}{', …' * (len(names) > 4)}"
+        for what, names in problems.items()
+        if names
+    ]
     if found:
         raise ValueError(
             f"this is not a reference checkpoint for {model.settings['backbone']} with {model.settings['kernel']} kernels, "

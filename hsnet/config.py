@@ -30,26 +30,39 @@ class Config:
     root: str = _setting("", "folder of the benchmark's files (empty: its own folder under data/)")
     fold: int = _setting(0, "the group of classes that is held out of training", (0, 1, 2, 3))
     backbone: str = _setting(
-        "efficientnet_lite0", "frozen network whose features are compared", ("efficientnet_lite0", "vgg16", "resnet50", "resnet101")
+        "efficientnet_lite0",
+        "frozen network whose features are compared",
+        ("efficientnet_lite0", "vgg16", "resnet50", "resnet101"),
     )
     pretrained: bool = _setting(True, "start from the backbone's ImageNet weights")
     kernel: str = _setting("center-pivot", "the 4D convolution", ("center-pivot", "separable", "dense"))
-    layers: str = _setting("all", "which layers of each level are correlated: all, the last (deep) or the first (shallow)", ("all", "deep", "shallow"))
+    layers: str = _setting(
+        "all",
+        "which layers of each level are correlated: all, the last (deep) or the first (shallow)",
+        ("all", "deep", "shallow"),
+    )
     levels: int = _setting(3, "how many levels of the pyramid, counted from the coarsest", (3, 2, 1))
     mask_support: bool = _setting(True, "hide the support's background, equation (1)")
     train_backbone: bool = _setting(False, "train the backbone too (the paper's ablation: it over-fits)")
     size: int = _setting(256, "images are resized to this many pixels a side")
     shot: str = _setting("1,5", "supports per test episode, one test for each; training is 1-shot, as in the paper")
     epochs: int = _setting(20, "number of epochs at most")
-    epoch_episodes: int = _setting(200, "training episodes per epoch (0: as many as the benchmark has training queries)")
+    epoch_episodes: int = _setting(
+        200, "training episodes per epoch (0: as many as the benchmark has training queries)"
+    )
     batch: int = _setting(8, "episodes per training step")
     learning_rate: float = _setting(1e-3, "of Adam")
     foreground_weight: float = _setting(
-        1.0, "weight of foreground pixels in the cross-entropy (the paper: 1); above 1, doubtful pixels count as foreground"
+        1.0,
+        "weight of foreground pixels in the cross-entropy (the paper: 1); above 1, doubtful pixels count as foreground",
     )
-    schedule: str = _setting("constant", "of the learning rate: as in the paper, or warmed up and let down to zero", ("constant", "cosine"))
+    schedule: str = _setting(
+        "constant", "of the learning rate: as in the paper, or warmed up and let down to zero", ("constant", "cosine")
+    )
     minutes: float = _setting(0.0, "stop training after this many minutes, whatever the epochs (0: no limit)")
-    precision: str = _setting("auto", "auto takes bfloat16 where the hardware computes in it, else float32", ("auto", "float32", "bfloat16"))
+    precision: str = _setting(
+        "auto", "auto takes bfloat16 where the hardware computes in it, else float32", ("auto", "float32", "bfloat16")
+    )
     val_episodes: int = _setting(100, "episodes that choose the best epoch")
     test_episodes: int = _setting(1000, "episodes of the final score")
     workers: int = _setting(-1, "processes that prepare episodes (-1: chosen by the machine)")
@@ -62,7 +75,14 @@ class Config:
             value, choices = getattr(self, option.name), option.metadata["choices"]
             if choices and value not in choices:
                 raise ValueError(f"{option.name} is {value!r}: choose one of {', '.join(map(str, choices))}")
-        for name, least in (("size", 32), ("epochs", 1), ("batch", 1), ("val_episodes", 1), ("test_episodes", 1), ("epoch_episodes", 0)):
+        for name, least in (
+            ("size", 32),
+            ("epochs", 1),
+            ("batch", 1),
+            ("val_episodes", 1),
+            ("test_episodes", 1),
+            ("epoch_episodes", 0),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be {least} or more")
         for name in ("learning_rate", "foreground_weight"):
@@ -141,7 +161,11 @@ def add_settings(parser: argparse.ArgumentParser, names: tuple[str, ...] | None 
 
 def config_from(arguments: argparse.Namespace, **defaults) -> Config:
     """The Config of parsed arguments; `defaults` take the place of Config's own where an option was not given."""
-    given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Config) if getattr(arguments, f.name, None) is not None}
+    given = {
+        f.name: getattr(arguments, f.name)
+        for f in dataclasses.fields(Config)
+        if getattr(arguments, f.name, None) is not None
+    }
     return Config(**{**defaults, **given})
 
 

@@ -99,7 +99,14 @@ class EpisodeDataset(torch.utils.data.Dataset):
     """
 
     def __init__(
-        self, benchmark: Benchmark, size: int, episodes: list[Episode] | None = None, *, fold: int = 0, count: int = 0, seed: int = 0
+        self,
+        benchmark: Benchmark,
+        size: int,
+        episodes: list[Episode] | None = None,
+        *,
+        fold: int = 0,
+        count: int = 0,
+        seed: int = 0,
     ):
         self.benchmark, self.size, self.episodes = benchmark, size, episodes
         self.fold, self.count, self.seed = fold, count, seed
@@ -123,7 +130,14 @@ class EpisodeDataset(torch.utils.data.Dataset):
 
 
 def test_episodes(
-    benchmark: Benchmark, *, fold: int, shot: int, count: int = 1000, seed: int = 0, protocol: str = "official", split: str = "test"
+    benchmark: Benchmark,
+    *,
+    fold: int,
+    shot: int,
+    count: int = 1000,
+    seed: int = 0,
+    protocol: str = "official",
+    split: str = "test",
 ) -> list[Episode]:
     """The list of episodes that test a fold: a function of its arguments alone.
 

@@ -1,8 +1,8 @@
 """Score a trained run on test episodes, beside baselines on the same episodes.
 
-    python -m hsnet.evaluate                      a table of all runs
-    python -m hsnet.evaluate RUN --shot 5         score a run; writes test-5shot.json into its folder
-    make evaluate                                 the embedded benchmark's run, 1- and 5-shot
+python -m hsnet.evaluate                      a table of all runs
+python -m hsnet.evaluate RUN --shot 5         score a run; writes test-5shot.json into its folder
+make evaluate                                 the embedded benchmark's run, 1- and 5-shot
 """
 
 import argparse
@@ -101,7 +101,12 @@ def fit_prototypes(model: HSNet, config: Config, benchmark: Benchmark, device: t
     """Choose the prototypes' level and rule on training concepts, as many as validation has, drawn apart from the training's."""
     dataset = EpisodeDataset(benchmark, config.size, fold=config.fold, count=config.val_episodes, seed=config.seed + 1)
     prototypes = Prototypes()
-    bar = tqdm(dataset.loader(config.batch, choose_workers(config.workers)), desc="fitting prototypes", unit="batch", leave=False)
+    bar = tqdm(
+        dataset.loader(config.batch, choose_workers(config.workers)),
+        desc="fitting prototypes",
+        unit="batch",
+        leave=False,
+    )
     with torch.no_grad():
         for batch in bar:
             batch = batch.to(device)
@@ -111,7 +116,9 @@ def fit_prototypes(model: HSNet, config: Config, benchmark: Benchmark, device: t
     return prototypes
 
 
-def test_run(model: HSNet, config: Config, benchmark: Benchmark, folder: Path, shot: int, prototypes: Prototypes | None = None) -> dict:
+def test_run(
+    model: HSNet, config: Config, benchmark: Benchmark, folder: Path, shot: int, prototypes: Prototypes | None = None
+) -> dict:
     """Score a model and the baselines on the test episodes; write `test-<shot>shot.json` and return its content."""
     device = choose_device(config.device)
     model = model.to(device).eval()
@@ -176,8 +183,12 @@ def describe(device: torch.device) -> str:
 
 def main() -> None:
     """The program."""
-    parser = argparse.ArgumentParser(prog="python -m hsnet.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", nargs="?", help="name of a run under data/runs, or its folder; without it, a table of all runs")
+    parser = argparse.ArgumentParser(
+        prog="python -m hsnet.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "run", nargs="?", help="name of a run under data/runs, or its folder; without it, a table of all runs"
+    )
     parser.add_argument("--shot", type=int, default=1, help="supports per episode (default: 1)")
     parser.add_argument("--test-episodes", type=int, help="how many episodes (default: as the run was configured)")
     parser.add_argument("--root", help="folder of the benchmark's files (default: as the run was configured)")

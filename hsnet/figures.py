@@ -9,7 +9,9 @@ from jaxtyping import Bool, UInt8
 FOREGROUND = (255, 64, 0)
 
 
-def overlay(image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], colour=FOREGROUND) -> UInt8[np.ndarray, "h w 3"]:
+def overlay(
+    image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], colour=FOREGROUND
+) -> UInt8[np.ndarray, "h w 3"]:
     """The image with its mask: foreground tinted and outlined, background dimmed."""
     shade = np.where(mask[..., None], 0.55 * image + 0.45 * np.array(colour), 0.6 * image + 40)
     inside = mask.copy()
@@ -20,7 +22,9 @@ def overlay(image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], co
     return shade.astype(np.uint8)
 
 
-def episode_figure(batch, predictions: Bool[np.ndarray, "b h w"], class_names: list[str], footer: str = "") -> plt.Figure:
+def episode_figure(
+    batch, predictions: Bool[np.ndarray, "b h w"], class_names: list[str], footer: str = ""
+) -> plt.Figure:
     """One row an episode: support, query, truth, prediction with its IoU.
 
     Args:

@@ -37,7 +37,9 @@ class SegmentationScore:
             ValueError: masks of different shapes, or a class that is not scored.
         """
         if prediction.shape != truth.shape or (ignored is not None and ignored.shape != truth.shape):
-            raise ValueError(f"prediction has shape {tuple(prediction.shape)}, truth {tuple(truth.shape)}: they must agree")
+            raise ValueError(
+                f"prediction has shape {tuple(prediction.shape)}, truth {tuple(truth.shape)}: they must agree"
+            )
         counted = torch.ones_like(truth) if ignored is None else ~ignored
         areas = [  # boolean sums: torch.histc fails on integers
             ((~prediction & ~truth) & counted).sum((1, 2)),

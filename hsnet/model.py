@@ -1,7 +1,7 @@
 """HSNet: the figure of the paper, box by box.
 
-    query, support ─ Backbone ─ mask_features ─ hypercorrelation_pyramid ─ PyramidEncoder ─ ContextDecoder ─ logits
-                                                                            squeezing, mixing
+query, support ─ Backbone ─ mask_features ─ hypercorrelation_pyramid ─ PyramidEncoder ─ ContextDecoder ─ logits
+                                                                        squeezing, mixing
 """
 
 import math
@@ -120,9 +120,14 @@ class ContextDecoder(nn.Module):
     def __init__(self):
         super().__init__()
         self.before = nn.Sequential(
-            nn.Conv2d(128, 128, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(128, 64, 3, padding=1), nn.ReLU(inplace=True)
+            nn.Conv2d(128, 128, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(128, 64, 3, padding=1),
+            nn.ReLU(inplace=True),
         )
-        self.after = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(64, 2, 3, padding=1))
+        self.after = nn.Sequential(
+            nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(64, 2, 3, padding=1)
+        )
 
     def forward(self, context: Float[Tensor, "b 128 hq wq"]) -> Float[Tensor, "b 2 h w"]:
         """Decode; h = 2 hq, w = 2 wq."""
@@ -171,7 +176,9 @@ class HSNet(nn.Module):
         }
         self.training_size: int | None = None  # image side it was trained at; stored with the weights
         self._warned = False
-        self.backbone = Backbone(backbone, pretrained=pretrained, layers=layers, levels=levels, trainable=train_backbone)
+        self.backbone = Backbone(
+            backbone, pretrained=pretrained, layers=layers, levels=levels, trainable=train_backbone
+        )
         self.encoder = PyramidEncoder(channels, kernel)
         self.decoder = ContextDecoder()
 

@@ -22,7 +22,10 @@ def correlate(query: Float[Tensor, "b c hq wq"], support: Float[Tensor, "b c hs 
 
 
 def convolve_dense(
-    x: Float[Tensor, "b c hq wq hs ws"], weight: Float[Tensor, "d c k k k k"], bias: Float[Tensor, " d"], stride: int = 1
+    x: Float[Tensor, "b c hq wq hs ws"],
+    weight: Float[Tensor, "d c k k k k"],
+    bias: Float[Tensor, " d"],
+    stride: int = 1,
 ) -> Float[Tensor, "b d hq wq h2 w2"]:
     """Equation (3) with zero padding: six nested loops, four over the output and two over the kernel's halves."""
     b, _, hq, wq, hs, ws = x.shape
@@ -71,8 +74,13 @@ def encode(encoder: nn.Module, pyramid: list[Float[Tensor, "b _l _hq _wq _hs _ws
 
     def run(layers, x):
         for layer in layers:
-            x = convolve_center_pivot(layer, x) if hasattr(layer, "stride") else nn.GroupNorm.forward(layer, x) \
-                if isinstance(layer, nn.GroupNorm) else layer(x)
+            x = (
+                convolve_center_pivot(layer, x)
+                if hasattr(layer, "stride")
+                else nn.GroupNorm.forward(layer, x)
+                if isinstance(layer, nn.GroupNorm)
+                else layer(x)
+            )
         return x
 
     squeezed = [run(block.layers, x.contiguous()) for block, x in zip(encoder.squeezing, pyramid, strict=True)]

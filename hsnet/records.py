@@ -36,7 +36,9 @@ def scores_table(tests: list[dict]) -> str:
     """
     digests = {t["digest"] for t in tests}
     if len(digests) > 1:
-        raise ValueError(f"these scores are of different test scenes (digests {', '.join(sorted(digests))}): evaluate the runs again")
+        raise ValueError(
+            f"these scores are of different test scenes (digests {', '.join(sorted(digests))}): evaluate the runs again"
+        )
     names = list(dict.fromkeys(name for t in tests for name in t["scores"]))
     header = [""] + [f"{t['shot']}-shot {what}" for t in tests for what in ("mIoU [95 %]", "FB-IoU")]
     rows = [[name] + [cell for t in tests for cell in _cells(t["scores"].get(name))] for name in names]
@@ -73,4 +75,17 @@ def runs_table() -> str:
         rows.append([folder.name, *(str(config[n]) for n in names), str(epochs), *scores])
     if not rows:
         return f"no runs under {data_folder() / 'runs'} yet: `make train` trains one"
-    return markdown(["run", "benchmark", "fold", "backbone", "kernel", "size", "epochs", "1-shot mIoU [95 %]", "5-shot mIoU [95 %]"], rows)
+    return markdown(
+        [
+            "run",
+            "benchmark",
+            "fold",
+            "backbone",
+            "kernel",
+            "size",
+            "epochs",
+            "1-shot mIoU [95 %]",
+            "5-shot mIoU [95 %]",
+        ],
+        rows,
+    )

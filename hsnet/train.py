@@ -24,7 +24,16 @@ from .benchmarks import load_benchmark
 from .checkpoints import WEIGHTS, load_weights, save_model
 from .config import Config, add_settings, config_from, data_folder, run_program
 from .episodes import EpisodeDataset, test_episodes
-from .evaluate import choose_device, choose_precision, choose_workers, draw_episodes, evaluate, fit_prototypes, predictor, test_run
+from .evaluate import (
+    choose_device,
+    choose_precision,
+    choose_workers,
+    draw_episodes,
+    evaluate,
+    fit_prototypes,
+    predictor,
+    test_run,
+)
 from .model import HSNet
 
 LAST = "last.pt"
@@ -55,7 +64,9 @@ def train(config: Config, resume: bool = False) -> Path:
     model.training_size = config.size
     learned = model.learned_parameters()
     optimizer = torch.optim.Adam(learned.values(), lr=config.learning_rate)
-    print(f"{folder.name}: {sum(p.numel() for p in learned.values()):,} parameters to learn, {device}, {str(dtype)[6:]}")
+    print(
+        f"{folder.name}: {sum(p.numel() for p in learned.values()):,} parameters to learn, {device}, {str(dtype)[6:]}"
+    )
 
     count = config.epoch_episodes or benchmark.training_queries(config.fold)
     dataset = EpisodeDataset(benchmark, config.size, fold=config.fold, count=count, seed=config.seed)
@@ -81,15 +92,22 @@ def train(config: Config, resume: bool = False) -> Path:
             title="validation",
         )
         miou = scores["HSNet"].miou()
-        best = miou > state["best"]
+        best = miou >= state["best"]  # of equal epochs the later one has seen more
         state = {"epoch": epoch + 1, "seconds": clock.seconds(), "best": max(miou, state["best"])}
         if best:
             save_model(folder / WEIGHTS, model)
         _save_last(folder, model, optimizer, state)
-        line = {"epoch": epoch + 1, "loss": round(loss, 5), "val_miou": round(miou, 3), "best": best, "seconds": round(state["seconds"], 1)}
+        line = {
+            "epoch": epoch + 1,
+            "loss": round(loss, 5),
+            "val_miou": round(miou, 3),
+            "best": best,
+            "seconds": round(state["seconds"], 1),
+        }
         with (folder / "history.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
-        print(f"epoch {epoch + 1:3d}   loss {loss:.4f}   validation mIoU {miou:5.1f}{'   best so far' if best else ''}   {state['seconds']:.0f} s")
+        mark = "   best so far" if best else ""
+        print(f"epoch {epoch + 1:3d}   loss {loss:.4f}   validation mIoU {miou:5.1f}   {clock.seconds():.0f} s{mark}")
 
     load_weights(model, folder / WEIGHTS)
     prototypes = fit_prototypes(model.eval(), config, benchmark, device)
@@ -181,14 +199,22 @@ def _check_same(config, before):
     """Only what does not change the outcome's meaning may differ between sittings."""
     free = {"epochs", "minutes", "workers", "device", "name", "root"}
     other = [
-        f"{k} {getattr(before, k)!r}, now {v!r}" for k, v in vars(config).items() if k not in free and getattr(before, k) != v
+        f"{k} {getattr(before, k)!r}, now {v!r}"
+        for k, v in vars(config).items()
+        if k not in free and getattr(before, k) != v
     ]
     if other:
-        raise ValueError(f"--resume: the run was started with {'; '.join(other)}. Resume it with the same, or give a new --name")
+        raise ValueError(
+            f"--resume: the run was started with {'; '.join(other)}. Resume it with the same, or give a new --name"
+        )
 
 
 def _save_last(folder, model, optimizer, state):
-    stored = {"model": {n: p.detach() for n, p in model.learned_parameters().items()}, "optimizer": optimizer.state_dict(), **state}
+    stored = {
+        "model": {n: p.detach() for n, p in model.learned_parameters().items()},
+        "optimizer": optimizer.state_dict(),
+        **state,
+    }
     temporary = folder / (LAST + ".tmp")
     torch.save(stored, temporary)
     temporary.replace(folder / LAST)
@@ -206,7 +232,9 @@ def _restore(folder, model, optimizer):
 
 def main() -> None:
     """The program."""
-    parser = argparse.ArgumentParser(prog="python -m hsnet.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m hsnet.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_settings(parser)
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     arguments = parser.parse_args()

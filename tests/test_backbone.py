@@ -30,7 +30,9 @@ def test_features_are_those_before_the_relu(name):
         if name == "vgg16":
             module.register_forward_hook(lambda m, i, o, layer=layer: seen.__setitem__(layer, o))
         elif layer.endswith("relu") and layer.startswith("layer"):
-            module.register_forward_pre_hook(lambda m, i, layer=layer: seen.__setitem__(layer.removesuffix(".relu"), i[0]))
+            module.register_forward_pre_hook(
+                lambda m, i, layer=layer: seen.__setitem__(layer.removesuffix(".relu"), i[0])
+            )
     with torch.no_grad():
         levels = backbone(image)
         if name == "vgg16":
@@ -73,7 +75,9 @@ def test_download_that_fails_says_what_to_do(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(torchvision.models, "get_model", unreachable)
-    with pytest.raises(ConnectionError, match=r"resnet50-0676ba61.pth \(no route to host\).*--backbone efficientnet_lite0"):
+    with pytest.raises(
+        ConnectionError, match=r"resnet50-0676ba61.pth \(no route to host\).*--backbone efficientnet_lite0"
+    ):
         Backbone("resnet50")
 
 
@@ -81,4 +85,7 @@ def test_normalize():
     grey = torch.full((1, 3, 2, 2), 127, dtype=torch.uint8)
     assert Backbone("efficientnet_lite0", pretrained=False).normalize(grey).abs().max() < 0.01
     imagenet = Backbone("vgg16", pretrained=False).normalize(grey)[0, :, 0, 0]
-    torch.testing.assert_close(imagenet, (torch.tensor([127 / 255] * 3) - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225]))
+    torch.testing.assert_close(
+        imagenet,
+        (torch.tensor([127 / 255] * 3) - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225]),
+    )

@@ -126,14 +126,39 @@ def coco_root(tmp_path):
                 x, y = 5 + 30 * j, 10
                 polygon = [x, y, x + 30, y, x + 30, y + 40, x, y + 40]
                 annotations.append(
-                    {"id": 2 * i + j + 1, "image_id": 100 + i, "category_id": 2 * category + 1, "iscrowd": 0, "area": 1200.0, "segmentation": [polygon]}
+                    {
+                        "id": 2 * i + j + 1,
+                        "image_id": 100 + i,
+                        "category_id": 2 * category + 1,
+                        "iscrowd": 0,
+                        "area": 1200.0,
+                        "segmentation": [polygon],
+                    }
                 )
         if split == "val":  # a crowd, as COCO stores it, and an object too small to count
             crowd = np.zeros((60, 80), np.uint8, order="F")
             crowd[50:, 40:] = 1
             code = rle.encode(crowd)
-            annotations.append({"id": 98, "image_id": 101, "category_id": 3, "iscrowd": 1, "area": 400.0, "segmentation": {"size": code["size"], "counts": code["counts"].decode()}})
-            annotations.append({"id": 99, "image_id": 101, "category_id": 13, "iscrowd": 0, "area": 9.0, "segmentation": [[0, 0, 3, 0, 3, 3, 0, 3]]})
+            annotations.append(
+                {
+                    "id": 98,
+                    "image_id": 101,
+                    "category_id": 3,
+                    "iscrowd": 1,
+                    "area": 400.0,
+                    "segmentation": {"size": code["size"], "counts": code["counts"].decode()},
+                }
+            )
+            annotations.append(
+                {
+                    "id": 99,
+                    "image_id": 101,
+                    "category_id": 13,
+                    "iscrowd": 0,
+                    "area": 9.0,
+                    "segmentation": [[0, 0, 3, 0, 3, 3, 0, 3]],
+                }
+            )
         (root / "annotations" / f"instances_{split}2017.json").write_text(
             json.dumps({"images": images, "annotations": annotations, "categories": categories})
         )
@@ -145,7 +170,10 @@ def test_coco_reads_photographs(coco_root):
     assert coco.class_names[6] == "thing 6"
     assert coco.classes(2, "test") == [2, 6]
     assert coco.classes(2, "train") == [0, 1, 3, 4, 5, 7]
-    assert coco.images(1, "test") == {1: ["val2017/001.jpg", "val2017/006.jpg", "val2017/009.jpg"], 5: ["val2017/002.jpg", "val2017/005.jpg", "val2017/010.jpg"]}
+    assert coco.images(1, "test") == {
+        1: ["val2017/001.jpg", "val2017/006.jpg", "val2017/009.jpg"],
+        5: ["val2017/002.jpg", "val2017/005.jpg", "val2017/010.jpg"],
+    }
     sample = coco.read("val2017/001.jpg", 1)
     expected = np.zeros((60, 80), bool)
     expected[10:50, 5:35] = True

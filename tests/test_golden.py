@@ -20,8 +20,12 @@ def tensor(name, shape):
 
 def reference_state_dict(backbone, prefix=""):
     """The authors' checkpoint, as the formula fills it; the unused classifier's half a gigabyte is left empty."""
-    shapes = {n: [0] if n.startswith("backbone.classifier.") else s for n, s in golden(f"state_dict_{backbone}.json").items()}
-    return {prefix + name: torch.from_numpy(np.asarray(parameter(name, tuple(shape)))) for name, shape in shapes.items()}
+    shapes = {
+        n: [0] if n.startswith("backbone.classifier.") else s for n, s in golden(f"state_dict_{backbone}.json").items()
+    }
+    return {
+        prefix + name: torch.from_numpy(np.asarray(parameter(name, tuple(shape)))) for name, shape in shapes.items()
+    }
 
 
 def reference_model(backbone):
@@ -37,7 +41,9 @@ def test_center_pivot_kernel(case):
     conv = CenterPivotConv4d(cin, cout, kernel, stride)
     conv.load_state_dict(
         {
-            f"{ours}.{p}": torch.from_numpy(parameter(f"conv4d.{case}.{theirs}.{p}", tuple(getattr(getattr(conv, ours), p).shape)))
+            f"{ours}.{p}": torch.from_numpy(
+                parameter(f"conv4d.{case}.{theirs}.{p}", tuple(getattr(getattr(conv, ours), p).shape))
+            )
             for ours, theirs in (("query", "conv1"), ("support", "conv2"))
             for p in ("weight", "bias")
         }
@@ -113,7 +119,9 @@ def test_adam_steps(name):
     print("losses", losses, "golden", file["losses"])
     np.testing.assert_allclose(losses, file["losses"], rtol=1e-4)
     # Where each of their tensors ends up in our model: load a checkpoint whose tensors are numbered.
-    theirs = {n: torch.full(tuple(shape), float(i)) for i, (n, shape) in enumerate(golden("state_dict_resnet50.json").items())}
+    theirs = {
+        n: torch.full(tuple(shape), float(i)) for i, (n, shape) in enumerate(golden("state_dict_resnet50.json").items())
+    }
     names = [n.removeprefix("hpn_learner.") for n in theirs]
     numbered = from_reference(theirs, model)
     ours = {names[int(numbered[n].flatten()[0])]: norm for n, norm in norms.items()}

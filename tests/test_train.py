@@ -76,7 +76,9 @@ def test_resume_ends_where_an_unbroken_training_does(data, monkeypatch):
     whole = train(Config(**{**TINY, "name": "whole", "epochs": 3}))
     train(Config(**{**TINY, "name": "broken", "epochs": 1}))
     broken = train(Config(**{**TINY, "name": "broken", "epochs": 3}), resume=True)
-    assert [line["loss"] for line in history(broken)] == pytest.approx([line["loss"] for line in history(whole)], rel=1e-4)
+    assert [line["loss"] for line in history(broken)] == pytest.approx(
+        [line["loss"] for line in history(whole)], rel=1e-4
+    )
     with pytest.raises(ValueError, match="started with batch 2, now 3"):
         train(Config(**{**TINY, "name": "broken", "batch": 3}), resume=True)
     (broken / "last.pt").write_bytes((broken / "last.pt").read_bytes()[:1000])
@@ -89,7 +91,10 @@ def test_resume_ends_where_an_unbroken_training_does(data, monkeypatch):
 def test_ctrl_c_keeps_the_last_epoch(data):
     options = [o for o in OPTIONS if not o.startswith("--epochs")]
     process = subprocess.Popen(
-        [sys.executable, "-m", "hsnet.train", *options, "--epochs=500"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "hsnet.train", *options, "--epochs=500"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     folder = data / "runs" / "tiny"
     deadline = time.monotonic() + 120
@@ -118,7 +123,10 @@ def test_the_loss_falls_and_all_foreground_is_beaten(data):
     model = HSNet("efficientnet_lite0").train()
     optimizer = torch.optim.Adam(model.learned_parameters().values(), lr=1e-3)
     clock = Clock(config, 30, 0.0)
-    losses = [train_program.train_one_epoch(model, [batch] * 10, optimizer, clock, 0, torch.device("cpu"), torch.float32) for _ in range(6)]
+    losses = [
+        train_program.train_one_epoch(model, [batch] * 10, optimizer, clock, 0, torch.device("cpu"), torch.float32)
+        for _ in range(6)
+    ]
     assert losses[-1] < 0.5 * losses[0]
     masks = evaluate_program.predictor(model.eval(), torch.device("cpu"))(batch)["HSNet"]
     iou = (masks & batch.query_mask).sum() / (masks | batch.query_mask).sum()
@@ -154,7 +162,9 @@ def test_a_folder_that_cannot_be_written(data, monkeypatch):
     (data / "runs").unlink()
     (data / "runs").mkdir()
     if os.geteuid() == 0:  # root may write anywhere: let the system call refuse
-        monkeypatch.setattr(os, "mkdir", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+        monkeypatch.setattr(
+            os, "mkdir", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+        )
     else:
         (data / "runs").chmod(0o500)
     with pytest.raises(PermissionError, match=r"cannot be written \(Permission denied\)"):

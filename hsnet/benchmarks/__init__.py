@@ -5,6 +5,8 @@ from .coco import Coco
 from .emoji import Emoji
 from .shapes import Shapes
 
+__all__ = ["BENCHMARKS", "Benchmark", "Episode", "Sample", "load_benchmark"]
+
 BENCHMARKS: dict[str, type[Benchmark]] = {"emoji": Emoji, "shapes": Shapes, "coco": Coco}
 
 

@@ -106,7 +106,9 @@ class Coco(Benchmark):
         coco = next(c for f, c in self._annotations.values() if f == folder)
         path = self.root / folder / file_name
         if not path.exists():
-            raise FileNotFoundError(f"{path} is named in the annotations but not there: unpack the images of {folder} into {self.root}")
+            raise FileNotFoundError(
+                f"{path} is named in the annotations but not there: unpack the images of {folder} into {self.root}"
+            )
         image = np.asarray(Image.open(path).convert("RGB"))
         mask, objects = np.zeros((2, *image.shape[:2]), bool)
         for annotation in coco.loadAnns(coco.getAnnIds(imgIds=self._ids[name])):
@@ -118,7 +120,11 @@ class Coco(Benchmark):
 
     @cached_property
     def _ids(self):
-        return {f"{folder}/{image['file_name']}": i for folder, coco in self._annotations.values() for i, image in coco.imgs.items()}
+        return {
+            f"{folder}/{image['file_name']}": i
+            for folder, coco in self._annotations.values()
+            for i, image in coco.imgs.items()
+        }
 
 
 def pick(rng: np.random.RandomState, items: list):

@@ -96,7 +96,9 @@ class DrawnBenchmark(Benchmark):
 
     def digest(self) -> str:
         """A hash of the code and numbers that draw the scenes, and of their size."""
-        return hashlib.sha256(f"{_code(type(self).__module__)} {self.size} {self.data_version()}".encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{_code(type(self).__module__)} {self.size} {self.data_version()}".encode()).hexdigest()[
+            :16
+        ]
 
 
 def _parse(name, benchmark):
@@ -120,7 +122,7 @@ def _code(module: str) -> str:
     """The code that draws a benchmark's scenes, without comments, docstrings and white space."""
     code = []
     for name in ("scenes", "drawn", module.rsplit(".", 1)[-1]):
-        with open(Path(__file__).with_name(name + ".py"), "rb") as file:
+        with Path(__file__).with_name(name + ".py").open("rb") as file:
             starts_statement = True
             for token in tokenize.tokenize(file.readline):
                 if token.type in (tokenize.ENCODING, tokenize.COMMENT, tokenize.NL):

@@ -39,7 +39,9 @@ def compose(rng: np.random.Generator, sprites: list[np.ndarray], size: int) -> S
         rng: decides background, places, sizes, colours and which object lies over which.
         sprites: premultiplied uint8 RGBA (n, n, 4), the target first.
     """
-    background = _background(rng, size)  # three planes: arithmetic on long rows is several times faster than on RGB triples
+    background = _background(
+        rng, size
+    )  # three planes: arithmetic on long rows is several times faster than on RGB triples
     for _ in range(20):  # the target may end up covered or outside
         image, labels = background.copy(), np.zeros((size, size), np.uint8)
         for i in rng.permutation(len(sprites)):
@@ -92,7 +94,9 @@ def _background(rng, size):
     gradient = np.cos(angle) * ramp[:, None] + np.sin(angle) * ramp[None]
     gradient = (gradient - gradient.min()) / np.ptp(gradient)
     cells = int(rng.integers(2, 12))
-    patches = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32)).resize((coarse, coarse), Image.Resampling.BICUBIC)
+    patches = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32)).resize(
+        (coarse, coarse), Image.Resampling.BICUBIC
+    )
     patches = np.clip(np.asarray(patches) * rng.uniform(0.5, 4), 0, 1) * rng.uniform(0.2, 1)
     mix = (1 - patches) * gradient
     picture = first + mix[..., None] * (second - first) + patches[..., None] * (third - first)

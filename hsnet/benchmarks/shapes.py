@@ -20,7 +20,10 @@ class Shapes(DrawnBenchmark):
     """48 classes in four folds of 12, of which 4 validate and 8 test."""
 
     name = "shapes"
-    class_names = [f"shape {i}" for i in range(CLASSES)]
+
+    def __init__(self, size: int = 256):
+        super().__init__(size)
+        self.class_names = [f"shape {i}" for i in range(CLASSES)]
 
     def fold_of(self, class_id: int) -> int:
         """Classes are dealt to the folds in turn."""
@@ -34,7 +37,7 @@ class Shapes(DrawnBenchmark):
         """Draw an instance of the class: premultiplied uint8 RGBA (128, 128, 4)."""
         colour = np.zeros((RESOLUTION, RESOLUTION, 3), np.float32)
         alpha = np.zeros((RESOLUTION, RESOLUTION), np.float32)
-        y, x = np.mgrid[-1:1:RESOLUTION * 1j, -1:1:RESOLUTION * 1j].astype(np.float32)
+        y, x = np.mgrid[-1 : 1 : RESOLUTION * 1j, -1 : 1 : RESOLUTION * 1j].astype(np.float32)
         for part in recipe(class_id):
             px, py, size = np.array([part["x"], part["y"], part["size"]]) * rng.uniform(0.92, 1.08, 3)
             u, v = (x - np.float32(px)) / np.float32(size), (y - np.float32(py)) / np.float32(size)
