@@ -34,6 +34,7 @@ test: $(READY)
 evaluate: $(READY)
 	$(BIN)/python -m hsnet.evaluate $(RUN) --shot 1
 	$(BIN)/python -m hsnet.evaluate $(RUN) --shot 5
+	$(BIN)/python -m hsnet.evaluate $(RUN) --controls
 
 book: $(READY)
 	$(BIN)/jupyter-book build . --path-output . --all -n -W --keep-going

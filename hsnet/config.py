@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+PHOTOGRAPHS = ("coco",)  # benchmarks whose command line starts from the paper's settings
+
 
 def data_folder() -> Path:
     """Where runs, drawings and downloads lie: `HSNET_DATA`, else the checkout's `data/`."""
@@ -20,7 +22,8 @@ def _setting(default, help: str, choices: tuple | None = None):
 
 @dataclass
 class Config:
-    """One training, from data to scores.
+    """One training, from data to scores. The defaults are those of the embedded benchmark on a laptop; `paper` has the
+    paper's, from which a command line starts for benchmarks of photographs.
 
     Raises:
         ValueError: a setting out of its range or choices, naming it, the value and what is possible.
@@ -46,24 +49,24 @@ class Config:
     train_backbone: bool = _setting(False, "train the backbone too (the paper's ablation: it over-fits)")
     size: int = _setting(256, "images are resized to this many pixels a side")
     shot: str = _setting("1,5", "supports per test episode, one test for each; training is 1-shot, as in the paper")
-    epochs: int = _setting(20, "number of epochs at most")
+    epochs: int = _setting(12, "number of epochs at most")
     epoch_episodes: int = _setting(
-        200, "training episodes per epoch (0: as many as the benchmark has training queries)"
+        400, "training episodes per epoch (0: as many as the benchmark has training queries)"
     )
-    batch: int = _setting(8, "episodes per training step")
+    batch: int = _setting(4, "episodes per training step")
     learning_rate: float = _setting(1e-3, "of Adam")
     foreground_weight: float = _setting(
-        1.0,
+        3.0,
         "weight of foreground pixels in the cross-entropy (the paper: 1); above 1, doubtful pixels count as foreground",
     )
     schedule: str = _setting(
-        "constant", "of the learning rate: as in the paper, or warmed up and let down to zero", ("constant", "cosine")
+        "cosine", "of the learning rate: as in the paper, or warmed up and let down to zero", ("constant", "cosine")
     )
-    minutes: float = _setting(0.0, "stop training after this many minutes, whatever the epochs (0: no limit)")
+    minutes: float = _setting(15.0, "stop training after this many minutes, whatever the epochs (0: no limit)")
     precision: str = _setting(
         "auto", "auto takes bfloat16 where the hardware computes in it, else float32", ("auto", "float32", "bfloat16")
     )
-    val_episodes: int = _setting(100, "episodes that choose the best epoch")
+    val_episodes: int = _setting(92, "episodes that choose the best epoch")
     test_episodes: int = _setting(1000, "episodes of the final score")
     workers: int = _setting(-1, "processes that prepare episodes (-1: chosen by the machine)")
     device: str = _setting("auto", "auto, cpu, cuda, cuda:1, mps, …")
@@ -137,20 +140,23 @@ def paper(benchmark: str, backbone: str = "resnet50", fold: int = 0) -> Config:
         batch=40 if benchmark == "coco" else 20,
         learning_rate=1e-3,
         schedule="constant",
-        epoch_episodes=0,
+        foreground_weight=1.0,
         epochs=500,
+        epoch_episodes=0,
+        minutes=0.0,
         val_episodes=1000,
         test_episodes=1000,
     )
 
 
-def add_settings(parser: argparse.ArgumentParser, names: tuple[str, ...] | None = None) -> None:
-    """Add an option for each setting (or each of `names`) to a command line."""
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add an option for each setting to a command line."""
+    photographs = paper(PHOTOGRAPHS[0])
     for option in dataclasses.fields(Config):
-        if names is not None and option.name not in names:
-            continue
         flag = "--" + option.name.replace("_", "-")
-        help_text = f"{option.metadata['help']} (default: {option.default!r})".replace("%", "%%")
+        of_paper = getattr(photographs, option.name)
+        default = f"{option.default!r}" + (f", photographs: {of_paper!r}" if of_paper != option.default else "")
+        help_text = f"{option.metadata['help']} (default: {default})".replace("%", "%%")
         if option.type is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=help_text)
         else:
@@ -159,14 +165,12 @@ def add_settings(parser: argparse.ArgumentParser, names: tuple[str, ...] | None 
             parser.add_argument(flag, type=option.type, default=None, metavar=metavar, help=help_text)
 
 
-def config_from(arguments: argparse.Namespace, **defaults) -> Config:
-    """The Config of parsed arguments; `defaults` take the place of Config's own where an option was not given."""
-    given = {
-        f.name: getattr(arguments, f.name)
-        for f in dataclasses.fields(Config)
-        if getattr(arguments, f.name, None) is not None
-    }
-    return Config(**{**defaults, **given})
+def config_from(arguments: argparse.Namespace) -> Config:
+    """The Config of parsed arguments: what was given, over the defaults, or over the paper's settings for photographs."""
+    names = [option.name for option in dataclasses.fields(Config)]
+    given = {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
+    base = paper(given["benchmark"]) if given.get("benchmark") in PHOTOGRAPHS else Config()
+    return dataclasses.replace(base, **given)
 
 
 def run_program(main) -> None:

@@ -53,7 +53,8 @@ class CenterPivotConv4d(_Conv4d):
         """Convolve; see the module's docstring for shapes."""
         # The support position of the query branch is fixed, so only every stride-th one is needed.
         pruned = x[..., :: self.stride, :: self.stride]
-        return over_query(partial(convolve, self.query), pruned) + over_support(partial(convolve, self.support), x)
+        # Added in place into the support branch, whose result has its channels innermost.
+        return over_support(partial(convolve, self.support), x).add_(over_query(partial(convolve, self.query), pruned))
 
 
 class SeparableConv4d(_Conv4d):

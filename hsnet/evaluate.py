@@ -9,6 +9,7 @@ import argparse
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from . import baselines, figures, records
 from .baselines import Prototypes
 from .benchmarks import Benchmark, load_benchmark
+from .benchmarks.drawn import DrawnBenchmark
 from .checkpoints import run_folder
 from .config import Config, run_program
 from .episodes import Batch, EpisodeDataset, test_episodes
@@ -164,6 +166,41 @@ def test_run(
 test_run.__test__ = False  # its name makes pytest take it for a test
 
 
+def control_run(model: HSNet, config: Config, benchmark: DrawnBenchmark, folder: Path) -> dict:
+    """Does the support decide? Ask test queries for another of their objects, and score what comes against both.
+
+    "another object" is scored against the object that was asked for: it should be as high as the test score. "wrong
+    support" scores the same masks against the episode's own target: it must collapse. Writes `controls.json`.
+    """
+    device = choose_device(config.device)
+    predict = predictor(model.to(device).eval(), device, choose_precision(config.precision, device))
+    episodes = test_episodes(benchmark, fold=config.fold, shot=1, count=config.test_episodes)
+    pairs = [(other, episode) for episode in episodes for other in benchmark.other_questions(episode)]
+    asked = EpisodeDataset(benchmark, config.size, [other for other, _ in pairs])
+    # Of the episode itself only the query's truth is needed: its query stands in for the supports.
+    targets = EpisodeDataset(benchmark, config.size, [replace(e, supports=(e.query,)) for _, e in pairs])
+    class_ids = benchmark.classes(config.fold, "test")
+    names = ("another object", "wrong support")
+    scores = {name: SegmentationScore(class_ids, benchmark.resample_classes) for name in names}
+    loaders = [dataset.loader(config.batch, choose_workers(config.workers)) for dataset in (asked, targets)]
+    for batch, target in tqdm(
+        zip(*loaders, strict=True), total=len(loaders[0]), desc="controls", unit="batch", leave=False
+    ):
+        masks = predict(batch)["HSNet"]
+        scores["another object"].update(masks, batch.query_mask, batch.class_id)
+        scores["wrong support"].update(masks, target.query_mask, target.class_id)
+    result = {
+        "benchmark": config.benchmark,
+        "fold": config.fold,
+        "shot": 1,
+        "size": config.size,
+        "digest": benchmark.digest(),
+        "scores": {name: score.summary() for name, score in scores.items()},
+    }
+    records.write_json(folder / "controls.json", result)
+    return result
+
+
 def draw_episodes(model: HSNet, config: Config, benchmark: Benchmark, path: Path, count: int = 8) -> Path:
     """Draw the first test episodes with the model's predictions."""
     episodes = test_episodes(benchmark, fold=config.fold, shot=1, count=count)
@@ -192,6 +229,9 @@ def main() -> None:
     parser.add_argument("--shot", type=int, default=1, help="supports per episode (default: 1)")
     parser.add_argument("--test-episodes", type=int, help="how many episodes (default: as the run was configured)")
     parser.add_argument("--root", help="folder of the benchmark's files (default: as the run was configured)")
+    parser.add_argument(
+        "--controls", action="store_true", help="instead: does the support decide? (benchmarks whose scenes are drawn)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
     arguments = parser.parse_args()
     if arguments.run is None:
@@ -206,9 +246,17 @@ def main() -> None:
     config.test_episodes = arguments.test_episodes or config.test_episodes
     model = HSNet.from_run(folder)
     benchmark = load_benchmark(config.benchmark, size=config.size, root=config.root)
-    result = test_run(model, config, benchmark, folder, arguments.shot)
+    if arguments.controls:
+        if not isinstance(benchmark, DrawnBenchmark):
+            raise ValueError(
+                f"--controls needs a benchmark whose scenes are drawn (emoji, shapes), not {benchmark.name}"
+            )
+        result, written = control_run(model, config, benchmark, folder), folder / "controls.json"
+    else:
+        result = test_run(model, config, benchmark, folder, arguments.shot)
+        written = folder / f"test-{arguments.shot}shot.json"
     print(records.scores_table([result]))
-    print(f"written to {folder / f'test-{arguments.shot}shot.json'}")
+    print(f"written to {written}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,16 @@
-"""The files of a run, and tables made from them."""
+"""The files of a run, and tables made from them.
 
+python -m hsnet.records      write the tables of README.md again from the files of the runs
+"""
+
+import argparse
 import json
+import re
 from pathlib import Path
 
-from .config import data_folder
+from .config import data_folder, run_program
+
+README = Path(__file__).resolve().parents[1] / "README.md"
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -89,3 +96,26 @@ def runs_table() -> str:
         ],
         rows,
     )
+
+
+def render(text: str) -> str:
+    """Replace what stands between `<!-- run NAME -->` and `<!-- end -->` by the table of that run's scores."""
+
+    def table(match):
+        tests = read_tests(data_folder() / "runs" / match[1])
+        return f"<!-- run {match[1]} -->\n{scores_table(tests) if tests else '–'}\n<!-- end -->"
+
+    return re.sub(r"<!-- run (\S+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    """The program."""
+    argparse.ArgumentParser(
+        prog="python -m hsnet.records", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    README.write_text(render(README.read_text()))
+    print(f"written to {README}")
+
+
+if __name__ == "__main__":
+    run_program(main)

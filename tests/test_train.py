@@ -1,11 +1,13 @@
 """The programs, run as a user runs them, on scenes small enough for a test."""
 
+import argparse
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from PIL import Image
 from hsnet import Config, HSNet, paper
 from hsnet import evaluate as evaluate_program
 from hsnet import train as train_program
+from hsnet.config import add_settings, config_from
 from hsnet.train import Clock, train
 
 TINY = {
@@ -67,6 +70,10 @@ def test_a_training_from_the_command_line(data):
     scored = run("evaluate", "tiny", "--shot", "3", "--test-episodes", "2")
     assert scored.returncode == 0, scored.stderr
     assert (folder / "test-3shot.json").exists()
+    controls = run("evaluate", "tiny", "--controls")
+    assert controls.returncode == 0, controls.stderr
+    assert "wrong support" in controls.stdout
+    assert (folder / "controls.json").exists()
     table = run("evaluate")
     assert "tiny" in table.stdout
     assert "shapes" in table.stdout
@@ -175,6 +182,16 @@ def test_the_paper_settings():
     config = paper("coco", "resnet101", 2)
     assert (config.size, config.batch, config.learning_rate, config.schedule) == (400, 40, 1e-3, "constant")
     assert config.model_settings["backbone"] == "resnet101"
+    assert (config.foreground_weight, config.minutes) == (1.0, 0.0)
+
+
+def test_a_command_line_for_photographs_starts_from_the_paper():
+    parser = argparse.ArgumentParser()
+    add_settings(parser)
+    assert config_from(parser.parse_args([])) == Config()
+    photographs = config_from(parser.parse_args(["--benchmark", "coco", "--fold", "3", "--batch", "4"]))
+    assert photographs == replace(paper("coco", fold=3), batch=4)
+    assert config_from(parser.parse_args(["--no-mask-support"])).mask_support is False
 
 
 def test_schedules():

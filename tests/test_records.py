@@ -1,0 +1,66 @@
+"""Tables are made from files, and refuse to mix what cannot be compared."""
+
+import json
+
+import pytest
+
+from hsnet import records
+from hsnet.benchmarks import load_benchmark
+from hsnet.episodes import test_episodes
+
+
+def test(shot, digest="a", **scores):
+    return {
+        "shot": shot,
+        "digest": digest,
+        "scores": {name: {"miou": v, "interval": [v - 1, v + 1], "fb_iou": 60.0} for name, v in scores.items()},
+    }
+
+
+test.__test__ = False
+
+
+def test_tables():
+    table = records.scores_table([test(1, HSNet=50.04, prototypes=40.0), test(5, HSNet=55.0)])
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert lines[2] == ["HSNet", "50.0 [49.0, 51.0]", "60.0", "55.0 [54.0, 56.0]", "60.0"]
+    assert lines[3] == ["prototypes", "40.0 [39.0, 41.0]", "60.0", "–", "–"]
+    with pytest.raises(ValueError, match=r"different test scenes \(digests a, b\)"):
+        records.scores_table([test(1, HSNet=1.0), test(5, digest="b", HSNet=1.0)])
+
+
+def test_rendering_fills_the_marked_places(data):
+    folder = data / "runs" / "one"
+    folder.mkdir(parents=True)
+    text = "before\n<!-- run one -->\nold\n<!-- end -->\nafter <!-- run two -->\n<!-- end -->"
+    assert "–" in records.render(text)
+    records.write_json(folder / "test-1shot.json", test(1, HSNet=50.0))
+    rendered = records.render(text)
+    assert "50.0 [49.0, 51.0]" in rendered
+    assert "old" not in rendered
+    assert records.render(rendered) == rendered
+
+
+def test_json_is_readable_and_whole(data):
+    content = {"a": [[1, 2], [3, 4]], "b": {"c": [1.5, None]}, "d": [], "e": "é"}
+    records.write_json(data / "x.json", content)
+    assert json.loads((data / "x.json").read_text()) == content
+    assert "[1, 2],\n" in (data / "x.json").read_text()
+    assert not list(data.glob("*.tmp"))
+
+
+def test_no_runs(data):
+    assert "`make train` trains one" in records.runs_table()
+
+
+def test_the_same_query_is_asked_for_its_other_objects():
+    shapes = load_benchmark("shapes", size=64)
+    episodes = test_episodes(shapes, fold=0, shot=1, count=20)
+    asked = [(e, other) for e in episodes for other in shapes.other_questions(e)]
+    assert len(asked) > 10
+    for episode, other in asked:
+        assert other.query == episode.query
+        assert other.class_id != episode.class_id
+        artist = dict(shapes.objects(other.query))[other.class_id]
+        assert other.supports[0].split(".")[3] != artist
+        assert shapes.read(other.supports[0], other.class_id).mask.any()
