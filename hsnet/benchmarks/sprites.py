@@ -73,7 +73,7 @@ ATTRIBUTION = (
 OTHERWISE = "Or use --benchmark shapes, which needs no download."
 
 
-class SpriteError(RuntimeError):
+class SpriteError(ConnectionError):
     """The drawings cannot be fetched or drawn; the message says what failed and what to do next."""
 
 

@@ -1,0 +1,90 @@
+"""The embedded benchmark's rules, on its real list of concepts with stand-ins for the drawings."""
+
+import numpy as np
+import pytest
+
+from hsnet.benchmarks import emoji
+from hsnet.benchmarks.scenes import compose
+from hsnet.episodes import test_episodes
+
+
+class StandIns:
+    """A coloured disc for every drawing."""
+
+    def __init__(self, folder):
+        y, x = np.mgrid[-1:1:160j, -1:1:160j]
+        self.alpha = (255 * (x**2 + y**2 < 1)).astype(np.uint8)
+
+    def image(self, concept_id, artist):
+        colour = np.random.default_rng([concept_id, len(artist)]).integers(0, 256, 3)
+        planes = [np.minimum(self.alpha, c) for c in colour]
+        return np.stack([*planes, self.alpha], axis=-1).astype(np.uint8)
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.setattr(emoji, "Sprites", StandIns)
+    return emoji.Emoji(64)
+
+
+def test_the_unseen_artist_is_never_trained_on(benchmark):
+    rng = np.random.default_rng(0)
+    names = [name for _ in range(200) for e in [benchmark.draw(rng, 0)] for name in (e.query, *e.supports)]
+    drawn_by = {artist for name in names for _, artist in benchmark.objects(name)}
+    assert emoji.UNSEEN_ARTIST not in drawn_by
+    assert len(drawn_by) == 6
+    tested = {e.query.split(".")[3] for e in test_episodes(benchmark, fold=0, shot=1, count=300)}
+    assert emoji.UNSEEN_ARTIST in tested
+
+
+def test_training_pictures_show_training_concepts_alone(benchmark):
+    rng = np.random.default_rng(0)
+    for fold in range(4):
+        allowed = set(benchmark.classes(fold, "train"))
+        for _ in range(20):
+            episode = benchmark.draw(rng, fold)
+            assert {c for name in (episode.query, *episode.supports) for c, _ in benchmark.objects(name)} <= allowed
+
+
+def test_test_concepts_occur_equally_often(benchmark):
+    classes = benchmark.classes(0, "test")
+    episodes = test_episodes(benchmark, fold=0, shot=5, count=1000)
+    counts = np.bincount([e.class_id for e in episodes], minlength=len(benchmark.concepts))
+    assert counts[classes].max() - counts[classes].min() <= 1
+    assert counts.sum() == counts[classes].sum() == 1000
+    assert len(benchmark.classes(0, "val")) == len(classes + benchmark.classes(0, "val")) // 3
+
+
+def test_siblings_share_a_fold_and_never_stand_beside_each_other(benchmark):
+    for concept in benchmark.concepts:
+        assert {benchmark.fold_of(c) for c in benchmark.related(concept.id)} == {concept.fold}
+    for episode in test_episodes(benchmark, fold=2, shot=1, count=100):
+        objects = [c for c, _ in benchmark.objects(episode.query)]
+        families = [benchmark.concepts[c].family for c in objects]
+        assert len(set(families)) == len(families)
+
+
+def test_scenes_have_no_halos_and_exact_masks(benchmark):
+    disc = StandIns(None).alpha
+    white = np.stack([disc] * 4, axis=-1)
+    black = np.stack([0 * disc] * 3 + [disc], axis=-1)
+    for sprite in (white, black):
+        a, b = (compose(np.random.default_rng(5), [s], 96) for s in (sprite, black))
+        outside = b.labels == 0
+        np.testing.assert_array_equal(a.labels, b.labels)
+        # Where nothing is drawn the background is untouched, whatever the colour of what lies on it.
+        inside = ~outside
+        grown = inside.copy()
+        for axis in (0, 1):
+            grown |= np.roll(inside, 2, axis) | np.roll(inside, -2, axis)
+        np.testing.assert_array_equal(a.image[~grown], b.image[~grown])
+        assert (b.image[inside].astype(int).mean() < 40).all()
+
+
+def test_a_scene_is_a_function_of_its_name(benchmark):
+    name = test_episodes(benchmark, fold=1, shot=1, count=1)[0].query
+    first = benchmark.scene(name)
+    benchmark.scene(test_episodes(benchmark, fold=1, shot=1, count=2)[1].query)
+    again = benchmark.scene(name)
+    np.testing.assert_array_equal(first.image, again.image)
+    np.testing.assert_array_equal(first.labels, again.labels)
