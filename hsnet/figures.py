@@ -12,14 +12,15 @@ FOREGROUND = (255, 64, 0)
 def overlay(
     image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], colour=FOREGROUND
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The image with its mask: foreground tinted and outlined, background dimmed."""
-    shade = np.where(mask[..., None], 0.55 * image + 0.45 * np.array(colour), 0.6 * image + 40)
+    """The image with its mask: the object in its colours with an outline, everything else in pale grey."""
+    grey = 0.45 * image.mean(axis=-1, keepdims=True) + 110
+    picture = np.where(mask[..., None], image, grey)
     inside = mask.copy()
     for axis in (0, 1):
         for step in (-1, 1):
             inside &= np.roll(mask, step, axis)
-    shade[mask & ~inside] = colour
-    return shade.astype(np.uint8)
+    picture[mask & ~inside] = colour
+    return picture.astype(np.uint8)
 
 
 def episode_figure(
