@@ -121,7 +121,10 @@ def fit_prototypes(model: HSNet, config: Config, benchmark: Benchmark, device: t
 def test_run(
     model: HSNet, config: Config, benchmark: Benchmark, folder: Path, shot: int, prototypes: Prototypes | None = None
 ) -> dict:
-    """Score a model and the baselines on the test episodes; write `test-<shot>shot.json` and return its content."""
+    """Score a model and the baselines on the test episodes; write `test-<shot>shot.json` and return its content.
+
+    A number of episodes that is not the run's own goes to `test-<shot>shot-<count>.json`: a quick look replaces nothing.
+    """
     device = choose_device(config.device)
     model = model.to(device).eval()
     prototypes = prototypes or fit_prototypes(model, config, benchmark, device)
@@ -159,11 +162,17 @@ def test_run(
         "columns": SegmentationScore.COLUMNS,
         "areas": {name: scores[name].rows for name in ("HSNet", "prototypes")},
     }
-    records.write_json(folder / f"test-{shot}shot.json", result)
+    records.write_json(test_path(folder, config, shot), result)
     return result
 
 
-test_run.__test__ = False  # its name makes pytest take it for a test
+def test_path(folder: Path, config: Config, shot: int) -> Path:
+    """Where `test_run` writes."""
+    usual = Config.load(folder / "config.json").test_episodes == config.test_episodes
+    return folder / (f"test-{shot}shot.json" if usual else f"test-{shot}shot-{config.test_episodes}.json")
+
+
+test_run.__test__ = test_path.__test__ = False  # their names make pytest take them for tests
 
 
 def control_run(model: HSNet, config: Config, benchmark: DrawnBenchmark, folder: Path) -> dict:
@@ -254,7 +263,7 @@ def main() -> None:
         result, written = control_run(model, config, benchmark, folder), folder / "controls.json"
     else:
         result = test_run(model, config, benchmark, folder, arguments.shot)
-        written = folder / f"test-{arguments.shot}shot.json"
+        written = test_path(folder, config, arguments.shot)
     print(records.scores_table([result]))
     print(f"written to {written}")
 

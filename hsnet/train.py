@@ -56,9 +56,9 @@ def train(config: Config, resume: bool = False) -> Path:
     torch.manual_seed(config.seed)
     device = choose_device(config.device)
     dtype = choose_precision(config.precision, device)
-    folder = _open_run(config, resume)
     benchmark = load_benchmark(config.benchmark, size=config.size, root=config.root)
     class_ids = benchmark.classes(config.fold, "val")
+    folder = _open_run(config, resume)
 
     model = HSNet(**config.model_settings).to(device)
     model.training_size = config.size

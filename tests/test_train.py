@@ -69,7 +69,7 @@ def test_a_training_from_the_command_line(data):
 
     scored = run("evaluate", "tiny", "--shot", "3", "--test-episodes", "2")
     assert scored.returncode == 0, scored.stderr
-    assert (folder / "test-3shot.json").exists()
+    assert (folder / "test-3shot-2.json").exists()  # another number of episodes: replaces nothing
     controls = run("evaluate", "tiny", "--controls")
     assert controls.returncode == 0, controls.stderr
     assert "wrong support" in controls.stdout
@@ -96,18 +96,19 @@ def test_resume_ends_where_an_unbroken_training_does(data, monkeypatch):
 
 
 def test_ctrl_c_keeps_the_last_epoch(data):
-    options = [o for o in OPTIONS if not o.startswith("--epochs")]
+    options = [o for o in OPTIONS if not o.startswith(("--epochs", "--workers"))]
     process = subprocess.Popen(
-        [sys.executable, "-m", "hsnet.train", *options, "--epochs=500"],
+        [sys.executable, "-m", "hsnet.train", *options, "--epochs=500", "--workers=1"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     folder = data / "runs" / "tiny"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not ((folder / "history.jsonl").exists() and history(folder)):
         time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: workers get it too
     out, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "--resume" in out
