@@ -60,7 +60,7 @@ def convolve_center_pivot(conv: nn.Module, x: Float[Tensor, "b c hq wq hs ws"]) 
 def as_dense(conv: nn.Module) -> tuple[Float[Tensor, "d c k k k k"], Float[Tensor, " d"]]:
     """The weight and bias of the dense kernel that equals a `CenterPivotConv4d`: zero but at the pivots.
 
-    Both halves read the centre, so the dense kernel carries the sum of their weights there (BOOK chapter 7).
+    Both halves read the centre, so the dense kernel carries the sum of their weights there (chapter 7 of the book).
     """
     k, centre = conv.kernel_size, conv.kernel_size // 2
     weight = conv.query.weight.new_zeros(conv.out_channels, conv.in_channels, k, k, k, k)
