@@ -62,7 +62,10 @@ class Config:
     schedule: str = _setting(
         "cosine", "of the learning rate: as in the paper, or warmed up and let down to zero", ("constant", "cosine")
     )
-    minutes: float = _setting(15.0, "stop training after this many minutes, whatever the epochs (0: no limit)")
+    minutes: float = _setting(
+        15.0,
+        "stop training after this many minutes, whatever the epochs; the schedule then follows the clock (0: no limit)",
+    )
     precision: str = _setting(
         "auto", "auto takes bfloat16 where the hardware computes in it, else float32", ("auto", "float32", "bfloat16")
     )

@@ -24,6 +24,7 @@ TINY = {
     "size": 64,
     "batch": 2,
     "epochs": 2,
+    "minutes": 0.0,  # a limit would make the schedule follow the clock
     "epoch_episodes": 6,
     "val_episodes": 4,
     "test_episodes": 4,
@@ -81,8 +82,20 @@ def test_a_training_from_the_command_line(data):
 
 def test_resume_ends_where_an_unbroken_training_does(data, monkeypatch):
     whole = train(Config(**{**TINY, "name": "whole", "epochs": 3}))
-    train(Config(**{**TINY, "name": "broken", "epochs": 1}))
-    broken = train(Config(**{**TINY, "name": "broken", "epochs": 3}), resume=True)
+    config = Config(**{**TINY, "name": "broken", "epochs": 3})
+    one_epoch = train_program.train_one_epoch
+
+    def interrupted_in_the_second(model, loader, optimizer, clock, epoch, *rest):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return one_epoch(model, loader, optimizer, clock, epoch, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train_program, "train_one_epoch", interrupted_in_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    broken = train(config, resume=True)
+    assert len(history(broken)) == 3
     assert [line["loss"] for line in history(broken)] == pytest.approx(
         [line["loss"] for line in history(whole)], rel=1e-4
     )
