@@ -16,7 +16,9 @@ HUE_SHIFT = 0.25  # radians at most, around the grey axis
 GAIN = (0.8, 1.2)  # of brightness
 TILT = 0.5  # radians at most; half of the objects are mirrored
 GRAIN = 24  # noise of the background, grey levels at most
-LEAST_VISIBLE = 0.02  # of the scene: a scene whose target shows less is drawn again
+# A scene is drawn again if its target covers less than this share of the scene, or shows less than this share of itself.
+LEAST_VISIBLE = 0.02
+LEAST_UNCOVERED = 0.25
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,15 @@ def compose(rng: np.random.Generator, sprites: list[np.ndarray], size: int) -> S
     )  # three planes: arithmetic on long rows is several times faster than on RGB triples
     for _ in range(20):  # the target may end up covered or outside
         image, labels = background.copy(), np.zeros((size, size), np.uint8)
-        for i in rng.permutation(len(sprites)):
-            _paste(rng, sprites[i], image, labels, i + 1)
-        if (labels == 1).mean() >= LEAST_VISIBLE:
+        areas = {i: _paste(rng, sprites[i], image, labels, i + 1) for i in rng.permutation(len(sprites))}
+        visible = np.count_nonzero(labels == 1)
+        if visible >= LEAST_VISIBLE * size**2 and visible >= LEAST_UNCOVERED * areas[0]:
             break
     return Scene(np.ascontiguousarray(image.transpose(1, 2, 0)), labels)
 
 
 def _paste(rng, sprite, image, labels, label):
+    """Draw one object over what is there; returns how many pixels of the scene it covers."""
     size, n = labels.shape[0], sprite.shape[0]
     side = size * np.exp(rng.uniform(*np.log(OBJECT_SIZE)))
     angle, mirror = rng.uniform(-TILT, TILT), rng.choice([-1, 1])
@@ -70,7 +73,9 @@ def _paste(rng, sprite, image, labels, label):
     through = (255 - alpha).astype(np.uint16)
     for plane, colour in zip(image[:, y0:y1, x0:x1], colours, strict=True):
         plane[:] = colour + (plane * through // 255).astype(np.uint8)
-    labels[y0:y1, x0:x1][alpha >= 128] = label
+    inside = alpha >= 128
+    labels[y0:y1, x0:x1][inside] = label
+    return np.count_nonzero(inside)
 
 
 def _recolour(rng, sprite):
