@@ -1,8 +1,9 @@
 # Every command of the project. Each target makes the virtual environment first if it is missing.
 #   make train      train on the embedded benchmark, then score and draw
-#   make test       run all tests
+#   make test       run all tests, and every notebook of the book
 #   make evaluate   score that training's run again, 1- and 5-shot
 #   make book       build the book into _build/html
+#   make pages      look at the built book in a browser (needs Chromium)
 #   make lint       check the style
 #   make clean      remove what was built (not the environment, not the data)
 
@@ -16,8 +17,11 @@ RUN ?= emoji-fold0-efficientnet_lite0
 
 BIN := .venv/bin
 READY := .venv/ready
+EXECUTED := _build/executed/stamp
+SOURCES := _config.yml _toc.yml $(shell find book hsnet -type f -not -name '*.pyc') \
+	$(wildcard data/emoji/*.csv data/runs/*/*.json data/runs/*/*.safetensors tests/golden/*)
 
-.PHONY: train test evaluate book lint clean
+.PHONY: train test evaluate book pages lint clean
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -30,14 +34,30 @@ train: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+	$(MAKE) $(EXECUTED)
 
 evaluate: $(READY)
 	$(BIN)/python -m hsnet.evaluate $(RUN) --shot 1
 	$(BIN)/python -m hsnet.evaluate $(RUN) --shot 5
 	$(BIN)/python -m hsnet.evaluate $(RUN) --controls
 
-book: $(READY)
-	$(BIN)/jupyter-book build . --path-output . --all -n -W --keep-going
+# Each notebook is executed once, in a copy of the book's sources, and an error in one fails here; the pages are built
+# from the copies. They run anew when a page, the library or its data has changed. What they draw is prepared first.
+$(EXECUTED): $(READY) $(SOURCES)
+	rm -rf $(dir $@) && mkdir -p $(dir $@)
+	cp -r book _config.yml _toc.yml $(dir $@)
+	$(BIN)/python -m hsnet.benchmarks.sprites
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --overwrite --nbmake-timeout=600 -n 2 $(dir $@)book
+	touch $@
+
+book: $(EXECUTED)
+	$(BIN)/jupyter-book build _build/executed --path-output . --all -n -W --keep-going
+
+# Looks at the built pages in Chromium; SCREENSHOTS=FOLDER keeps pictures of all of them.
+SCREENSHOTS ?=
+pages: book
+	$(BIN)/pip install --disable-pip-version-check --quiet playwright
+	HSNET_PAGES=_build/html HSNET_SCREENSHOTS=$(SCREENSHOTS) $(BIN)/python -m pytest tests/test_pages.py -rs
 
 lint: $(READY)
 	$(BIN)/ruff check .

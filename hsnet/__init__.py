@@ -8,6 +8,7 @@ from .correlation import correlate, hypercorrelation_pyramid, mask_features
 from .episodes import Batch, Episode, EpisodeDataset, test_episodes
 from .metrics import SegmentationScore
 from .model import HSNet, vote
+from .segmenter import Segmenter
 
 __all__ = [
     "BENCHMARKS",
@@ -20,6 +21,7 @@ __all__ = [
     "EpisodeDataset",
     "HSNet",
     "SegmentationScore",
+    "Segmenter",
     "SeparableConv4d",
     "correlate",
     "hypercorrelation_pyramid",

@@ -2,11 +2,11 @@
 
 python -m hsnet.evaluate                      a table of all runs
 python -m hsnet.evaluate RUN --shot 5         score a run; writes test-5shot.json into its folder
+python -m hsnet.evaluate RUN --benchmark coco --root DIR     the same on pictures of another kind
 make evaluate                                 the embedded benchmark's run, 1- and 5-shot
 """
 
 import argparse
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,39 +22,12 @@ from .benchmarks import Benchmark, load_benchmark
 from .benchmarks.drawn import DrawnBenchmark
 from .checkpoints import run_folder
 from .config import Config, run_program
+from .devices import choose_device, choose_precision, describe
 from .episodes import Batch, EpisodeDataset, test_episodes
 from .metrics import SegmentationScore
 from .model import HSNet
 
 Predictor = Callable[[Batch], dict[str, Tensor]]  # masks, bool b h w, by the name that tables show
-
-
-def choose_device(name: str = "auto") -> torch.device:
-    """The device called `name`; "auto" takes CUDA, else Apple's MPS, else the CPU.
-
-    Raises:
-        ValueError: a device this machine has not.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.zeros(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}): try --device auto") from error
-
-
-def choose_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of the network's arithmetic; "auto" takes bfloat16 where the hardware computes in it.
-
-    A CPU without such instructions emulates it, hundreds of times slower than float32.
-    """
-    if precision == "auto":
-        if device.type == "cuda":
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-        return torch.bfloat16 if fast else torch.float32
-    return getattr(torch, precision)
 
 
 def choose_workers(workers: int) -> int:
@@ -95,7 +68,8 @@ def evaluate(
                 score = scores.setdefault(name, SegmentationScore(class_ids, dataset.benchmark.resample_classes))
                 score.update(mask, episodes.query_mask, episodes.class_id, episodes.ignored)
             bar.update(len(episodes.class_id))
-            bar.set_postfix(mIoU=f"{scores['HSNet'].miou():.1f}")
+            first, score = next(iter(scores.items()))
+            bar.set_postfix_str(f"{first} mIoU {score.miou():.1f}")
     return scores
 
 
@@ -123,7 +97,7 @@ def test_run(
 ) -> dict:
     """Score a model and the baselines on the test episodes; write `test-<shot>shot.json` and return its content.
 
-    A number of episodes that is not the run's own goes to `test-<shot>shot-<count>.json`: a quick look replaces nothing.
+    What is not the run's own test goes to another file, see `test_path`: a quick look replaces nothing.
     """
     device = choose_device(config.device)
     model = model.to(device).eval()
@@ -159,6 +133,7 @@ def test_run(
         "device": describe(device),
         "torch": torch.__version__,
         "scores": {name: score.summary() for name, score in scores.items()},
+        "resample_classes": benchmark.resample_classes,
         "columns": SegmentationScore.COLUMNS,
         "areas": {name: scores[name].rows for name in ("HSNet", "prototypes")},
     }
@@ -167,9 +142,11 @@ def test_run(
 
 
 def test_path(folder: Path, config: Config, shot: int) -> Path:
-    """Where `test_run` writes."""
-    usual = Config.load(folder / "config.json").test_episodes == config.test_episodes
-    return folder / (f"test-{shot}shot.json" if usual else f"test-{shot}shot-{config.test_episodes}.json")
+    """Where `test_run` writes: `test-<shot>shot.json`; of another number of episodes or another benchmark, elsewhere."""
+    own = Config.load(folder / "config.json")
+    other = "" if own.benchmark == config.benchmark else f"{config.benchmark}-fold{config.fold}-"
+    count = "" if own.test_episodes == config.test_episodes else f"-{config.test_episodes}"
+    return folder / f"{other}test-{shot}shot{count}.json"
 
 
 test_run.__test__ = test_path.__test__ = False  # their names make pytest take them for tests
@@ -220,13 +197,6 @@ def draw_episodes(model: HSNet, config: Config, benchmark: Benchmark, path: Path
     return figures.save(figures.episode_figure(batch, prediction.numpy(), names, benchmark.attribution), path)
 
 
-def describe(device: torch.device) -> str:
-    """What ran, for the records."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-
-
 def main() -> None:
     """The program."""
     parser = argparse.ArgumentParser(
@@ -237,6 +207,11 @@ def main() -> None:
     )
     parser.add_argument("--shot", type=int, default=1, help="supports per episode (default: 1)")
     parser.add_argument("--test-episodes", type=int, help="how many episodes (default: as the run was configured)")
+    parser.add_argument(
+        "--benchmark",
+        help="another benchmark than the run was trained on, such as coco for photographs (default: the run's)",
+    )
+    parser.add_argument("--fold", type=int, help="its fold (default: the run's)")
     parser.add_argument("--root", help="folder of the benchmark's files (default: as the run was configured)")
     parser.add_argument(
         "--controls", action="store_true", help="instead: does the support decide? (benchmarks whose scenes are drawn)"
@@ -250,8 +225,18 @@ def main() -> None:
         raise ValueError(f"--shot is {arguments.shot}: an episode needs at least one support")
     folder = run_folder(arguments.run)
     config = Config.load(folder / "config.json")
+    benchmark, fold = config.benchmark, config.fold
     config.device = arguments.device
-    config.root = arguments.root or config.root
+    config = replace(
+        config,
+        benchmark=arguments.benchmark or config.benchmark,
+        fold=config.fold if arguments.fold is None else arguments.fold,
+        root=arguments.root or config.root,
+    )
+    if config.benchmark == benchmark and config.fold != fold:
+        raise ValueError(
+            f"--fold {config.fold}: this run was trained on the classes of every fold of {benchmark} but {fold}"
+        )
     config.test_episodes = arguments.test_episodes or config.test_episodes
     model = HSNet.from_run(folder)
     benchmark = load_benchmark(config.benchmark, size=config.size, root=config.root)

@@ -1,10 +1,16 @@
 """Everything drawn: pictures in, figures out. Images are uint8 RGB."""
 
+import base64
+import html
+import io
+import json
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 FOREGROUND = (255, 64, 0)
 
@@ -69,3 +75,169 @@ def save(figure: plt.Figure, path: Path) -> Path:
     plt.close(figure)
     temporary.replace(path)
     return path
+
+
+def heat(
+    image: UInt8[np.ndarray, "h w 3"], values: Float[np.ndarray, "gh gw"], largest: float | None = None
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The image in pale grey, brightened to orange where `values`, on a coarser grid, are high.
+
+    Args:
+        image: the picture the values belong to.
+        values: 0 or more; nearest neighbour shows the cells as they are.
+        largest: the value of full colour (default: the largest of `values`).
+    """
+    h, w = image.shape[:2]
+    rows, columns = (np.arange(n) * g // n for n, g in zip((h, w), values.shape, strict=True))
+    share = np.clip(values[rows][:, columns] / max(values.max() if largest is None else largest, 1e-9), 0, 1)[..., None]
+    grey = 0.45 * image.mean(axis=-1, keepdims=True) + 110
+    return ((1 - 0.8 * share) * grey + 0.8 * share * np.array(FOREGROUND)).astype(np.uint8)
+
+
+def panels(
+    pictures: Sequence[tuple[str, np.ndarray]],
+    marks: dict[int, tuple[float | int, float | int]] | None = None,
+    footer: str = "",
+) -> plt.Figure:
+    """Pictures side by side, each under its title.
+
+    Args:
+        pictures: (title, uint8 RGB image) each.
+        marks: (x, y) in pixels of a cross to draw, by the picture's place.
+        footer: small print below, for attributions.
+    """
+    width = 2.3 * len(pictures)
+    figure, axes = plt.subplots(1, len(pictures), figsize=(width, 2.6), squeeze=False)
+    figure.patch.set_facecolor("white")
+    for i, (axis, (title, picture)) in enumerate(zip(axes[0], pictures, strict=True)):
+        axis.imshow(picture)
+        axis.set_title(title, fontsize=9, color="black")
+        axis.axis("off")
+        if marks and i in marks:
+            axis.plot(*marks[i], "+", markersize=16, markeredgewidth=4, color="white")
+            axis.plot(*marks[i], "+", markersize=14, markeredgewidth=2, color="black")
+    lines = textwrap.wrap(footer, int(21 * width))
+    figure.tight_layout(rect=(0, 0.05 * len(lines), 1, 1))
+    if lines:
+        figure.text(0.5, 0.01, "\n".join(lines), ha="center", va="bottom", fontsize=6, color="#444444")
+    return figure
+
+
+def ladder(bars: dict[str, tuple[float, tuple[float, float]]], now: str) -> plt.Figure:
+    """Scores as horizontal bars with their intervals.
+
+    Args:
+        bars: mIoU in percent and its 95 % interval, by name, from top to bottom.
+        now: the bar to show in colour.
+    """
+    figure, axis = plt.subplots(figsize=(7, 0.42 * len(bars) + 0.8))
+    figure.patch.set_facecolor("white")
+    for i, (name, (miou, (low, high))) in enumerate(bars.items()):
+        axis.barh(i, miou, color="#d9480f" if name == now else "#9aa0a6", height=0.62)
+        axis.plot([low, high], [i, i], color="black", linewidth=1.2)
+        axis.text(max(high, miou) + 1, i, f"{miou:.1f}", va="center", fontsize=9)
+    axis.set_yticks(range(len(bars)), list(bars), fontsize=9)
+    axis.invert_yaxis()
+    axis.set_xlim(0, max(60, *(high + 6 for _, (_, high) in bars.values())))
+    axis.set_xlabel("mIoU in percent, with its 95 % bootstrap interval", fontsize=9)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    return figure
+
+
+class FrameSlider:
+    """Figures to step through with a slider, in a page without kernel or network: by mouse, finger or keyboard.
+
+    Args:
+        figures: at most twelve, of one size; each is drawn once, as PNG inside the page, and closed.
+        labels: what the slider says at each.
+        name: what the slider chooses.
+        alt: what each picture shows, for those who do not see it; one text, to which the label is added.
+
+    Raises:
+        ValueError: no figure, more than twelve, or another number of labels.
+    """
+
+    def __init__(self, figures: Sequence[plt.Figure], labels: Sequence[str], name: str, alt: str):
+        if not 1 <= len(figures) <= 12 or len(figures) != len(labels):
+            raise ValueError(f"{len(figures)} figures and {len(labels)} labels: give 1 to 12 of each, as many of both")
+        self.labels, self.name, self.alt = list(labels), name, alt
+        self._pictures = []
+        for figure in figures:
+            file = io.BytesIO()
+            figure.savefig(file, dpi=80, format="png", facecolor="white")
+            plt.close(figure)
+            self._pictures.append(base64.b64encode(file.getvalue()).decode())
+
+    def _repr_html_(self) -> str:
+        labels = [html.escape(label, quote=True) for label in self.labels]
+        images = "".join(
+            f'<img src="data:image/png;base64,{picture}" alt="{html.escape(self.alt, quote=True)}: {label}" '
+            f'style="max-width:100%;height:auto"{" hidden" if i else ""}>'
+            for i, (picture, label) in enumerate(zip(self._pictures, labels, strict=True))
+        )
+        words = html.escape(json.dumps(self.labels), quote=True)
+        # The handler stands in the element: no script has to be loaded, and none runs twice.
+        change = (
+            "const box=this.closest('.hsnet-slider'),words=" + words + ",i=+this.value;"
+            "box.querySelectorAll('img').forEach((image,j)=>{image.hidden=j!==i});"
+            "box.querySelector('output').textContent=words[i];this.setAttribute('aria-valuetext',words[i])"
+        )
+        return (
+            '<div class="hsnet-slider" style="background:white;color:#222;padding:.5em;border-radius:4px">'
+            f'<label style="display:block">{html.escape(self.name)} '
+            f'<input type="range" min="0" max="{len(labels) - 1}" value="0" step="1" aria-valuetext="{labels[0]}" '
+            f'style="vertical-align:middle;width:min(18em,60%)" oninput="{change}"> <output>{labels[0]}</output></label>'
+            f"{images}</div>"
+        )
+
+
+BOXES = {  # the boxes of the network's figure, in the order of the data
+    "backbone": "features at\nmany depths",
+    "masking": "hide the support's\nbackground",
+    "correlation": "compare all\npositions",
+    "squeezing": "shrink the\nsupport dims",
+    "mixing": "coarse to\nfine",
+    "decoder": "context\nto mask",
+}
+
+
+class NetworkDiagram:
+    """The network in one row, with the box of the current chapter lit.
+
+    Args:
+        lit: a key of `BOXES`, or "" for none.
+
+    Raises:
+        ValueError: another name.
+    """
+
+    def __init__(self, lit: str = ""):
+        if lit and lit not in BOXES:
+            raise ValueError(f"no box {lit!r}: choose one of {', '.join(BOXES)}")
+        self.lit = lit
+
+    def _repr_html_(self) -> str:
+        width, height, gap = 118, 74, 14
+        parts = []
+        for i, (name, words) in enumerate(BOXES.items()):
+            x, lit = i * (width + gap) + 2, name == self.lit
+            fill, ink = ("#d9480f", "white") if lit else ("none", "currentColor")
+            lines = "".join(
+                f'<text x="{x + width / 2}" y="{44 + 15 * j}" font-size="12" text-anchor="middle" fill="{ink}">{line}</text>'
+                for j, line in enumerate(html.escape(words).split("\n"))
+            )
+            parts.append(
+                f'<rect x="{x}" y="2" width="{width}" height="{height}" rx="6" fill="{fill}" stroke="{"#d9480f" if lit else "currentColor"}"/>'
+                f'<text x="{x + width / 2}" y="22" font-size="14" font-weight="bold" text-anchor="middle" fill="{ink}">{name}</text>{lines}'
+            )
+            if i:
+                parts.append(f'<path d="M{x - gap} {2 + height / 2}h{gap}" stroke="currentColor" stroke-width="2"/>')
+        total = len(BOXES) * (width + gap) - gap + 4
+        where = f"; this chapter: {self.lit}" if self.lit else ""
+        return (
+            f'<svg class="hsnet-network" role="img" viewBox="0 0 {total} {height + 4}" style="width:100%;max-width:{total}px" '
+            f'font-family="system-ui,sans-serif" aria-label="The network: {", ".join(BOXES)}{where}">'
+            + "".join(parts)
+            + "</svg>"
+        )

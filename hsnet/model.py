@@ -6,6 +6,7 @@ query, support ─ Backbone ─ mask_features ─ hypercorrelation_pyramid ─ P
 
 import math
 import warnings
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -236,15 +237,23 @@ class HSNet(nn.Module):
         Args:
             size: height and width of the masks returned.
         """
+        logits = self.logits_from_features(query_levels, support_levels, support_mask, size)
+        return vote(torch.stack([one[:, 1] > one[:, 0] for one in logits], dim=1), rule)
+
+    def logits_from_features(
+        self,
+        query_levels: list[list[Float[Tensor, "b _c _h _w"]]],
+        support_levels: list[list[Float[Tensor, "bk _c _hs _ws"]]],
+        support_mask: Bool[Tensor, "b k H W"] | Float[Tensor, "b k H W"],
+        size: tuple[int, int],
+    ) -> Iterator[Float[Tensor, "b 2 h w"]]:
+        """The logits from each of the K supports, one after the other: the memory of one pass whatever K is."""
         b, k = support_mask.shape[:2]
         if self.settings["mask_support"]:
             support_levels = mask_features(support_levels, support_mask.flatten(0, 1))
-        masks = []
-        for shot in range(k):  # one after the other: the memory of one pass whatever K is
+        for shot in range(k):
             levels = [[f.unflatten(0, (b, k))[:, shot] for f in level] for level in support_levels]
-            logits = self._logits(query_levels, levels, size)
-            masks.append(logits[:, 1] > logits[:, 0])
-        return vote(torch.stack(masks, dim=1), rule)
+            yield self._logits(query_levels, levels, size)
 
     def learned_parameters(self) -> dict[str, nn.Parameter]:
         """What training changes, by name: encoder and decoder, and the backbone only with `train_backbone`."""

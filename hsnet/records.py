@@ -1,6 +1,6 @@
 """The files of a run, and tables made from them.
 
-python -m hsnet.records      write the tables of README.md again from the files of the runs
+python -m hsnet.records      write the tables of README.md and data/runs/README.md again from the files of the runs
 """
 
 import argparse
@@ -9,8 +9,10 @@ import re
 from pathlib import Path
 
 from .config import data_folder, run_program
+from .metrics import SegmentationScore
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = (ROOT / "README.md", ROOT / "data" / "runs" / "README.md")  # what holds tables of runs
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -30,9 +32,28 @@ def _lines(value, indent=0) -> str:
     return json.dumps(value)
 
 
-def read_tests(folder: Path) -> list[dict]:
-    """The `test-*.json` files of a run, by shot."""
-    return sorted((json.loads(p.read_text()) for p in folder.glob("test-*shot.json")), key=lambda t: t["shot"])
+def read_tests(folder: Path, before: str = "") -> list[dict]:
+    """The `test-*.json` files of a run, by shot; with `before`, such as "coco-fold0-", those on another benchmark."""
+    return sorted((json.loads(p.read_text()) for p in folder.glob(f"{before}test-*shot.json")), key=lambda t: t["shot"])
+
+
+def run_score(run: str, name: str = "HSNet", shot: int = 1, count: int | None = None) -> SegmentationScore:
+    """What a run stored of its test: the score over the first `count` episodes (default: all).
+
+    Args:
+        name: "HSNet" or "prototypes".
+
+    Raises:
+        FileNotFoundError: a run that was not tested with this shot, saying how to.
+    """
+    path = data_folder() / "runs" / run / f"test-{shot}shot.json"
+    if not path.exists():
+        raise FileNotFoundError(f"no {path}: write it with `python -m hsnet.evaluate {run} --shot {shot}`")
+    test = json.loads(path.read_text())
+    rows = test["areas"][name][:count]
+    score = SegmentationScore(sorted({row[0] for row in rows}), test["resample_classes"])
+    score.rows = rows
+    return score
 
 
 def scores_table(tests: list[dict]) -> str:
@@ -99,13 +120,24 @@ def runs_table() -> str:
 
 
 def render(text: str) -> str:
-    """Replace what stands between `<!-- run NAME -->` and `<!-- end -->` by the table of that run's scores."""
+    """Replace what stands between `<!-- WHAT NAME -->` and `<!-- end -->` by a table from that run's files.
+
+    WHAT: "run", its test scores; "controls", those of `evaluate --controls`; anything else, such as "coco-fold0", the scores
+    on another benchmark.
+    """
 
     def table(match):
-        tests = read_tests(data_folder() / "runs" / match[1])
-        return f"<!-- run {match[1]} -->\n{scores_table(tests) if tests else '–'}\n<!-- end -->"
+        what, run = match.groups()
+        folder = data_folder() / "runs" / run
+        if what == "run":
+            tests = read_tests(folder)
+        elif what == "controls":
+            tests = [json.loads(p.read_text()) for p in folder.glob("controls.json")]
+        else:
+            tests = read_tests(folder, f"{what}-")
+        return f"<!-- {what} {run} -->\n{scores_table(tests) if tests else '–'}\n<!-- end -->"
 
-    return re.sub(r"<!-- run (\S+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+    return re.sub(r"<!-- (\S+) (\S+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
 
 
 def main() -> None:
@@ -113,8 +145,9 @@ def main() -> None:
     argparse.ArgumentParser(
         prog="python -m hsnet.records", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    README.write_text(render(README.read_text()))
-    print(f"written to {README}")
+    for page in PAGES:
+        page.write_text(render(page.read_text()))
+        print(f"written to {page}")
 
 
 if __name__ == "__main__":

@@ -23,10 +23,9 @@ from . import records
 from .benchmarks import load_benchmark
 from .checkpoints import WEIGHTS, load_weights, save_model
 from .config import Config, add_settings, config_from, data_folder, run_program
+from .devices import choose_device, choose_precision
 from .episodes import EpisodeDataset, test_episodes
 from .evaluate import (
-    choose_device,
-    choose_precision,
     choose_workers,
     draw_episodes,
     evaluate,
@@ -35,8 +34,10 @@ from .evaluate import (
     test_run,
 )
 from .model import HSNet
+from .muon import Muon
 
 LAST = "last.pt"
+BIAS_LEARNING_RATE = 1e-3  # of Adam, for what Muon does not move
 
 
 def train(config: Config, resume: bool = False) -> Path:
@@ -63,7 +64,7 @@ def train(config: Config, resume: bool = False) -> Path:
     model = HSNet(**config.model_settings).to(device)
     model.training_size = config.size
     learned = model.learned_parameters()
-    optimizer = torch.optim.Adam(learned.values(), lr=config.learning_rate)
+    optimizers = make_optimizers(config, list(learned.values()))
     print(
         f"{folder.name}: {sum(p.numel() for p in learned.values()):,} parameters to learn, {device}, {str(dtype)[6:]}"
     )
@@ -76,13 +77,13 @@ def train(config: Config, resume: bool = False) -> Path:
 
     state = {"epoch": 0, "seconds": 0.0, "best": -1.0}
     if resume:
-        state |= _restore(folder, model, optimizer)
+        state |= _restore(folder, model, optimizers)
     clock = Clock(config, count, state["seconds"])
     for epoch in range(state["epoch"], config.epochs):
         if clock.progress(epoch) >= 1:
             break
         dataset.epoch = epoch
-        loss = train_one_epoch(model, dataset.loader(config.batch, workers), optimizer, clock, epoch, device, dtype)
+        loss = train_one_epoch(model, dataset.loader(config.batch, workers), optimizers, clock, epoch, device, dtype)
         scores = evaluate(
             predictor(model.eval(), device, dtype),
             validation,
@@ -96,7 +97,7 @@ def train(config: Config, resume: bool = False) -> Path:
         state = {"epoch": epoch + 1, "seconds": clock.seconds(), "best": max(miou, state["best"])}
         if best:
             save_model(folder / WEIGHTS, model)
-        _save_last(folder, model, optimizer, state)
+        _save_last(folder, model, optimizers, state)
         line = {
             "epoch": epoch + 1,
             "loss": round(loss, 5),
@@ -118,7 +119,7 @@ def train(config: Config, resume: bool = False) -> Path:
     return folder
 
 
-def train_one_epoch(model, loader, optimizer, clock, epoch, device, dtype) -> float:
+def train_one_epoch(model, loader, optimizers, clock, epoch, device, dtype) -> float:
     """One pass over an epoch's episodes; returns the mean loss."""
     model.train()
     total = torch.zeros((), device=device)
@@ -130,21 +131,36 @@ def train_one_epoch(model, loader, optimizer, clock, epoch, device, dtype) -> fl
         progress = clock.progress(epoch + step / steps)
         if progress >= 1:
             break
-        for group in optimizer.param_groups:
-            group["lr"] = clock.learning_rate(progress)
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = clock.schedule(progress) * group["initial_lr"]
         batch = batch.to(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             query, support = model.backbone.normalize(batch.query), model.backbone.normalize(batch.support[:, 0])
             logits = model(query, support, batch.support_mask[:, 0])
         loss = F.cross_entropy(logits.float(), batch.query_mask.long(), weight=weight)
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         total += loss.detach()
         done += 1
         if step % 10 == 0:  # reading the loss waits for a GPU
             bar.set_postfix(loss=f"{total.item() / done:.3f}")
     return total.item() / max(done, 1)
+
+
+def make_optimizers(config: Config, parameters: list[torch.nn.Parameter]) -> list[torch.optim.Optimizer]:
+    """Adam for all; or Muon for the kernels and Adam for biases and normalisations."""
+    if config.optimizer == "adam":
+        optimizers = [torch.optim.Adam(parameters, lr=config.learning_rate)]
+    else:
+        optimizers = [
+            Muon([p for p in parameters if p.ndim > 1], lr=config.learning_rate),
+            torch.optim.Adam([p for p in parameters if p.ndim == 1], lr=BIAS_LEARNING_RATE),
+        ]
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["initial_lr"] = group["lr"]
+    return optimizers
 
 
 class Clock:
@@ -165,12 +181,12 @@ class Clock:
         by_time = self.seconds() / (60 * self.config.minutes) if self.config.minutes else 0.0
         return max(epochs / self.config.epochs, by_time)
 
-    def learning_rate(self, progress: float | int) -> float:
-        """The paper's constant, or a linear rise and then half a cosine down to zero."""
+    def schedule(self, progress: float | int) -> float:
+        """The factor of the learning rate: the paper's constant 1, or a linear rise and then half a cosine down to zero."""
         if self.config.schedule == "constant":
-            return self.config.learning_rate
+            return 1.0
         rise = min(1.0, (progress + 1e-3) / self.WARM_UP)
-        return self.config.learning_rate * rise * (1 + math.cos(math.pi * min(progress, 1))) / 2
+        return rise * (1 + math.cos(math.pi * min(progress, 1))) / 2
 
 
 def _open_run(config, resume):
@@ -209,10 +225,10 @@ def _check_same(config, before):
         )
 
 
-def _save_last(folder, model, optimizer, state):
+def _save_last(folder, model, optimizers, state):
     stored = {
         "model": {n: p.detach() for n, p in model.learned_parameters().items()},
-        "optimizer": optimizer.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         **state,
     }
     temporary = folder / (LAST + ".tmp")
@@ -220,13 +236,14 @@ def _save_last(folder, model, optimizer, state):
     temporary.replace(folder / LAST)
 
 
-def _restore(folder, model, optimizer):
+def _restore(folder, model, optimizers):
     try:
         stored = torch.load(folder / LAST, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise ValueError(f"{folder / LAST} is damaged ({error}): delete the folder and train anew") from error
     model.load_state_dict(stored.pop("model"), strict=False)
-    optimizer.load_state_dict(stored.pop("optimizer"))
+    for optimizer, state in zip(optimizers, stored.pop("optimizers"), strict=True):
+        optimizer.load_state_dict(state)
     return stored
 
 

@@ -1,15 +1,12 @@
 """Shared by all tests: a data folder of their own, two threads, and the golden numbers."""
 
-import json
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
-GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture(autouse=True)
@@ -20,12 +17,6 @@ def data(tmp_path, monkeypatch):
     monkeypatch.setenv("HSNET_DATA", str(folder))
     torch.manual_seed(0)
     return folder
-
-
-def golden(name):
-    """A file of tests/golden."""
-    path = GOLDEN / name
-    return json.loads(path.read_text()) if path.suffix == ".json" else np.load(path)
 
 
 def assert_close(ours, theirs, relative=1e-4):

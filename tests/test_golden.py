@@ -6,16 +6,13 @@
 import numpy as np
 import pytest
 import torch
-from conftest import assert_close, golden
-from golden.formula import parameter, values
+from conftest import assert_close
+from golden.formula import parameter
 from torch.nn import functional as F
 
 from hsnet import CenterPivotConv4d, HSNet, SegmentationScore, hypercorrelation_pyramid, mask_features, vote
 from hsnet.checkpoints import from_reference
-
-
-def tensor(name, shape):
-    return torch.from_numpy(values(name, shape))
+from hsnet.golden import golden, golden_input
 
 
 def reference_state_dict(backbone, prefix=""):
@@ -48,7 +45,7 @@ def test_center_pivot_kernel(case):
             for p in ("weight", "bias")
         }
     )
-    assert_close(conv(tensor(f"conv4d.{case}.input", (b, cin, hq, wq, hs, ws))), file[f"output{case}"])
+    assert_close(conv(golden_input(f"conv4d.{case}.input", (b, cin, hq, wq, hs, ws))), file[f"output{case}"])
 
 
 def test_masking_and_correlation():
@@ -56,10 +53,10 @@ def test_masking_and_correlation():
     shapes = [tuple(shape) for shape in file["layers"].tolist()]
 
     def levels(kind):
-        layers = [tensor(f"{kind}.{i}", shape) for i, shape in enumerate(shapes)]
+        layers = [golden_input(f"{kind}.{i}", shape) for i, shape in enumerate(shapes)]
         return [layers[:2], layers[2:5], layers[5:]]
 
-    masked = mask_features(levels("support"), tensor("mask", (2, 50, 50)) > 0)
+    masked = mask_features(levels("support"), golden_input("mask", (2, 50, 50)) > 0)
     for i, feature in enumerate(f for level in masked for f in level):
         assert_close(feature, file[f"masked{i}"])
     pyramid = hypercorrelation_pyramid(levels("query"), masked)
@@ -71,7 +68,7 @@ def test_masking_and_correlation():
 def test_learned_part(backbone):
     file = golden(f"learner_{backbone}.npz")
     deep_first = [
-        tensor(f"hypercorrelation.{i}", (1, int(c), n, n, n, n)).relu()
+        golden_input(f"hypercorrelation.{i}", (1, int(c), n, n, n, n)).relu()
         for i, (c, n) in enumerate(zip(file["channels"], file["sizes"].tolist(), strict=True))
     ]
     model = reference_model(backbone)
@@ -84,8 +81,8 @@ def test_whole_network(backbone):
     file = golden(f"network_{backbone}.npz")
     size = int(file["size"])
     model = reference_model(backbone)
-    query, support = (tensor(name, (1, 3, size, size)) for name in ("query_img", "support_img"))
-    mask = tensor("support_mask", (1, size, size)) > 0
+    query, support = (golden_input(name, (1, 3, size, size)) for name in ("query_img", "support_img"))
+    mask = golden_input("support_mask", (1, size, size)) > 0
     with torch.no_grad():
         features = [f for level in model.backbone(query) for f in level]
         assert [list(f.shape[1:]) for f in features] == file["feature_shapes"].tolist()
@@ -105,8 +102,8 @@ def test_adam_steps(name):
     model = reference_model("resnet50").train()
     learned = model.learned_parameters()
     optimizer = torch.optim.Adam(learned.values(), lr=file["lr"])
-    query, support = (tensor(n, (b, 3, size, size)) for n in ("query_img", "support_img"))
-    support_mask, query_mask = (tensor(n, (b, size, size)) > 0 for n in ("support_mask", "query_mask"))
+    query, support = (golden_input(n, (b, 3, size, size)) for n in ("query_img", "support_img"))
+    support_mask, query_mask = (golden_input(n, (b, size, size)) > 0 for n in ("support_mask", "query_mask"))
     losses = []
     for step in range(len(file["losses"])):
         loss = F.cross_entropy(model(query, support, support_mask), query_mask.long())
@@ -134,7 +131,7 @@ def test_votes():
     file = golden("votes.npz")
     cases = [(f"votes.{k}", k, f"mask{k}", 0.0) for k in (1, 2, 3, 5, 10)] + [("votes.sparse", 5, "mask_sparse", 1.5)]
     for name, k, key, raised in cases:
-        logits = tensor(name, (3, k, 2, 40, 40))
+        logits = golden_input(name, (3, k, 2, 40, 40))
         logits[:, :, 0] += raised
         np.testing.assert_array_equal(vote(logits.argmax(2) > 0).numpy(), file[key] > 0, err_msg=key)
 
@@ -143,9 +140,9 @@ def test_scores():
     file = golden("metrics.json")
     score = SegmentationScore(range(5, 10))
     for i, class_id in enumerate(np.random.default_rng(0).integers(5, 10, 40).tolist()):
-        prediction = tensor(f"pred.{i}", (1, 30, 30)) > 0.3
-        truth = tensor(f"gt.{i}", (1, 30, 30)) > 0.5
-        ignored = (tensor(f"ignore.{i}", (1, 30, 30)) > 1.5) & ~truth
+        prediction = golden_input(f"pred.{i}", (1, 30, 30)) > 0.3
+        truth = golden_input(f"gt.{i}", (1, 30, 30)) > 0.5
+        ignored = (golden_input(f"ignore.{i}", (1, 30, 30)) > 1.5) & ~truth
         truth = truth & (i != 0)
         prediction = prediction & (i != 1)
         score.update(prediction, truth, [class_id], ignored)

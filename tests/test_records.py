@@ -41,6 +41,30 @@ def test_rendering_fills_the_marked_places(data):
     assert records.render(rendered) == rendered
 
 
+def test_rendering_tells_tests_controls_and_other_benchmarks_apart(data):
+    folder = data / "runs" / "one"
+    folder.mkdir(parents=True)
+    records.write_json(folder / "test-1shot.json", test(1, HSNet=50.0))
+    records.write_json(folder / "controls.json", test(1, **{"wrong support": 10.0}))
+    records.write_json(folder / "coco-fold0-test-5shot.json", test(5, HSNet=20.0))
+    parts = [records.render(f"<!-- {what} one -->\n<!-- end -->") for what in ("run", "controls", "coco-fold0")]
+    for part, own in zip(parts, ("50.0", "10.0", "20.0"), strict=True):
+        assert [number in part for number in ("50.0", "10.0", "20.0")] == [
+            number == own for number in ("50.0", "10.0", "20.0")
+        ]
+
+
+def test_the_score_of_a_runs_first_episodes(data):
+    folder = data / "runs" / "one"
+    folder.mkdir(parents=True)
+    rows = [[3, 0, 10, 90, 40], [5, 0, 30, 90, 40], [3, 0, 40, 90, 40]]
+    records.write_json(folder / "test-1shot.json", {"areas": {"HSNet": rows}, "resample_classes": True})
+    assert records.run_score("one").miou() == pytest.approx((100 * 50 / 80 + 75) / 2)
+    assert records.run_score("one", count=2).miou() == pytest.approx((25 + 75) / 2)
+    with pytest.raises(FileNotFoundError, match="evaluate one --shot 5"):
+        records.run_score("one", shot=5)
+
+
 def test_json_is_readable_and_whole(data):
     content = {"a": [[1, 2], [3, 4]], "b": {"c": [1.5, None]}, "d": [], "e": "é"}
     records.write_json(data / "x.json", content)

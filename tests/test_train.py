@@ -75,6 +75,9 @@ def test_a_training_from_the_command_line(data):
     assert controls.returncode == 0, controls.stderr
     assert "wrong support" in controls.stdout
     assert (folder / "controls.json").exists()
+    other_fold = run("evaluate", "tiny", "--fold", "1")
+    assert other_fold.returncode == 2
+    assert "trained on the classes of every fold of shapes but 0" in other_fold.stderr
     table = run("evaluate")
     assert "tiny" in table.stdout
     assert "shapes" in table.stdout
@@ -85,10 +88,10 @@ def test_resume_ends_where_an_unbroken_training_does(data, monkeypatch):
     config = Config(**{**TINY, "name": "broken", "epochs": 3})
     one_epoch = train_program.train_one_epoch
 
-    def interrupted_in_the_second(model, loader, optimizer, clock, epoch, *rest):
+    def interrupted_in_the_second(model, loader, optimizers, clock, epoch, *rest):
         if epoch == 1:
             raise KeyboardInterrupt
-        return one_epoch(model, loader, optimizer, clock, epoch, *rest)
+        return one_epoch(model, loader, optimizers, clock, epoch, *rest)
 
     with monkeypatch.context() as patched:
         patched.setattr(train_program, "train_one_epoch", interrupted_in_the_second)
@@ -142,10 +145,10 @@ def test_the_loss_falls_and_all_foreground_is_beaten(data):
     benchmark = load_benchmark("shapes", size=64)
     batch = EpisodeDataset(benchmark, 64, fold=0, count=1)[0]
     model = HSNet("efficientnet_lite0").train()
-    optimizer = torch.optim.Adam(model.learned_parameters().values(), lr=1e-3)
+    optimizers = train_program.make_optimizers(Config(), list(model.learned_parameters().values()))
     clock = Clock(config, 30, 0.0)
     losses = [
-        train_program.train_one_epoch(model, [batch] * 10, optimizer, clock, 0, torch.device("cpu"), torch.float32)
+        train_program.train_one_epoch(model, [batch] * 10, optimizers, clock, 0, torch.device("cpu"), torch.float32)
         for _ in range(6)
     ]
     assert losses[-1] < 0.5 * losses[0]
@@ -209,12 +212,12 @@ def test_a_command_line_for_photographs_starts_from_the_paper():
 
 
 def test_schedules():
-    constant = Clock(Config(schedule="constant", learning_rate=0.5), 10, 0.0)
-    cosine = Clock(Config(schedule="cosine", learning_rate=0.5, epochs=10), 10, 0.0)
-    assert constant.learning_rate(0.9) == 0.5
-    assert cosine.learning_rate(0) < 0.02
-    assert cosine.learning_rate(0.05) > 0.49
-    assert cosine.learning_rate(1) == 0
+    constant = Clock(Config(schedule="constant"), 10, 0.0)
+    cosine = Clock(Config(schedule="cosine", epochs=10), 10, 0.0)
+    assert constant.schedule(0.9) == 1
+    assert cosine.schedule(0) < 0.04
+    assert cosine.schedule(0.05) > 0.98
+    assert cosine.schedule(1) == 0
     assert cosine.progress(5) == 0.5
     late = Clock(Config(epochs=10, minutes=1.0), 10, seconds_before=45)
     assert 0.75 <= late.progress(5) < 0.8

@@ -61,8 +61,8 @@ class DrawnBenchmark(Benchmark):
         return self._episode(rng, fold, "train", classes[rng.integers(len(classes))], shot)
 
     def test_episodes(self, fold: int, shot: int, count: int, seed: int, split: str) -> list[Episode]:
-        """Episodes that go round the classes, so that each occurs equally often (±1)."""
-        rng = np.random.default_rng([seed, fold, shot, count, {"val": 1, "test": 2}[split]])
+        """Episodes that go round the classes, so that each occurs equally often (±1). Fewer are the first of more."""
+        rng = np.random.default_rng([seed, fold, shot, {"val": 1, "test": 2}[split]])
         classes = self.classes(fold, split)
         order = rng.permutation(classes)
         return [self._episode(rng, fold, split, int(order[i % len(order)]), shot) for i in range(count)]

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageChops
 
-OBJECT_SIZE = (0.3, 1.1)  # longest side of an object over the side of the scene; uniform in its logarithm
+OBJECT_SIZE = (0.35, 0.8)  # longest side of an object over the side of the scene; uniform in its logarithm
 DISTRACTORS = (1, 4)  # least and most
 MARGIN = 0.15  # an object's centre stays this far inside, in sides
 HUE_SHIFT = 0.25  # radians at most, around the grey axis
 GAIN = (0.8, 1.2)  # of brightness
-TILT = 0.5  # radians at most; half of the objects are mirrored
+TILT = 0.35  # radians at most; half of the objects are mirrored
 GRAIN = 24  # noise of the background, grey levels at most
 # A scene is drawn again if its target covers less than this share of the scene, or shows less than this share of itself.
 LEAST_VISIBLE = 0.02
-LEAST_UNCOVERED = 0.25
+LEAST_UNCOVERED = 0.6
 
 
 @dataclass(frozen=True)
@@ -41,41 +41,74 @@ def compose(rng: np.random.Generator, sprites: list[np.ndarray], size: int) -> S
         rng: decides background, places, sizes, colours and which object lies over which.
         sprites: premultiplied uint8 RGBA (n, n, 4), the target first.
     """
-    background = _background(
-        rng, size
-    )  # three planes: arithmetic on long rows is several times faster than on RGB triples
     for _ in range(20):  # the target may end up covered or outside
-        image, labels = background.copy(), np.zeros((size, size), np.uint8)
-        areas = {i: _paste(rng, sprites[i], image, labels, i + 1) for i in rng.permutation(len(sprites))}
-        visible = np.count_nonzero(labels == 1)
-        if visible >= LEAST_VISIBLE * size**2 and visible >= LEAST_UNCOVERED * areas[0]:
+        places = [_place(rng, size) for _ in sprites]
+        order = rng.permutation(len(sprites))
+        if _shows_target(sprites, places, order, size):
             break
+    image = _background(rng, size)  # three planes: arithmetic on long rows is faster than on RGB triples
+    labels = np.zeros((size, size), np.uint8)
+    for i in order:
+        _paste(_recolour(rng, sprites[i]), places[i], image, labels, i + 1)
     return Scene(np.ascontiguousarray(image.transpose(1, 2, 0)), labels)
 
 
-def _paste(rng, sprite, image, labels, label):
-    """Draw one object over what is there; returns how many pixels of the scene it covers."""
-    size, n = labels.shape[0], sprite.shape[0]
+@dataclass(frozen=True)
+class _Place:
+    """Where an object lies: its centre and side in pixels, its tilt in radians, 1 or -1 for mirrored."""
+
+    x: float
+    y: float
+    side: float
+    angle: float
+    mirror: int
+
+    def matrix(self, n, x0=0, y0=0, step=1):
+        """PIL asks where each output pixel comes from: move to the centre, turn back, mirror back, scale to n pixels."""
+        c, s = np.cos(self.angle) * n / self.side, np.sin(self.angle) * n / self.side
+        dx, dy = x0 - self.x, y0 - self.y
+        m = self.mirror
+        return (m * c * step, m * s * step, m * (c * dx + s * dy) + n / 2, -s * step, c * step, c * dy - s * dx + n / 2)
+
+
+def _place(rng, size):
     side = size * np.exp(rng.uniform(*np.log(OBJECT_SIZE)))
-    angle, mirror = rng.uniform(-TILT, TILT), rng.choice([-1, 1])
-    cx, cy = rng.uniform(MARGIN, 1 - MARGIN, 2) * size
+    x, y = rng.uniform(MARGIN, 1 - MARGIN, 2) * size
+    return _Place(x, y, side, rng.uniform(-TILT, TILT), int(rng.choice([-1, 1])))
+
+
+def _shows_target(sprites, places, order, size):
+    """Whether enough of the target shows, seen on every fourth pixel: drawing in full only to throw away would be slow."""
+    n, target = size // 4, None
+    for i in order:  # from the bottom to the top
+        if target is None and i != 0:
+            continue  # below the target
+        alpha = Image.fromarray(sprites[i][::4, ::4, 3])
+        drawn = alpha.transform((n, n), Image.Transform.AFFINE, places[i].matrix(alpha.width, step=4))
+        inside = np.asarray(drawn) >= 128
+        if i == 0:
+            target, area = inside, np.count_nonzero(inside)
+        else:
+            target = target & ~inside
+    visible = np.count_nonzero(target)
+    return visible >= LEAST_VISIBLE * n**2 and visible >= LEAST_UNCOVERED * area
+
+
+def _paste(drawing, place, image, labels, label):
+    """Draw one object over what is there."""
+    size = labels.shape[0]
     # Only the part of the scene that the turned square can reach.
-    reach = side / 2 * (abs(np.cos(angle)) + abs(np.sin(angle)))
-    x0, x1 = max(int(cx - reach), 0), min(int(cx + reach) + 2, size)
-    y0, y1 = max(int(cy - reach), 0), min(int(cy + reach) + 2, size)
-    # PIL asks where each output pixel comes from: move to the centre, turn back, mirror back, scale to the sprite.
-    c, s = np.cos(angle) * n / side, np.sin(angle) * n / side
-    dx, dy = x0 - cx, y0 - cy
-    matrix = (mirror * c, mirror * s, mirror * (c * dx + s * dy) + n / 2, -s, c, -s * dx + c * dy + n / 2)
-    drawn = _recolour(rng, sprite)
-    drawn = drawn.transform((x1 - x0, y1 - y0), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    reach = place.side / 2 * (abs(np.cos(place.angle)) + abs(np.sin(place.angle)))
+    x0, x1 = max(int(place.x - reach), 0), min(int(place.x + reach) + 2, size)
+    y0, y1 = max(int(place.y - reach), 0), min(int(place.y + reach) + 2, size)
+    matrix = place.matrix(drawing.width, x0, y0)
+    drawn = drawing.transform((x1 - x0, y1 - y0), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
     *colours, alpha = (np.asarray(plane) for plane in drawn.split())
     through = (255 - alpha).astype(np.uint16)
+    through += through >> 7  # 0 to 256, so that a shift divides
     for plane, colour in zip(image[:, y0:y1, x0:x1], colours, strict=True):
-        plane[:] = colour + (plane * through // 255).astype(np.uint8)
-    inside = alpha >= 128
-    labels[y0:y1, x0:x1][inside] = label
-    return np.count_nonzero(inside)
+        plane[:] = (plane * through >> 8).astype(np.uint8) + colour
+    labels[y0:y1, x0:x1][alpha >= 128] = label
 
 
 def _recolour(rng, sprite):

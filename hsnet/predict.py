@@ -1,0 +1,164 @@
+"""Segment pictures like a few annotated ones.
+
+    python -m hsnet.predict --support a.jpg a.png --support b.jpg b.png --query photos/*.jpg --out masks/
+    python -m hsnet.predict --support cutout.png --query photos/ --out masks/
+
+A support is a picture and its mask (white or 1 on the object), or a cut-out whose background is transparent. Queries are
+pictures or folders of pictures. The folder of --out then holds, for each query NAME, NAME-mask.png (255 on the object, in
+the query's size), NAME-overlay.jpg, and, for all of them, index.html to look at.
+
+A query that cannot be read is named and left out, and the exit status is 1.
+"""
+
+import argparse
+import html
+import sys
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from .config import Config, run_program
+from .figures import overlay
+from .pictures import find_pictures, read_image
+from .segmenter import RULES, Segmenter, read_support
+
+SHOWN = 1600  # longest side of an overlay, in pixels
+THUMBNAIL = 480
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; font-family: system-ui, sans-serif; }}
+body {{ margin: 1rem auto; max-width: 80rem; padding: 0 1rem; }}
+div {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); gap: 1rem; }}
+figure {{ margin: 0; }} img {{ max-width: 100%; border-radius: 4px; }} figcaption {{ overflow-wrap: anywhere; }}
+</style></head><body>
+<h1>{title}</h1>
+<p>The object in its own colours, everything else in grey. Made by the run {run} from the supports below.</p>
+<h2>Supports</h2><div>
+{supports}
+</div><h2>Queries</h2><div>
+{queries}
+</div></body></html>
+"""
+
+
+def predict_files(
+    segmenter: Segmenter, supports: list[tuple[Path, Path | None]], queries: list[Path], out: Path, run: str
+) -> list[str]:
+    """Write masks, overlays and the page for all queries.
+
+    Returns:
+        What went wrong, one line a query that could not be read.
+
+    Raises:
+        FileNotFoundError, ValueError: a support that does not do, see `Segmenter.fit`.
+        PermissionError: an `out` that cannot be written.
+    """
+    segmenter.fit([image for image, _ in supports], [mask for _, mask in supports])
+    out.mkdir(parents=True, exist_ok=True)
+    figures = []
+    for i, (image, mask) in enumerate(supports, start=1):
+        name = f"support-{i}.jpg"
+        _save_overlay(*read_support(image, mask), out / name, THUMBNAIL)
+        figures.append(_figure(name, f"{image.name}, with its mask", None))
+    cells, wrong = [], []
+    names = _names(queries)
+    try:
+        for query in tqdm(queries, desc="segmenting", unit="picture"):
+            try:
+                mask = segmenter.predict(query)
+                pixels, _ = read_image(query, least=SHOWN)
+            except (ValueError, OSError) as error:
+                wrong.append(str(error))
+                tqdm.write(f"left out: {error}", file=sys.stderr)
+                continue
+            Image.fromarray(mask.astype(np.uint8) * 255).save(out / f"{names[query]}-mask.png")
+            _save_overlay(pixels, mask, out / f"{names[query]}-overlay.jpg", SHOWN)
+            share = f"{100 * mask.mean():.0f} % of the picture" if mask.any() else "nothing found"
+            cells.append(_figure(f"{names[query]}-overlay.jpg", f"{query.name}: {share}", f"{names[query]}-mask.png"))
+    finally:  # Ctrl-C leaves a page of what is done
+        page = PAGE.format(
+            title=f"{len(cells)} pictures segmented",
+            run=html.escape(run),
+            supports="\n".join(figures),
+            queries="\n".join(cells),
+        )
+        (out / "index.html").write_text(page, encoding="utf-8")
+    return wrong
+
+
+def _names(queries):
+    """A name for each query's files: its own without suffix, with a number where two would share one."""
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    for query in queries:
+        name, number = query.stem, 2
+        while name.lower() in taken:  # some file systems take A and a for the same
+            name, number = f"{query.stem}-{number}", number + 1
+        taken.add(name.lower())
+        names[query] = name
+    return names
+
+
+def _save_overlay(pixels, mask, path, longest):
+    image = Image.fromarray(pixels)
+    image.thumbnail((longest, longest))
+    small = Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST)
+    Image.fromarray(overlay(np.asarray(image), np.asarray(small))).save(path, quality=88)
+
+
+def _figure(picture, caption, mask):
+    caption, picture = html.escape(caption), quote(picture)
+    link = f' · <a href="{quote(mask)}">mask</a>' if mask else ""
+    return (
+        f'<figure><a href="{picture}"><img src="{picture}" alt="{caption}" loading="lazy"></a>'
+        f"<figcaption>{caption}{link}</figcaption></figure>"
+    )
+
+
+def main() -> None:
+    """The program."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hsnet.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--support",
+        nargs="+",
+        action="append",
+        required=True,
+        metavar=("PICTURE", "MASK"),
+        type=Path,
+        help="an annotated picture and its mask, or one cut-out; repeat it for more supports",
+    )
+    parser.add_argument("--query", nargs="+", required=True, help="pictures to segment, or folders of them")
+    parser.add_argument("--out", type=Path, default=Path("masks"), help="folder for what is written (default: masks)")
+    default = Config().run
+    parser.add_argument("--run", default=default, help=f"trained run, by name or folder (default: {default})")
+    parser.add_argument(
+        "--rule", default="paper", help=f"how several supports decide: {', '.join(RULES)} (default: paper)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
+    arguments = parser.parse_args()
+    for support in arguments.support:
+        if len(support) > 2:
+            raise ValueError(
+                f"--support takes one picture and its mask, got {len(support)} files ({', '.join(map(str, support))}): "
+                "repeat --support for each pair"
+            )
+    queries = find_pictures(arguments.query)
+    segmenter = Segmenter(arguments.run, rule=arguments.rule, device=arguments.device)
+    supports = [(s[0], s[1] if len(s) == 2 else None) for s in arguments.support]
+    wrong = predict_files(segmenter, supports, queries, arguments.out, str(arguments.run))
+    print(f"{len(queries) - len(wrong)} masks in {arguments.out}\nlook at   {arguments.out / 'index.html'}")
+    if wrong:
+        print(f"left out  {len(wrong)} of {len(queries)}:\n" + "\n".join(wrong), file=sys.stderr)
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    run_program(main)

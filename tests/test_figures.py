@@ -1,0 +1,65 @@
+"""What is drawn: frames that a slider chooses, the lit diagram, heat maps."""
+
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from hsnet.figures import BOXES, FrameSlider, NetworkDiagram, heat, ladder, panels
+
+
+def frames(count):
+    return [plt.figure(figsize=(1, 1)) for _ in range(count)]
+
+
+def test_a_slider_holds_its_frames():
+    html = FrameSlider(frames(3), ["a", 'b "quoted" <', "c"], "which", "A letter")._repr_html_()
+    assert html.count("data:image/png;base64,") == 3
+    assert html.count(" hidden>") == 2  # the first shows
+    assert 'max="2"' in html
+    assert 'alt="A letter: b &quot;quoted&quot; &lt;"' in html
+    assert "http" not in html
+    assert not plt.get_fignums()  # closed: the page does not show them again
+
+
+@pytest.mark.parametrize(("figures", "labels"), [(0, 0), (13, 13), (2, 3)])
+def test_a_slider_of_wrong_length(figures, labels):
+    with pytest.raises(ValueError, match=f"{figures} figures and {labels} labels"):
+        FrameSlider(frames(figures), ["x"] * labels, "which", "A letter")
+    plt.close("all")
+
+
+@pytest.mark.parametrize("box", BOXES)
+def test_the_current_box_is_lit(box):
+    svg = NetworkDiagram(box)._repr_html_()
+    lit = re.findall(r'fill="#d9480f"[^>]*/><text[^>]*>(\w+)<', svg)
+    assert lit == [box]
+    assert f"this chapter: {box}" in svg
+
+
+def test_an_unknown_box():
+    assert 'fill="#d9480f"' not in NetworkDiagram()._repr_html_()
+    with pytest.raises(ValueError, match="no box 'head': choose one of backbone"):
+        NetworkDiagram("head")
+
+
+def test_heat_is_where_the_values_are():
+    image = np.full((8, 8, 3), 100, np.uint8)
+    values = np.array([[0, 0], [0, 1.0]])
+    red_over_blue = np.diff(heat(image, values)[..., [2, 0]].astype(int), axis=-1)[..., 0]
+    assert (red_over_blue[4:, 4:] > 100).all()
+    assert (red_over_blue[:4] == 0).all()
+    assert (heat(image, values * 0) == heat(image, values * 0, largest=1.0)).all()
+
+
+def test_panels_and_ladder():
+    image = np.zeros((4, 4, 3), np.uint8)
+    figure = panels([("a", image), ("b", image)], marks={1: (2, 2)}, footer="who drew it " * 10)
+    assert [axis.get_title() for axis in figure.axes] == ["a", "b"]
+    assert [len(axis.lines) for axis in figure.axes] == [0, 2]
+    assert "who drew it" in figure.texts[0].get_text()
+    bars = ladder({"one": (10.0, (8.0, 12.0)), "two": (30.0, (20.0, 40.0))}, now="two")
+    widths = [patch.get_width() for patch in bars.axes[0].patches]
+    assert widths == [10, 30]
+    plt.close("all")

@@ -1,0 +1,112 @@
+"""The built book in a real browser: run by `make pages`, which says where the pages are."""
+
+import functools
+import http.server
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+PAGES = os.environ.get("HSNET_PAGES")
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+if not PAGES:
+    pytest.skip("the book's pages are looked at by `make pages`, after `make book`", allow_module_level=True)
+if not BROWSER:
+    pytest.skip("no browser found: install chromium to have the book's pages looked at", allow_module_level=True)
+sync_api = pytest.importorskip("playwright.sync_api", reason="`make pages` installs playwright")
+
+NAMES = sorted(p.relative_to(PAGES).as_posix() for p in Path(PAGES, "book").glob("*.html"))
+VIEWS = {"desk": (1280, 900), "phone": (390, 844)}
+
+
+@pytest.fixture(scope="module")
+def address():
+    """The pages behind a server of this machine."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=PAGES)
+    handler.log_message = lambda *_: None
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """A function that opens a page and fails on scripts' errors and on anything fetched from elsewhere."""
+    contexts, problems = [], []
+
+    def open_page(name, view="desk", scheme="light"):
+        width, height = VIEWS[view]
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: problems.append(f"script: {error}"))
+        page.on(
+            "request", lambda r: r.url.startswith((address, "data:", "blob:")) or problems.append(f"fetched {r.url}")
+        )
+        page.on(
+            "response",
+            lambda r: r.status < 400 or r.url.endswith("favicon.ico") or problems.append(f"{r.status} {r.url}"),
+        )
+        page.goto(f"{address}/{name}", wait_until="networkidle")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("name", NAMES)
+def test_page(visit, name, view, scheme):
+    page = visit(name, view, scheme)
+    assert page.locator("h1").count() == 1
+    assert page.evaluate("document.documentElement.dataset.theme") == scheme
+    # Nothing makes the page wider than the screen.
+    assert page.evaluate("document.documentElement.scrollWidth") <= VIEWS[view][0] + 1
+    missing = page.evaluate(
+        "[...document.images].filter(i => !i.alt || i.alt.includes('/')).map(i => i.src.slice(0, 90))"
+    )
+    assert not missing, f"pictures without a text: {missing}"
+    formulas = page.locator(".math").count()
+    assert formulas == 0 or page.locator("mjx-container svg").count() > 0, "formulas are not drawn"
+    folder = os.environ.get("HSNET_SCREENSHOTS")
+    if folder:
+        path = Path(folder) / f"{Path(name).stem}-{view}-{scheme}.png"
+        page.screenshot(path=path, full_page=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sliders_move_by_keyboard(visit, name):
+    page = visit(name)
+    for box in page.locator(".hsnet-slider").all():
+        handle = box.locator("input")
+        shown = box.locator("img:not([hidden])")
+        before, words = shown.get_attribute("alt"), box.locator("output").inner_text()
+        handle.focus()
+        page.keyboard.press("ArrowRight")
+        assert shown.count() == 1
+        assert shown.get_attribute("alt") != before
+        assert box.locator("output").inner_text() != words
+        assert handle.get_attribute("aria-valuetext") == box.locator("output").inner_text()
+        assert shown.get_attribute("alt").endswith(handle.get_attribute("aria-valuetext"))
+        page.keyboard.press("End")
+        assert handle.input_value() == handle.get_attribute("max")
+        page.keyboard.press("Home")
+        assert shown.get_attribute("alt") == before
+
+
+def test_the_pages_are_there():
+    assert "book/intro.html" in NAMES

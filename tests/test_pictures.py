@@ -1,0 +1,176 @@
+"""Pictures and masks of every kind people have."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hsnet.pictures import _open, find_pictures, read_image, read_mask
+
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (40, 60, 3), np.uint8)
+
+
+def saved(image, path, **options):
+    """`image` written to `path`."""
+    image.save(path, **options)
+    return path
+
+
+def test_exif_rotation_is_honoured(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stands on its right side
+    path = saved(Image.fromarray(PIXELS), tmp_path / "turned.png", exif=exif)
+    image, size = read_image(path)
+    assert size == (60, 40)
+    assert (image == np.rot90(PIXELS, -1)).all()
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGBA", "LA", "1", "CMYK"])
+def test_modes_become_rgb(tmp_path, mode):
+    suffix = ".tif" if mode == "CMYK" else ".png"
+    picture = Image.fromarray(PIXELS).convert("RGB" if mode == "P" else mode)
+    if mode == "P":
+        picture = picture.quantize(64)
+    image, size = read_image(saved(picture, tmp_path / ("a" + suffix)))
+    assert image.dtype == np.uint8
+    assert image.shape == (40, 60, 3)
+    assert size == (40, 60)
+    assert image.std() > 10
+
+
+def test_greys_of_sixteen_bits_are_scaled(tmp_path):
+    grey = np.linspace(0, 65535, 40 * 60).reshape(40, 60).astype(np.uint16)
+    for image in (read_image(saved(Image.fromarray(grey), tmp_path / "deep.png"))[0], read_image(grey)[0]):
+        assert np.abs(image[..., 0].astype(int) - grey // 257).max() <= 1
+
+
+def test_what_is_transparent_is_grey(tmp_path):
+    cutout = np.dstack([PIXELS, np.zeros((40, 60), np.uint8)])
+    cutout[:20, :, 3] = 255
+    image, _ = read_image(saved(Image.fromarray(cutout), tmp_path / "cutout.png"))
+    assert (image[:20] == PIXELS[:20]).all()
+    assert (image[20:] == 127).all()
+    assert (read_image(cutout)[0] == image).all()
+
+
+def test_a_palette_with_a_transparent_colour(tmp_path):
+    picture = Image.new("P", (6, 4), 1)
+    picture.putpalette([0, 0, 0, 255, 0, 0])
+    picture.paste(0, (0, 0, 3, 4))
+    path = saved(picture, tmp_path / "sticker.png", transparency=0)
+    assert (read_mask(path) == (np.arange(6) >= 3)).all()
+    assert (read_image(path)[0][:, :3] == 127).all()
+
+
+def test_a_picture_of_one_column():
+    image, size = read_image(PIXELS[:, :1])
+    assert image.shape == (40, 1, 3)
+    assert size == (40, 1)
+
+
+def test_a_large_photograph_is_decoded_small(tmp_path):
+    path = saved(Image.new("RGB", (9000, 6700), (200, 30, 30)), tmp_path / "large.jpg")  # 60 megapixels
+    image, size = read_image(path, least=256)
+    assert size == (6700, 9000)
+    assert image.shape[:2] == (838, 1125)  # an eighth, the smallest that JPEG can
+    assert np.abs(image[400, 500].astype(int) - (200, 30, 30)).max() < 5
+
+
+def test_floats_and_wrong_arrays():
+    assert np.abs(read_image(PIXELS / 255)[0].astype(int) - PIXELS).max() == 0
+    with pytest.raises(ValueError, match=r"floats from .* to .*255.* expected \[0, 1\]"):
+        read_image(PIXELS.astype(float))
+    with pytest.raises(ValueError, match=r"shape \(3, 40, 60\).*channels come last"):
+        read_image(PIXELS.transpose(2, 0, 1))
+    with pytest.raises(ValueError, match="integers from -1"):
+        read_image(PIXELS.astype(int) - 1)
+    with pytest.raises(ValueError, match="a picture cannot be a int"):
+        _open(3)  # what `read_image` calls; the tests' check of annotations would stop it before
+
+
+def test_damaged_and_missing_files_are_named(tmp_path):
+    whole = saved(Image.fromarray(PIXELS), tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "cut off.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "empty.png").write_bytes(b"")
+    for name in ("cut off.jpg", "text.png", "empty.png"):
+        with pytest.raises(ValueError, match=f"{name} is not a picture that can be read, or damaged"):
+            read_image(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"missing\.png"):
+        read_image(tmp_path / "missing.png")
+
+
+# Masks
+
+
+TRUTH = np.zeros((40, 60), bool)
+TRUTH[10:30, 20:50] = True
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [TRUTH, TRUTH.astype(np.uint8), TRUTH * np.uint8(255), TRUTH * np.uint16(65535), TRUTH.astype(float), TRUTH[None],
+     TRUTH[..., None], np.dstack([PIXELS, TRUTH * np.uint8(255)]), Image.fromarray(TRUTH)],
+    ids=["bool", "0/1", "0/255", "16 bits", "float", "1 h w", "h w 1", "cut-out", "PIL"],
+)  # fmt: skip
+def test_masks_of_many_kinds(mask):
+    assert (read_mask(mask) == TRUTH).all()
+
+
+@pytest.mark.parametrize("kind", ["L", "1", "P", "RGB", "I;16", "RGBA"])
+def test_mask_files(tmp_path, kind):
+    picture = Image.fromarray(TRUTH * np.uint8(255))
+    if kind == "I;16":
+        picture = Image.fromarray(TRUTH * np.uint16(65535))
+    elif kind == "P":
+        picture = Image.fromarray(TRUTH.astype(np.uint8), "P")
+        picture.putpalette([0, 0, 0, 128, 0, 0])
+    elif kind == "RGBA":
+        picture = Image.fromarray(np.dstack([PIXELS, TRUTH * np.uint8(255)]))
+    else:
+        picture = picture.convert(kind)
+    assert (read_mask(saved(picture, tmp_path / "mask.png")) == TRUTH).all()
+
+
+def test_soft_edges_are_cut_at_half(tmp_path):
+    large = Image.fromarray(TRUTH * np.uint8(255)).resize((120, 80), Image.Resampling.BICUBIC)
+    soft = read_mask(saved(large, tmp_path / "soft.png"))
+    assert (soft == np.kron(TRUTH, np.ones((2, 2), bool))).mean() > 0.99
+    jpeg = read_mask(saved(Image.fromarray(TRUTH * np.uint8(255)), tmp_path / "mask.jpg"))
+    assert (jpeg == TRUTH).all()
+
+
+def test_an_empty_mask_stays_empty():
+    assert not read_mask(np.zeros((4, 5), np.uint8)).any()
+
+
+def test_several_labels_are_refused(tmp_path):
+    labels = np.zeros((40, 60), np.uint8)
+    labels[:10], labels[20:30], labels[35] = 3, 7, 255
+    for mask in (labels, labels % 8):
+        with pytest.raises(ValueError, match=r"holds [34] labels \(0, 3, 7.*labels == 3"):
+            read_mask(mask)
+    picture = Image.fromarray(labels, "P")
+    picture.putpalette([0] * 768)
+    with pytest.raises(ValueError, match=r"voc.png holds 4 labels"):
+        read_mask(saved(picture, tmp_path / "voc.png"))
+
+
+def test_wrong_masks():
+    with pytest.raises(ValueError, match=r"shape .*: a mask is"):
+        read_mask(np.zeros((2, 40, 60)))
+    with pytest.raises(ValueError, match="NaN"):
+        read_mask(np.full((4, 4), np.nan))
+
+
+def test_folders_are_searched(tmp_path):
+    folder = tmp_path / "my photographs"
+    folder.mkdir()
+    for name in ("b.JPG", "a ü 猫.png", "notes.txt", ".hidden.png"):
+        (folder / name).touch()
+    assert [p.name for p in find_pictures([folder])] == ["a ü 猫.png", "b.JPG"]
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        find_pictures([tmp_path / "nowhere"])
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(FileNotFoundError, match="no pictures in"):
+        find_pictures([tmp_path / "bare"])

@@ -1,0 +1,224 @@
+"""From annotated pictures to masks: the class and the command line. The network is untrained: its answers are compared,
+not judged."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hsnet import HSNet, Segmenter
+from hsnet.checkpoints import WEIGHTS, save_model
+from hsnet.episodes import resize_image, resize_mask
+from hsnet.model import vote
+from hsnet.pictures import read_image
+from hsnet.predict import _names
+
+RNG = np.random.default_rng(0)
+SIZE = 64
+
+
+def picture(height=50, width=70):
+    return RNG.integers(0, 256, (height, width, 3), np.uint8)
+
+
+def mask_of(image):
+    truth = np.zeros(image.shape[:2], bool)
+    truth[image.shape[0] // 4 : -image.shape[0] // 4, image.shape[1] // 4 : -image.shape[1] // 4] = True
+    return truth
+
+
+@pytest.fixture
+def run(data):
+    """A run with random weights, whose bias makes about half of the pixels foreground."""
+    torch.manual_seed(0)
+    model = HSNet("efficientnet_lite0").eval()
+    model.training_size = SIZE
+    image = model.backbone.normalize(resize_image(picture(), SIZE)[None])
+    with torch.no_grad():
+        logits = model(image, image, torch.ones(1, SIZE, SIZE, dtype=torch.bool))
+        model.decoder.after[-1].bias[0] += (logits[:, 1] - logits[:, 0]).median()
+    folder = data / "runs" / "random"
+    folder.mkdir(parents=True)
+    save_model(folder / WEIGHTS, model)
+    return "random"
+
+
+def test_equal_to_the_network(run):
+    images, query = [picture(), picture(40, 40), picture(90, 30)], picture(SIZE, SIZE)
+    masks = [mask_of(image) for image in images]
+    segmenter = Segmenter(run).fit(images, masks)
+    model = segmenter.model
+    b = model.backbone.normalize
+    support = torch.stack([b(resize_image(image, SIZE)) for image in images])[None]
+    support_mask = torch.stack([resize_mask(mask, SIZE) for mask in masks])[None]
+    expected = model.predict(b(resize_image(query, SIZE))[None], support, support_mask)[0].numpy()
+    assert 0.1 < expected.mean() < 0.9
+    assert (segmenter.predict(query) == expected).all()
+
+
+def test_rules(run):
+    images, query = [picture() for _ in range(3)], picture()
+    alone = [Segmenter(run).fit(image, mask_of(image)) for image in images]
+    probabilities = np.stack([one.predict_proba(query) for one in alone])
+    together = {
+        rule: Segmenter(run, rule=rule).fit(images, [mask_of(i) for i in images])
+        for rule in ("paper", "majority", "mean")
+    }
+    assert np.allclose(together["mean"].predict_proba(query), probabilities.mean(0), atol=1e-5)
+    sure = abs(probabilities - 0.5).min(0) > 1e-5
+    votes = torch.tensor(probabilities > 0.5)[None]
+    for rule in ("paper", "majority"):
+        assert (together[rule].predict(query) == vote(votes, rule)[0].numpy())[sure].all()
+    mean = probabilities.mean(0)
+    assert (together["mean"].predict(query) == (mean > 0.5))[abs(mean - 0.5) > 1e-5].all()
+    with pytest.raises(ValueError, match="'median'"):
+        Segmenter(run, rule="median")
+
+
+@pytest.mark.parametrize("size", [(50, 70), (300, 1), (1, 3), (31, 4000)])
+def test_answers_have_the_size_of_the_picture(run, size):
+    image = picture()
+    segmenter = Segmenter(run).fit(image, mask_of(image))
+    query = picture(*size)
+    assert segmenter.predict(query).shape == size
+    assert segmenter.predict(query).dtype == bool
+    probabilities = segmenter.predict_proba(query)
+    assert probabilities.shape == size
+    assert probabilities.min() >= 0
+    assert probabilities.max() <= 1
+
+
+def test_a_support_of_one_column(run):
+    image = picture(80, 1)
+    truth = np.zeros((80, 1), bool)
+    truth[20:60] = True
+    assert Segmenter(run).fit(image, truth).predict(image).shape == (80, 1)
+
+
+def test_features_of_supports_are_computed_once(run, monkeypatch):
+    segmenter = Segmenter(run)
+    passed = []
+    forward = segmenter.model.backbone.forward
+    monkeypatch.setattr(segmenter.model.backbone, "forward", lambda x: passed.append(len(x)) or forward(x))
+    images = [picture() for _ in range(3)]
+    segmenter.fit(images, [mask_of(i) for i in images])
+    segmenter.predict(picture())
+    segmenter.predict(picture())
+    assert passed == [3, 1, 1]
+
+
+def test_files_images_and_arrays_agree(run, tmp_path):
+    image, query = picture(), picture(33, 44)
+    cutout = Image.fromarray(np.dstack([image, mask_of(image) * np.uint8(255)]))
+    cutout.save(tmp_path / "cutout.png")
+    Image.fromarray(image).save(tmp_path / "a b ü.png")
+    Image.fromarray(mask_of(image)).save(tmp_path / "mask.png")
+    Image.fromarray(query).save(tmp_path / "query.png")
+    expected = Segmenter(run).fit(image, mask_of(image)).predict(query)
+    from_files = Segmenter(run).fit(tmp_path / "a b ü.png", str(tmp_path / "mask.png"))
+    assert (from_files.predict(tmp_path / "query.png") == expected).all()
+    assert (
+        Segmenter(run).fit(Image.fromarray(image), Image.fromarray(mask_of(image))).predict(query) == expected
+    ).all()
+    # A cut-out shows grey where the others show the background; the network sees that.
+    on_grey, truth = read_image(cutout)[0], mask_of(image)
+    expected = Segmenter(run).fit(on_grey, truth).predict_proba(query)
+    assert np.allclose(Segmenter(run).fit(tmp_path / "cutout.png").predict_proba(query), expected, atol=1e-6)
+
+
+def test_errors_name_what_is_wrong(run, tmp_path):
+    segmenter = Segmenter(run)
+    wide, high = picture(50, 70), picture(70, 50)
+    with pytest.raises(RuntimeError, match="call fit"):
+        segmenter.predict(wide)
+    with pytest.raises(ValueError, match="no support"):
+        segmenter.fit([], [])
+    with pytest.raises(ValueError, match="2 pictures but 1 masks"):
+        segmenter.fit([wide, high], [mask_of(wide)])
+    with pytest.raises(ValueError, match=r"50 × 70 pixels, its picture 70 × 50.*order of the pictures.*turned"):
+        segmenter.fit([wide, high], [mask_of(high), mask_of(wide)])
+    with pytest.raises(ValueError, match="is empty: mark the object"):
+        segmenter.fit(wide, np.zeros(wide.shape[:2], bool))
+    with pytest.raises(ValueError, match="not a cut-out"):
+        segmenter.fit(wide)
+    point = np.zeros((500, 500), bool)
+    point[1, 1] = True
+    with pytest.raises(ValueError, match="vanishes at the 64 × 64 pixels"):
+        segmenter.fit(picture(500, 500), point)
+    Image.fromarray(wide).save(tmp_path / "photo.jpg")
+    Image.fromarray(mask_of(wide)).save(tmp_path / "mask.png")
+    with pytest.raises(ValueError, match=r"photo\.jpg looks like a picture rather than a mask"):
+        segmenter.fit(tmp_path / "mask.png", tmp_path / "photo.jpg")
+    with pytest.raises(FileNotFoundError, match="no run 'nothing'"):
+        Segmenter("nothing")
+
+
+# The command line
+
+
+def predict(*options):
+    return subprocess.run([sys.executable, "-m", "hsnet.predict", *map(str, options)], capture_output=True, text=True)
+
+
+def test_the_command_line(run, tmp_path):
+    folder = tmp_path / "my photographs"
+    folder.mkdir()
+    image = picture()
+    Image.fromarray(image).save(folder / "a.jpg")
+    Image.fromarray(mask_of(image)).save(tmp_path / "a.png")
+    Image.fromarray(picture(30, 90)).save(folder / "Käse & 'more'.png")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 nothing")
+    (tmp_path / "b").mkdir()
+    Image.fromarray(picture()).save(tmp_path / "b" / "a.jpg")  # another a.jpg
+    out = tmp_path / "masks"
+    result = predict(
+        "--run", run, "--support", folder / "a.jpg", tmp_path / "a.png", "--query", folder, tmp_path / "b" / "a.jpg", "--out", out
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "broken.jpg is not a picture" in result.stderr
+    assert "segmenting" in result.stderr  # the progress bar
+    assert "3 masks" in result.stdout
+    assert str(out / "index.html") in result.stdout
+    written = {p.name for p in out.iterdir()}
+    assert written == {
+        "index.html", "support-1.jpg", "a-mask.png", "a-overlay.jpg", "a-2-mask.png", "a-2-overlay.jpg",
+        "Käse & 'more'-mask.png", "Käse & 'more'-overlay.jpg",
+    }  # fmt: skip
+    mask = np.asarray(Image.open(out / "Käse & 'more'-mask.png"))
+    assert mask.shape == (30, 90)
+    assert set(np.unique(mask)) <= {0, 255}
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert "K%C3%A4se%20%26%20%27more%27-overlay.jpg" in page
+    assert "Käse &amp; &#x27;more&#x27;.png" in page
+    assert "3 pictures segmented" in page
+
+
+def test_errors_of_the_command_line(run, tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    for options, message in (
+        (["--support", "a", "b", "c", "--query", tmp_path], "--support takes one picture and its mask, got 3 files"),
+        (["--support", tmp_path / "a.png", "--query", tmp_path / "none.jpg"], "no such picture"),
+        (["--support", tmp_path / "a.png", "--query", tmp_path], "not a cut-out"),
+    ):
+        result = predict("--run", run, *options)
+        assert result.returncode == 2, result.stderr
+        assert result.stderr.startswith("error: ")
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_no_run_yet_says_how_to_get_one(tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    result = predict("--support", tmp_path / "a.png", "--query", tmp_path)
+    assert result.returncode == 2
+    assert "make train" in result.stderr
+
+
+def test_names_never_collide(tmp_path):
+    from pathlib import Path
+
+    names = _names([Path("a/x.jpg"), Path("b/X.png"), Path("c/x-2.jpg"), Path("c/x.jpg")])
+    assert len({name.lower() for name in names.values()}) == 4
