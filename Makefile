@@ -17,7 +17,7 @@ RUN ?= emoji-fold0-efficientnet_lite0
 
 BIN := .venv/bin
 READY := .venv/ready
-EXECUTED := _build/executed/stamp
+EXECUTED := .executed/stamp
 SOURCES := _config.yml _toc.yml $(shell find book hsnet -type f -not -name '*.pyc') \
 	$(wildcard data/emoji/*.csv data/runs/*/*.json data/runs/*/*.safetensors tests/golden/*)
 
@@ -46,12 +46,12 @@ evaluate: $(READY)
 $(EXECUTED): $(READY) $(SOURCES)
 	rm -rf $(dir $@) && mkdir -p $(dir $@)
 	cp -r book _config.yml _toc.yml $(dir $@)
-	$(BIN)/python -m hsnet.benchmarks.sprites
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --overwrite --nbmake-timeout=600 -n 2 $(dir $@)book
+	$(BIN)/python -c "from hsnet.book import emoji; emoji()"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --overwrite --nbmake-timeout=600 -n 2 $(dir $@)book/*.ipynb
 	touch $@
 
 book: $(EXECUTED)
-	$(BIN)/jupyter-book build _build/executed --path-output . --all -n -W --keep-going
+	$(BIN)/jupyter-book build .executed --path-output . --all -n -W --keep-going
 
 # Looks at the built pages in Chromium; SCREENSHOTS=FOLDER keeps pictures of all of them.
 SCREENSHOTS ?=
@@ -65,5 +65,5 @@ lint: $(READY)
 	git ls-files -z '*.ipynb' | xargs -0 -r $(BIN)/nbstripout --verify
 
 clean:
-	rm -rf _build .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf _build .executed .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

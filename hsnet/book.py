@@ -12,7 +12,7 @@ from .episodes import EpisodeDataset, test_episodes
 RUN = "emoji-fold0-efficientnet_lite0"  # the trained network the pages show
 SIZE = 256  # pixels a side
 
-THREAD = 97  # place of the pages' query among the 5-shot test episodes: a sunflower before an eggplant
+THREAD = 136  # place of the pages' query among the 5-shot test episodes: a videocassette and a light bulb
 LADDER = 200  # so many test episodes carry the ladder: the first ones of the 1000 that every table uses
 
 
@@ -22,7 +22,7 @@ def emoji() -> Benchmark:
 
 
 def thread(benchmark: Benchmark, shot: int = 1) -> list[Episode]:
-    """The query that is followed through the book, asked for its sunflower (by up to five supports), then its eggplant (one)."""
+    """The query that is followed through the book, asked for its videocassette (by up to five supports), then its bulb (one)."""
     first = test_episodes(benchmark, fold=0, shot=5)[THREAD]
     return [replace(first, supports=first.supports[:shot]), *benchmark.other_questions(first)]
 

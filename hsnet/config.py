@@ -73,7 +73,9 @@ class Config:
         "auto", "auto takes bfloat16 where the hardware computes in it, else float32", ("auto", "float32", "bfloat16")
     )
     val_episodes: int = _setting(92, "episodes that choose the best epoch")
-    test_episodes: int = _setting(1000, "episodes of the final score")
+    test_episodes: int = _setting(
+        1000, "episodes of the final score, 1-shot; after training, fewer with more shots (hsnet.evaluate scores all)"
+    )
     workers: int = _setting(-1, "processes that prepare episodes (-1: chosen by the machine)")
     device: str = _setting("auto", "auto, cpu, cuda, cuda:1, mps, …")
     seed: int = _setting(0, "of the first weights and the training episodes")

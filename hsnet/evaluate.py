@@ -93,9 +93,18 @@ def fit_prototypes(model: HSNet, config: Config, benchmark: Benchmark, device: t
 
 
 def test_run(
-    model: HSNet, config: Config, benchmark: Benchmark, folder: Path, shot: int, prototypes: Prototypes | None = None
+    model: HSNet,
+    config: Config,
+    benchmark: Benchmark,
+    folder: Path,
+    shot: int,
+    prototypes: Prototypes | None = None,
+    count: int | None = None,
 ) -> dict:
     """Score a model and the baselines on the test episodes; write `test-<shot>shot.json` and return its content.
+
+    Args:
+        count: score only so many of the configured episodes, the first ones; the file says how many.
 
     What is not the run's own test goes to another file, see `test_path`: a quick look replaces nothing.
     """
@@ -111,7 +120,7 @@ def test_run(
             "all foreground": baselines.all_foreground(batch),
         }
 
-    episodes = test_episodes(benchmark, fold=config.fold, shot=shot, count=config.test_episodes)
+    episodes = test_episodes(benchmark, fold=config.fold, shot=shot, count=config.test_episodes)[:count]
     start = time.perf_counter()
     scores = evaluate(
         predict,

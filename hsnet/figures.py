@@ -107,7 +107,11 @@ def panels(
         footer: small print below, for attributions.
     """
     width = 2.3 * len(pictures)
-    figure, axes = plt.subplots(1, len(pictures), figsize=(width, 2.6), squeeze=False)
+    lines = textwrap.wrap(footer, int(21 * width))
+    below, above = 0.05 + 0.12 * len(lines), 0.3  # inches
+    figure, axes = plt.subplots(1, len(pictures), figsize=(width, 2.2 + below + above), squeeze=False)
+    height = figure.get_figheight()
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=below / height, top=1 - above / height, wspace=0.05)
     figure.patch.set_facecolor("white")
     for i, (axis, (title, picture)) in enumerate(zip(axes[0], pictures, strict=True)):
         axis.imshow(picture)
@@ -116,8 +120,6 @@ def panels(
         if marks and i in marks:
             axis.plot(*marks[i], "+", markersize=16, markeredgewidth=4, color="white")
             axis.plot(*marks[i], "+", markersize=14, markeredgewidth=2, color="black")
-    lines = textwrap.wrap(footer, int(21 * width))
-    figure.tight_layout(rect=(0, 0.05 * len(lines), 1, 1))
     if lines:
         figure.text(0.5, 0.01, "\n".join(lines), ha="center", va="bottom", fontsize=6, color="#444444")
     return figure

@@ -41,7 +41,7 @@ def read_mask(picture: Picture) -> Bool[np.ndarray, "h w"]:
 
     Args:
         picture: a file, a PIL image or an array. Of booleans; of two values, the lower one background (0 and 1, 0 and
-            255, two colours of a palette); of greys with soft edges, cut at half of the largest; or a cut-out, whose
+            255; of two colours of a palette the darker); of greys with soft edges, cut at half of the largest; or a cut-out, whose
             transparent part is background.
 
     Raises:
@@ -69,6 +69,9 @@ def read_mask(picture: Picture) -> Bool[np.ndarray, "h w"]:
     if values.dtype == bool:
         return values
     labels, counts = np.unique(values, return_counts=True)
+    if palette and len(labels) == 2:  # which index comes first means nothing
+        values = np.asarray(image.convert("L"))
+        labels, counts = np.unique(values, return_counts=True)
     if _are_several(labels, counts) or (palette and len(labels) > 2):
         shown = ", ".join(map(str, labels[:6])) + (", …" if len(labels) > 6 else "")
         raise ValueError(

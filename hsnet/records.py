@@ -68,7 +68,10 @@ def scores_table(tests: list[dict]) -> str:
             f"these scores are of different test scenes (digests {', '.join(sorted(digests))}): evaluate the runs again"
         )
     names = list(dict.fromkeys(name for t in tests for name in t["scores"]))
-    header = [""] + [f"{t['shot']}-shot {what}" for t in tests for what in ("mIoU [95 %]", "FB-IoU")]
+    header = [""]
+    for test in tests:
+        episodes = max((score.get("episodes", 0) for score in test["scores"].values()), default=0)
+        header += [f"{test['shot']}-shot mIoU [95 %], {episodes} episodes", f"{test['shot']}-shot FB-IoU"]
     rows = [[name] + [cell for t in tests for cell in _cells(t["scores"].get(name))] for name in names]
     return markdown(header, rows)
 

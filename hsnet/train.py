@@ -112,7 +112,13 @@ def train(config: Config, resume: bool = False) -> Path:
 
     load_weights(model, folder / WEIGHTS)
     prototypes = fit_prototypes(model.eval(), config, benchmark, device)
-    results = [test_run(model, config, benchmark, folder, shot, prototypes) for shot in config.shots]
+    # An episode costs its K + 1 pictures: fewer of many shots, for about equal times. `hsnet.evaluate` scores them all.
+    results = [
+        test_run(
+            model, config, benchmark, folder, shot, prototypes, count=max(1, 2 * config.test_episodes // (shot + 1))
+        )
+        for shot in config.shots
+    ]
     picture = draw_episodes(model, config, benchmark, folder / "episodes.png")
     print(records.scores_table(results))
     print(f"run      {folder}\npicture  {picture}")

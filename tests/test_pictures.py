@@ -132,6 +132,12 @@ def test_mask_files(tmp_path, kind):
     assert (read_mask(saved(picture, tmp_path / "mask.png")) == TRUTH).all()
 
 
+def test_the_darker_colour_of_a_palette_is_background(tmp_path):
+    picture = Image.fromarray((~TRUTH).astype(np.uint8), "P")
+    picture.putpalette([255, 255, 255, 0, 0, 0])
+    assert (read_mask(saved(picture, tmp_path / "mask.png")) == TRUTH).all()
+
+
 def test_soft_edges_are_cut_at_half(tmp_path):
     large = Image.fromarray(TRUTH * np.uint8(255)).resize((120, 80), Image.Resampling.BICUBIC)
     soft = read_mask(saved(large, tmp_path / "soft.png"))
