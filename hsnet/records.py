@@ -33,8 +33,9 @@ def _lines(value, indent=0) -> str:
 
 
 def read_tests(folder: Path, before: str = "") -> list[dict]:
-    """The `test-*.json` files of a run, by shot; with `before`, such as "coco-fold0-", those on another benchmark."""
-    return sorted((json.loads(p.read_text()) for p in folder.glob(f"{before}test-*shot.json")), key=lambda t: t["shot"])
+    """The `test-*.json` files of a run, by shot; with `before`, such as "coco-fold0-", those on another benchmark, of any length."""
+    files = folder.glob(f"{before}test-*shot*.json" if before else "test-*shot.json")
+    return sorted((json.loads(file.read_text()) for file in files), key=lambda test: test["shot"])
 
 
 def run_score(run: str, name: str = "HSNet", shot: int = 1, count: int | None = None) -> SegmentationScore:
