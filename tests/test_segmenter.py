@@ -203,7 +203,7 @@ def test_errors_of_the_command_line(run, tmp_path):
         (["--support", tmp_path / "a.png", "--query", tmp_path / "none.jpg"], "no such picture"),
         (["--support", tmp_path / "a.png", "--query", tmp_path], "not a cut-out"),
     ):
-        result = predict("--run", run, *options)
+        result = predict("--run", run, "--out", tmp_path / "out", *options)
         assert result.returncode == 2, result.stderr
         assert result.stderr.startswith("error: ")
         assert message in result.stderr
