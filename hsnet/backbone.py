@@ -51,6 +51,9 @@ NORMALIZATION = {
 
 EFFICIENTNET_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
+# A CPU is given so many images at once that an activation of 16 channels in float32 has at most this size.
+FEW_BYTES = 2**24
+
 LAYER_CHOICES = ("all", "deep", "shallow")
 
 
@@ -99,7 +102,9 @@ class Backbone(nn.Module):
         self.name = name
         self.trainable = trainable
         self.pretrained = pretrained  # whether these are still the weights that pretrained=True loads
-        self.network = _build(name, pretrained, trainable)
+        self.network = _build(name, pretrained)
+        if not trainable:
+            _fold_normalisation(self.network)
         self.network.requires_grad_(trainable)
         self.train(self.training)
 
@@ -108,6 +113,18 @@ class Backbone(nn.Module):
         super().train(mode)
         self.network.eval()
         return self
+
+    def unfolded(self) -> nn.Module:
+        """The same network with random weights as its library builds it: each BatchNorm beside its convolution."""
+        return _build(self.name, pretrained=False)
+
+    def load_unfolded(self, tensors: dict[str, Tensor]) -> None:
+        """Load a state dict of `unfolded()`."""
+        network = self.unfolded().to(next(iter(tensors.values())).dtype)
+        network.load_state_dict(tensors)
+        if not self.trainable:
+            _fold_normalisation(network)
+        self.network.load_state_dict(network.state_dict())
 
     def normalize(self, image: UInt8[Tensor, "*batch 3 h w"]) -> Float[Tensor, "*batch 3 h w"]:
         """uint8 RGB in 0…255 to the float values this backbone was trained on. The only place that knows them."""
@@ -120,19 +137,26 @@ class Backbone(nn.Module):
         No feature shares memory with another, and none has passed the ReLU that follows it in the network.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trainable):
-            features = {name: x for name, x in _WALKS[self.name](self.network, image) if name in self._wanted}
+            # On a CPU, memory that no cache holds makes many large images at once slower than one after the other.
+            few = max(1, FEW_BYTES // (64 * image[0, 0].numel())) if image.device.type == "cpu" else len(image)
+            parts = [self._walk(some) for some in image.split(few)]
+            if len(parts) == 1:
+                return parts[0]
+            return [
+                [torch.cat(features) for features in zip(*level, strict=True)] for level in zip(*parts, strict=True)
+            ]
+
+    def _walk(self, image):
+        features = {name: x for name, x in _WALKS[self.name](self.network, image) if name in self._wanted}
         return [[features[name] for name in level] for level in self.layers]
 
 
-def _build(name: str, pretrained: bool, trainable: bool) -> nn.Module:
+def _build(name: str, pretrained: bool) -> nn.Module:
     if name == "efficientnet_lite0":
         network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
         if pretrained:
             _load_efficientnet_lite0(network)
         network.classifier = nn.Identity()
-        if not trainable:
-            _fold_normalisation(network)
-        # Channels innermost: nearly twice as fast on a CPU, for its depthwise convolutions.
         return network.to(memory_format=torch.channels_last)
     # The paper's weights are the first ImageNet weights of torchvision; DEFAULT would be others.
     weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1 if pretrained else None
@@ -149,7 +173,7 @@ def _build(name: str, pretrained: bool, trainable: bool) -> nn.Module:
         network.avgpool = network.classifier = nn.Identity()
     else:
         network.fc = nn.Identity()
-    return network
+    return network.to(memory_format=torch.channels_last)
 
 
 def _fold_normalisation(network: nn.Module) -> None:
@@ -159,8 +183,12 @@ def _fold_normalisation(network: nn.Module) -> None:
         previous = None
         for name, child in list(module.named_children()):
             if isinstance(child, nn.BatchNorm2d) and isinstance(getattr(module, previous or "", None), nn.Conv2d):
-                setattr(module, previous, fuse_conv_bn_eval(getattr(module, previous), child))
-                setattr(module, name, child.act)  # timm's normalisation holds the activation after it
+                # In double precision: the rounding of a folded weight would otherwise add up over the layers.
+                conv = getattr(module, previous)
+                dtype = conv.weight.dtype
+                folded = fuse_conv_bn_eval(conv.double(), child.double()).to(dtype)
+                setattr(module, previous, folded)
+                setattr(module, name, getattr(child, "act", nn.Identity()))  # timm's normalisation holds an activation
             previous = name
 
 
@@ -189,7 +217,7 @@ def _walk_resnet(network, x):
             y = block.relu(block.bn1(block.conv1(x)))
             y = block.relu(block.bn2(block.conv2(y)))
             y = block.bn3(block.conv3(y))
-            y = y + (x if block.downsample is None else block.downsample(x))
+            y += x if block.downsample is None else block.downsample(x)
             yield f"{stage}.{i}", y
             x = torch.relu(y)  # not in place: y has been handed out
 

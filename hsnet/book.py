@@ -1,5 +1,7 @@
 """What the pages of the book share: one query that shows two objects, and the episodes of the ladder of scores."""
 
+import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +10,8 @@ from torch import Tensor
 
 from .benchmarks import Benchmark, Episode, load_benchmark
 from .episodes import EpisodeDataset, test_episodes
+from .metrics import SegmentationScore
+from .records import ROOT, run_score, write_json
 
 RUN = "emoji-fold0-efficientnet_lite0"  # the trained network the pages show
 SIZE = 256  # pixels a side
@@ -30,6 +34,38 @@ def thread(benchmark: Benchmark, shot: int = 1) -> list[Episode]:
 def ladder_episodes(benchmark: Benchmark) -> EpisodeDataset:
     """The episodes on which every chapter scores what it has built so far."""
     return EpisodeDataset(benchmark, SIZE, test_episodes(benchmark, fold=0, shot=1)[:LADDER])
+
+
+def rung(chapter: int, name: str, score: SegmentationScore) -> dict[str, tuple[float, tuple[float, float]]]:
+    """The ladder up to a chapter, for `figures.ladder`: mIoU and interval of each rung so far, and the trained network's.
+
+    The rungs of all chapters are stored in `data/ladder.json`. A chapter's own is written there when it is executed with
+    `HSNET_LADDER=write`, and otherwise compared with what is stored.
+
+    Args:
+        chapter: number of the chapter that measured `score`; 1 begins the ladder.
+        name: what the bar says.
+
+    Raises:
+        ValueError: the score is not the stored one (by more than a point, for processors round differently), or is not
+            stored.
+    """
+    path = ROOT / "data" / "ladder.json"
+    rungs = {r["name"]: r for r in json.loads(path.read_text())["rungs"]} if path.exists() else {}
+    if os.environ.get("HSNET_LADDER") == "write":
+        rungs[name] = {"chapter": chapter, "name": name, "miou": score.miou(), "interval": list(score.interval())}
+        ordered = sorted(rungs.values(), key=lambda r: r["chapter"])
+        write_json(path, {"episodes": LADDER, "run": RUN, "rungs": ordered})
+    stored = rungs.get(name)
+    if stored is None or abs(stored["miou"] - score.miou()) > 1:
+        raise ValueError(
+            f"{name!r} scores {score.miou():.1f}, {path} has {stored and round(stored['miou'], 1)}: if the change is "
+            "meant, execute the chapter with HSNET_LADDER=write"
+        )
+    so_far = [r for r in rungs.values() if r["chapter"] < chapter or r["name"] == name]
+    bars = {r["name"]: (r["miou"], tuple(r["interval"])) for r in sorted(so_far, key=lambda r: r["chapter"])}
+    trained = run_score(RUN, shot=1, count=LADDER)
+    return bars | {"HSNet, trained": (trained.miou(), trained.interval())}
 
 
 def as_image(tensor: UInt8[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .config import data_folder
 
 WEIGHTS = "model.safetensors"
+BACKBONE = "backbone.network."
 
 
 def save_model(path: Path, model: nn.Module) -> None:
@@ -115,6 +116,8 @@ _UNUSED = re.compile(r"^backbone\.(fc|classifier)\.")
 def from_reference(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Rename the tensors of the authors' checkpoint to those of `model`, dropping the unused ImageNet classifier.
 
+    The backbone's are those of `Backbone.unfolded`.
+
     Args:
         state_dict: as `torch.load(path, weights_only=True)` returns it; names with or without `module.`.
         model: the model that will load them: center-pivot kernels, the whole pyramid, the checkpoint's backbone.
@@ -130,7 +133,8 @@ def from_reference(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str,
         for pattern, replacement in _REFERENCE_NAMES:
             name = re.sub(pattern, replacement, name)
         renamed[name] = tensor
-    expected = model.state_dict()
+    expected = {n: t for n, t in model.state_dict().items() if not n.startswith(BACKBONE)}
+    expected |= {BACKBONE + n: t for n, t in model.backbone.unfolded().state_dict().items()}
     problems = {
         "missing": [n for n in expected if n not in renamed],
         "left over": [n for n in renamed if n not in expected],

@@ -16,6 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+PART = 2**25  # bytes of a result that may be held twice
+
 
 class _Conv4d(nn.Module):
     """What the three kernels share: the meaning and the check of their settings.
@@ -51,10 +53,16 @@ class CenterPivotConv4d(_Conv4d):
 
     def forward(self, x: Float[Tensor, "b c hq wq hs ws"]) -> Float[Tensor, "b d hq wq h2 w2"]:
         """Convolve; see the module's docstring for shapes."""
+        result = over_support(partial(convolve, self.support), x)
         # The support position of the query branch is fixed, so only every stride-th one is needed.
         pruned = x[..., :: self.stride, :: self.stride]
-        # Added in place into the support branch, whose result has its channels innermost.
-        return over_support(partial(convolve, self.support), x).add_(over_query(partial(convolve, self.query), pruned))
+        # Without gradients some support rows at a time: there is never a second large tensor of the result's size.
+        rows = pruned.shape[4]
+        step = rows if torch.is_grad_enabled() else max(1, rows * PART // (result.numel() * result.element_size()))
+        for begin in range(0, rows, step):
+            some = slice(begin, begin + step)
+            result[..., some, :] += over_query(partial(convolve, self.query), pruned[..., some, :])
+        return result
 
 
 class SeparableConv4d(_Conv4d):
@@ -129,8 +137,21 @@ def over_support(function, x: Float[Tensor, "b c hq wq hs ws"]) -> Float[Tensor,
 
 
 def convolve(conv: nn.Conv2d, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
-    """`conv(images)` without the weights that can only ever meet padding: on a 1 × 1 map 8 of 9 multiply zeros."""
-    crop = [max(conv.padding[i] - (images.shape[2 + i] - 1), 0) for i in (0, 1)]
-    weight = conv.weight[:, :, crop[0] : conv.kernel_size[0] - crop[0], crop[1] : conv.kernel_size[1] - crop[1]]
-    padding = [conv.padding[i] - crop[i] for i in (0, 1)]
-    return F.conv2d(images, weight, conv.bias, conv.stride, padding)
+    """`conv(images)`, for images so small that every output reads every input as one matrix product.
+
+    So it is at the end of the pyramid, where the support is 1 × 1 or 2 × 2: a 3 × 3 window there is mostly padding, and
+    most of a convolution's work would be multiplying zeros.
+    """
+    h, w = images.shape[2:]
+    pad, stride = conv.kernel_size[0] // 2, conv.stride[0]
+    if max(h, w) > pad + 1:
+        return conv(images)
+    h2, w2 = -(-h // stride), -(-w // stride)
+    # What output (i, j) multiplies the whole image with: the kernel, moved so that its centre lies on the output.
+    weights = [
+        conv.weight[:, :, pad - i * stride :, pad - j * stride :][:, :, :h, :w] for i in range(h2) for j in range(w2)
+    ]
+    matrix = torch.stack(weights).permute(0, 1, 3, 4, 2).flatten(2).flatten(0, 1)  # (h2 w2 d) (h w c)
+    rows = images.permute(0, 2, 3, 1).flatten(1)
+    result = F.linear(rows, matrix, conv.bias.repeat(h2 * w2))
+    return result.view(-1, h2, w2, conv.out_channels).permute(0, 3, 1, 2)

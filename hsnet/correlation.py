@@ -22,12 +22,16 @@ def mask_features(
         New lists of the same shapes. The resize is bilinear with aligned corners, as in the reference: it samples
         single points, so an object smaller than their distance can vanish at a coarse level.
     """
-    mask = mask.to(levels[0][0].dtype)[:, None]
     masked = []
     for level in levels:
-        small = F.interpolate(mask, level[0].shape[-2:], mode="bilinear", align_corners=True)  # b 1 h w
+        small = resize_mask(mask.to(level[0].dtype), level[0].shape[-2:])
         masked.append([feature * small for feature in level])
     return masked
+
+
+def resize_mask(mask: Float[Tensor, "b H W"], size: tuple[int, int]) -> Float[Tensor, "b 1 h w"]:
+    """The function ζ of equation (1): bilinear with aligned corners."""
+    return F.interpolate(mask[:, None], size, mode="bilinear", align_corners=True)
 
 
 def correlate(query: Float[Tensor, "b c hq wq"], support: Float[Tensor, "b c hs ws"]) -> Float[Tensor, "b hq wq hs ws"]:
@@ -36,10 +40,13 @@ def correlate(query: Float[Tensor, "b c hq wq"], support: Float[Tensor, "b c hs 
     Returns:
         Values in [0, 1]: `[b, i, j, k, l]` compares query position (i, j) with support position (k, l).
     """
-    query = query / (query.norm(dim=1, keepdim=True) + EPSILON)
-    support = support / (support.norm(dim=1, keepdim=True) + EPSILON)
-    cosine = query.flatten(2).mT @ support.flatten(2)  # b (hq wq) (hs ws)
+    cosine = unit_vectors(query).flatten(2).mT @ unit_vectors(support).flatten(2)  # b (hq wq) (hs ws)
     return cosine.relu_().view(-1, *query.shape[-2:], *support.shape[-2:])
+
+
+def unit_vectors(feature: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    """Each position's vector of channels divided by its norm: the dot product of two of them is their cosine."""
+    return feature / (feature.norm(dim=1, keepdim=True) + EPSILON)
 
 
 def hypercorrelation_pyramid(

@@ -11,6 +11,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
+from matplotlib.transforms import Affine2D
 
 FOREGROUND = (255, 64, 0)
 
@@ -120,6 +121,121 @@ def panels(
         if marks and i in marks:
             axis.plot(*marks[i], "+", markersize=16, markeredgewidth=4, color="white")
             axis.plot(*marks[i], "+", markersize=14, markeredgewidth=2, color="black")
+    if lines:
+        figure.text(0.5, 0.01, "\n".join(lines), ha="center", va="bottom", fontsize=6, color="#444444")
+    return figure
+
+
+def grid(
+    rows: Sequence[Sequence[np.ndarray | None]],
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    footer: str = "",
+) -> plt.Figure:
+    """Pictures in rows and columns, with names at the left and above.
+
+    Args:
+        rows: uint8 RGB pictures, as many a row as there are columns; None leaves a place empty.
+        row_names: one a row.
+        column_names: one a column.
+        footer: small print below, for attributions.
+    """
+    side, left, above = 1.45, 1.1, 0.3  # inches
+    width = left + side * len(column_names)
+    lines = textwrap.wrap(footer, int(21 * width))
+    below = 0.05 + 0.12 * len(lines)
+    height = above + side * len(row_names) + below
+    figure, axes = plt.subplots(len(row_names), len(column_names), figsize=(width, height), squeeze=False)
+    figure.subplots_adjust(
+        left=left / width, right=0.995, bottom=below / height, top=1 - above / height, wspace=0.04, hspace=0.04
+    )
+    figure.patch.set_facecolor("white")
+    for i, (row, row_name) in enumerate(zip(rows, row_names, strict=True)):
+        y = (below + (len(row_names) - i - 0.5) * side) / height
+        figure.text(0.06 / width, y, row_name, va="center", fontsize=9, color="black")
+        for axis, picture in zip(axes[i], row, strict=True):
+            axis.axis("off")
+            if picture is not None:
+                axis.imshow(picture)
+    for axis, name in zip(axes[0], column_names, strict=True):
+        axis.set_title(name, fontsize=9, color="black", pad=4)
+    if lines:
+        figure.text(0.5, 0.01, "\n".join(lines), ha="center", va="bottom", fontsize=6, color="#444444")
+    return figure
+
+
+def two_planes(
+    query: UInt8[np.ndarray, "h w 3"],
+    support: UInt8[np.ndarray, "h w 3"],
+    positions: int,
+    centres: tuple[tuple[int, int], tuple[int, int]],
+    pairs: Float[np.ndarray, "n n"],
+    titles: tuple[str, str, str] = ("query", "", "support"),
+    footer: str = "",
+) -> plt.Figure:
+    """A window of a 4D kernel: a square of positions in the query, one in the support, and lines for pairs of them.
+
+    Outside the two pictures, between them their windows, enlarged and seen from the side.
+
+    Args:
+        query, support: square pictures of one size.
+        positions: how many a side of either picture.
+        centres: (row, column) of the middle of the window in the query, and of the one in the support.
+        pairs: the kernel as a matrix, query offsets by support offsets, n = kernel_size². A line is the thicker the
+            further its value is from 0, and at its thickest at 1 and -1; negative ones are blue and dashed.
+        titles: above the query, the lines and the support.
+        footer: small print below, for attributions.
+    """
+    k = round(len(pairs) ** 0.5)
+    lines = textwrap.wrap(footer, 150)
+    below, above = 0.05 + 0.12 * len(lines), 0.25  # inches
+    figure, axis = plt.subplots(figsize=(7.2, 1.95 + below + above))
+    height = figure.get_figheight()
+    figure.subplots_adjust(left=0.005, right=0.995, bottom=below / height, top=1 - above / height)
+    figure.patch.set_facecolor("white")
+    # In sides of a picture: the enlarged windows lean by one row, so that no two of their positions are of one height.
+    row, across = 1 / (k + 1), 0.12
+    side, size = k / positions, round(len(query) * k / positions)
+    ends = []  # (x, y) of each position of the enlarged windows
+    for title, middle in zip(titles, (0.5, 1.85, 3.2), strict=True):
+        axis.text(middle, -0.03, title, ha="center", va="bottom", fontsize=9)
+    for n, (picture, centre) in enumerate(zip((query, support), centres, strict=True)):
+        begin, corner = (0, 1.15) if n == 0 else (2.7, 2.55 - across * k)
+        axis.imshow(picture, extent=(begin, begin + 1, 1, 0))
+        y, x = ((place - k // 2) / positions for place in centre)
+        for width, colour in ((2.5, "white"), (1.5, "black")):
+            axis.add_patch(plt.Rectangle((begin + x, y), side, side, fill=False, linewidth=width, edgecolor=colour))
+        # What the window shows, on a leaning plane; white beyond the picture's border.
+        wide = np.pad(picture, [(size, size)] * 2 + [(0, 0)], constant_values=255)
+        top, left = (round(place * len(picture)) + size for place in (y, x))
+        pale = 255 - 0.6 * (255.0 - wide[top : top + size, left : left + size])
+        lean = Affine2D(np.array([[across, 0, corner], [row / k, row, 0], [0, 0, 1]]))
+        axis.imshow(pale.astype(np.uint8), extent=(0, k, k, 0), transform=lean + axis.transData)
+        for i in range(k + 1):
+            for border in ([(i, 0), (i, k)], [(0, i), (k, i)]):
+                axis.plot(*lean.transform(border).T, color="black", linewidth=1.5 if i in (0, k) else 0.6, zorder=2)
+        # Two lines from the window to its enlargement.
+        facing = begin + x + (side if n == 0 else 0), lean.transform([(k * n, 0), (k * n, k)])
+        for i in (0, 1):
+            (x2, y2), style = facing[1][i], {"color": "#868e96", "linewidth": 0.6, "zorder": 1}
+            axis.plot([facing[0], x2], [y + i * side, y2], **style)
+        ends.append(lean.transform([(i % k + 0.5, i // k + 0.5) for i in range(k * k)]))
+        axis.plot(*ends[n].T, ".", color="black", markersize=4, zorder=4)
+        axis.plot(*ends[n][k * k // 2], "o", color="black", markersize=6, zorder=4)
+    for i, j in zip(*pairs.nonzero(), strict=True):
+        strength = min(abs(float(pairs[i, j])), 1)
+        axis.plot(
+            *zip(ends[0][i], ends[1][j], strict=True),
+            "-" if pairs[i, j] > 0 else "--",
+            color="#d9480f" if pairs[i, j] > 0 else "#1c7ed6",
+            linewidth=0.3 + 2 * strength,
+            alpha=0.25 + 0.75 * strength,
+            zorder=3,
+        )
+    axis.set_xlim(-0.01, 3.71)
+    axis.set_ylim(1.01, -0.01)
+    axis.set_aspect("auto")
+    axis.axis("off")
     if lines:
         figure.text(0.5, 0.01, "\n".join(lines), ha="center", va="bottom", fontsize=6, color="#444444")
     return figure

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .backbone import Backbone, pyramid_layers
-from .checkpoints import from_reference, load_model
+from .checkpoints import BACKBONE, from_reference, load_model
 from .conv4d import KERNELS, over_query, over_support
-from .correlation import hypercorrelation_pyramid, mask_features
+from .correlation import hypercorrelation_pyramid, mask_features, unit_vectors
+from .fused import SupportLevel, correlate_and_convolve, cut
 
 # The whole table of sizes. A squeezing block has three 4D convolutions with these output channels; the finer a level,
 # the larger its kernels and strides, so that the support dims of every level shrink to the same few positions.
@@ -35,11 +36,87 @@ VOTE_RULES = ("paper", "majority")
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation of a (b, c, hq, wq, hs, ws) tensor: statistics over its channels' groups and all four dims."""
+    """Group normalisation of a (b, c, hq, wq, hs, ws) tensor: statistics over its channels' groups and all four dims.
+
+    PyTorch's own is made for images and few positions. Here channels lie innermost, so that all it takes are sums of columns
+    and one multiplication and addition: several times as fast.
+    """
 
     def forward(self, x: Float[Tensor, "b c hq wq hs ws"]) -> Float[Tensor, "b c hq wq hs ws"]:
-        """Normalise. Seen as an image of hq·wq by hs·ws, for which PyTorch keeps channels innermost."""
-        return super().forward(x.flatten(4).flatten(2, 3)).view_as(x)
+        """Normalise."""
+        return _unrows(_Normalise.apply(_rows(x), self.weight, self.bias, self.num_groups, self.eps), x)
+
+    def forward_(self, x: Float[Tensor, "b c hq wq hs ws"]) -> Float[Tensor, "b c hq wq hs ws"]:
+        """Normalise without gradients, in place where channels lie innermost."""
+        rows = _rows(x)
+        for item in rows:
+            mean, inverse = _statistics(item, self.num_groups, self.eps)
+            torch.addcmul(self.bias - mean * inverse * self.weight, item, inverse * self.weight, out=item)
+        return _unrows(rows, x)
+
+
+class _Normalise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows, weight, bias, groups, eps):
+        result = torch.empty_like(rows)
+        statistics = [_statistics(item, groups, eps) for item in rows]
+        for item, out, (mean, inverse) in zip(rows, result, statistics, strict=True):
+            torch.addcmul(bias - mean * inverse * weight, item, inverse * weight, out=out)
+        ctx.groups = groups
+        ctx.save_for_backward(rows, weight, *(tensor for pair in statistics for tensor in pair))
+        return result
+
+    @staticmethod
+    def backward(ctx, gradients):
+        rows, weight, *statistics = ctx.saved_tensors
+        result = torch.empty_like(rows)
+        of_weight, of_bias = torch.zeros_like(weight), torch.zeros_like(weight)
+        for i, (x, dy, dx) in enumerate(zip(rows, gradients, result, strict=True)):
+            mean, inverse = statistics[2 * i : 2 * i + 2]
+            # With n = inverse (x - mean): dx = inverse (w dy - <w dy> - n <w dy n>), <·> being means over the group.
+            sum_dy = sum(part.sum(0) for part in _parts(dy))
+            sum_dyn = sum((a * (b - mean)).sum(0) for a, b in zip(_parts(dy), _parts(x), strict=True)) * inverse
+            of_weight += sum_dyn
+            of_bias += sum_dy
+            mean_dy = _over_group(weight * sum_dy / len(x), ctx.groups)
+            mean_dyn = _over_group(weight * sum_dyn / len(x), ctx.groups)
+            torch.addcmul(inverse * (inverse * mean * mean_dyn - mean_dy), dy, inverse * weight, out=dx)
+            dx.addcmul_(x, -inverse * inverse * mean_dyn)
+        return result, of_weight, of_bias, None, None
+
+
+def _rows(x):
+    """(b, c, hq, wq, hs, ws) as (b, positions, c): no copy where channels lie innermost."""
+    return x.movedim(1, -1).flatten(1, 4)
+
+
+def _unrows(rows, like):
+    return rows.view(like.shape[0], *like.shape[2:], like.shape[1]).movedim(-1, 1)
+
+
+def _parts(rows):
+    """Slices that a processor's cache holds."""
+    return rows.split(max(1, 2**17 // rows.shape[1]))
+
+
+def _statistics(rows, groups, eps):
+    """Mean and inverse standard deviation of (positions, c) over each group, given for each channel."""
+    centre = rows[0]  # any value near the mean: squares of large numbers would lose the small ones' digits
+    total, square = torch.zeros_like(centre), torch.zeros_like(centre)
+    for part in _parts(rows):
+        part = part - centre
+        total += part.sum(0)
+        square += part.square_().sum(0)
+    mean = centre + total / len(rows)  # of each channel
+    variance = square / len(rows) - (mean - centre) ** 2
+    of_group = _over_group(mean, groups)
+    variance = _over_group(variance + (mean - of_group) ** 2, groups)
+    return of_group, (variance + eps).rsqrt()
+
+
+def _over_group(values, groups):
+    """The mean over each group of channels, for each channel."""
+    return values.view(groups, -1).mean(1, keepdim=True).expand(groups, len(values) // groups).flatten()
 
 
 def _convolutions(kernel: str, in_channels: int, channels: tuple[int, ...], sizes) -> nn.Sequential:
@@ -65,7 +142,11 @@ class SqueezingBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b l hq wq hs ws"]) -> Float[Tensor, "b 128 hq wq h2 w2"]:
         """Squeeze one hypercorrelation."""
-        return self.layers(x)
+        return self.after_first(self.layers[0](x))
+
+    def after_first(self, x: Float[Tensor, "b 16 hq wq _hs _ws"]) -> Float[Tensor, "b 128 hq wq h2 w2"]:
+        """What follows the first convolution, whose result may be overwritten."""
+        return _run(self.layers[1:], x)
 
 
 class MixingBlock(nn.Module):
@@ -83,7 +164,15 @@ class MixingBlock(nn.Module):
         # Backbones that round sizes down (VGG-16) can squeeze two levels to different supports: never broadcast.
         if coarse.shape[4:] != fine.shape[4:]:
             coarse = over_support(_resize(fine.shape[4:]), coarse)
-        return self.layers(fine + coarse)
+        return _run(self.layers, fine + coarse)
+
+
+def _run(layers, x):
+    """The layers one after the other, normalising in place where no gradient needs the values."""
+    for layer in layers:
+        in_place = isinstance(layer, GroupNorm) and not torch.is_grad_enabled()
+        x = layer.forward_(x) if in_place else layer(x)
+    return x
 
 
 def _resize(size):
@@ -108,10 +197,27 @@ class PyramidEncoder(nn.Module):
 
     def forward(self, pyramid: list[Float[Tensor, "b _l _hq _wq _hs _ws"]]) -> Float[Tensor, "b 128 hq wq"]:
         """The context: one vector for each query position of the finest level."""
-        squeezed = [block(x) for block, x in zip(self.squeezing, pyramid, strict=True)]
-        mixed = squeezed[-1]
-        for block, fine in zip(reversed(self.mixing), reversed(squeezed[:-1]), strict=True):
-            mixed = block(fine, mixed)
+        return self.mix([block(x) for block, x in zip(self.squeezing, pyramid, strict=True)])
+
+    def from_features(
+        self, query_levels: list[list[Float[Tensor, "b _c _hq _wq"]]], supports: list[list[SupportLevel]]
+    ) -> Float[Tensor, "b 128 hq wq"]:
+        """The context without the pyramid: see `fused`. For frozen features and center-pivot kernels.
+
+        Args:
+            query_levels: unit vectors.
+            supports: per level, one of `fused.cut` for each item of the batch.
+        """
+        squeezed = []
+        for block, query, support in zip(self.squeezing, query_levels, supports, strict=True):
+            squeezed.append(block.after_first(correlate_and_convolve(block.layers[0], query, support)))
+        return self.mix(squeezed)
+
+    def mix(self, squeezed: list[Float[Tensor, "b 128 _hq _wq _hs _ws"]]) -> Float[Tensor, "b 128 hq wq"]:
+        """Mix the squeezed levels from coarse to fine, and average over the support dims. The list is used up."""
+        mixed = squeezed.pop()
+        for block in reversed(self.mixing):
+            mixed = block(squeezed.pop(), mixed)
         return mixed.mean(dim=(4, 5))
 
 
@@ -200,10 +306,10 @@ class HSNet(nn.Module):
         """
         _check(query, support, support_mask, shots=False)
         self._warn_about_size(support)
-        query_levels, support_levels = self.backbone(query), self.backbone(support)
-        if self.settings["mask_support"]:
-            support_levels = mask_features(support_levels, support_mask)
-        return self._logits(query_levels, support_levels, query.shape[-2:])
+        # Each picture's features are reduced to what is needed of them before the next are made.
+        supports = self._prepare_support(self.backbone(support), support_mask)
+        query_levels = self._prepare_query(self.backbone(query))
+        return self._logits(query_levels, supports, query.shape[-2:])
 
     @torch.no_grad()
     def predict(
@@ -249,11 +355,35 @@ class HSNet(nn.Module):
     ) -> Iterator[Float[Tensor, "b 2 h w"]]:
         """The logits from each of the K supports, one after the other: the memory of one pass whatever K is."""
         b, k = support_mask.shape[:2]
-        if self.settings["mask_support"]:
-            support_levels = mask_features(support_levels, support_mask.flatten(0, 1))
+        query_levels = self._prepare_query([list(level) for level in query_levels])
         for shot in range(k):
             levels = [[f.unflatten(0, (b, k))[:, shot] for f in level] for level in support_levels]
-            yield self._logits(query_levels, levels, size)
+            yield self._logits(query_levels, self._prepare_support(levels, support_mask[:, shot]), size)
+
+    def _fuses(self):
+        # For other kernels, and where gradients have to reach the features, the pyramid is built as a whole.
+        return self.settings["kernel"] == "center-pivot" and not self.backbone.trainable
+
+    def _prepare_query(self, levels):
+        """The features as the encoder takes them. The lists are used up: old and new are not held side by side."""
+        for level in levels if self._fuses() else []:
+            for i in range(len(level)):
+                level[i] = unit_vectors(level[i])
+        return levels
+
+    def _prepare_support(self, levels, mask):
+        mask = mask if self.settings["mask_support"] else None
+        if self._fuses():
+            return [cut(f, mask, block.layers[0]) for f, block in zip(levels, self.encoder.squeezing, strict=True)]
+        return levels if mask is None else mask_features(levels, mask)
+
+    def _logits(self, query_levels, supports, size):
+        if self._fuses():
+            context = self.encoder.from_features(query_levels, supports)
+        else:
+            context = self.encoder(hypercorrelation_pyramid(query_levels, supports))
+        # The query's own size: the reference resizes to the support's, right only where both are equal.
+        return _resize(size)(self.decoder(context))
 
     def learned_parameters(self) -> dict[str, nn.Parameter]:
         """What training changes, by name: encoder and decoder, and the backbone only with `train_backbone`."""
@@ -261,7 +391,10 @@ class HSNet(nn.Module):
 
     def load_reference_state_dict(self, state_dict: dict[str, Tensor]) -> None:
         """Load a checkpoint of the authors' implementation; see `checkpoints.from_reference`."""
-        self.load_state_dict(from_reference(state_dict, self))
+        tensors = from_reference(state_dict, self)
+        backbone = {n: tensors.pop(n) for n in list(tensors) if n.startswith(BACKBONE)}
+        self.backbone.load_unfolded({n.removeprefix(BACKBONE): t for n, t in backbone.items()})
+        self.load_state_dict(tensors, strict=False)  # `from_reference` has found that none is missing
         self.backbone.pretrained = False  # the checkpoint brought its own copy
 
     @classmethod
@@ -273,11 +406,6 @@ class HSNet(nn.Module):
             ValueError: weights that are damaged or of another model.
         """
         return load_model(run, cls)
-
-    def _logits(self, query_levels, support_levels, size):
-        context = self.encoder(hypercorrelation_pyramid(query_levels, support_levels))
-        # The query's own size: the reference resizes to the support's, right only where both are equal.
-        return _resize(size)(self.decoder(context))
 
     def _warn_about_size(self, support):
         trained = self.training_size

@@ -69,21 +69,20 @@ def as_dense(conv: nn.Module) -> tuple[Float[Tensor, "d c k k k k"], Float[Tenso
     return weight, conv.query.bias + conv.support.bias
 
 
-def encode(encoder: nn.Module, pyramid: list[Float[Tensor, "b _l _hq _wq _hs _ws"]]) -> Float[Tensor, "b 128 hq wq"]:
-    """The pyramid encoder with `convolve_center_pivot`, for a `PyramidEncoder` of center-pivot kernels."""
+def run(layers: nn.Sequential, x: Float[Tensor, "b _c hq wq _hs _ws"]) -> Float[Tensor, "b _d hq wq _h2 _w2"]:
+    """The layers of a squeezing or mixing block, one after the other, with `convolve_center_pivot`."""
+    for layer in layers:
+        if isinstance(layer, nn.GroupNorm):
+            x = nn.GroupNorm.forward(layer, x)
+        elif hasattr(layer, "stride"):
+            x = convolve_center_pivot(layer, x)
+        else:
+            x = layer(x)
+    return x
 
-    def run(layers, x):
-        for layer in layers:
-            x = (
-                convolve_center_pivot(layer, x)
-                if hasattr(layer, "stride")
-                else nn.GroupNorm.forward(layer, x)
-                if isinstance(layer, nn.GroupNorm)
-                else layer(x)
-            )
-        return x
 
-    squeezed = [run(block.layers, x.contiguous()) for block, x in zip(encoder.squeezing, pyramid, strict=True)]
+def mix(encoder: nn.Module, squeezed: list[Float[Tensor, "b 128 _hq _wq _hs _ws"]]) -> Float[Tensor, "b 128 hq wq"]:
+    """The mixing blocks of a `PyramidEncoder` and the mean over the support dims."""
     mixed = squeezed[-1]
     for block, fine in zip(reversed(encoder.mixing), reversed(squeezed[:-1]), strict=True):
         b, c, h, w, hs, ws = mixed.shape
@@ -93,6 +92,11 @@ def encode(encoder: nn.Module, pyramid: list[Float[Tensor, "b _l _hq _wq _hs _ws
         mixed = mixed.view(b, hs, ws, c, *size).permute(0, 3, 4, 5, 1, 2).contiguous()
         mixed = run(block.layers, fine + mixed)
     return mixed.mean(dim=(4, 5))
+
+
+def encode(encoder: nn.Module, pyramid: list[Float[Tensor, "b _l _hq _wq _hs _ws"]]) -> Float[Tensor, "b 128 hq wq"]:
+    """A `PyramidEncoder` of center-pivot kernels."""
+    return mix(encoder, [run(block.layers, x) for block, x in zip(encoder.squeezing, pyramid, strict=True)])
 
 
 @torch.no_grad()
@@ -110,19 +114,24 @@ def predict(
 
 
 def forward(model: nn.Module, query, support, support_mask) -> Float[Tensor, "b 2 h w"]:
-    """One pass of a center-pivot `HSNet`: each correlation computed by itself, copied into a stack, encoded, decoded."""
-    query_levels, support_levels = model.backbone(query), model.backbone(support)
-    pyramid = []
+    """One pass of a center-pivot `HSNet`."""
+    mask = support_mask if model.settings["mask_support"] else None
+    logits = model.decoder(encode(model.encoder, pyramid(model.backbone(query), model.backbone(support), mask)))
+    return F.interpolate(logits, query.shape[-2:], mode="bilinear", align_corners=True)
+
+
+def pyramid(query_levels, support_levels, support_mask) -> list[Float[Tensor, "b _l _hq _wq _hs _ws"]]:
+    """Equations (1) and (2), layer by layer: each correlation computed by itself, then copied into its level's stack."""
+    stacks = []
     for query_level, support_level in zip(query_levels, support_levels, strict=True):
         stack = []
         for q, s in zip(query_level, support_level, strict=True):
-            if model.settings["mask_support"]:
+            if support_mask is not None:
                 mask = F.interpolate(support_mask[:, None].float(), s.shape[2:], mode="bilinear", align_corners=True)
                 s = s * mask
             q = q / (q.norm(dim=1, p=2, keepdim=True) + 1e-5)
             s = s / (s.norm(dim=1, p=2, keepdim=True) + 1e-5)
             cosine = torch.bmm(q.flatten(2).transpose(1, 2), s.flatten(2)).clamp(min=0)
             stack.append(cosine.view(-1, *q.shape[2:], *s.shape[2:]))
-        pyramid.append(torch.stack(stack, dim=1).contiguous())
-    logits = model.decoder(encode(model.encoder, pyramid))
-    return F.interpolate(logits, query.shape[-2:], mode="bilinear", align_corners=True)
+        stacks.append(torch.stack(stack, dim=1).contiguous())
+    return stacks

@@ -123,15 +123,57 @@ def runs_table() -> str:
     )
 
 
+def read_speed(name: str) -> dict:
+    """A file of `hsnet.speed`.
+
+    Raises:
+        FileNotFoundError: there is none of this name.
+    """
+    path = data_folder() / "speed" / f"{name}.json"
+    if not path.exists():
+        raise FileNotFoundError(f"no {path}: write it with `python -m hsnet.speed --name {name}`")
+    return json.loads(path.read_text())
+
+
+def speed_table(result: dict) -> str:
+    """Markdown: seconds of the plain path and of the library, and their ratio; a fitted segmenter's first and further query."""
+    rows = []
+    plain = {r["what"]: r["seconds"] for r in result["whole"] if r["path"] == "plain"}
+    for r in result["whole"]:
+        if r["path"] == "fast":
+            ratio = plain[r["what"]] / r["seconds"]
+            rows.append(
+                [f"{r['what']}, {r['precision']}", f"{plain[r['what']]:.2f} s", f"{r['seconds']:.2f} s", f"{ratio:.2f}"]
+            )
+    for r in result["segmenter"]:
+        what = f"`Segmenter`, {r['shot']} support{'s'[: r['shot'] > 1]}: first and further query"
+        rows.append([what, f"{r['first']:.2f} s", f"{r['further']:.2f} s", f"{r['first'] / r['further']:.2f}"])
+    return markdown([f"{result['backbone']}, {result['size']} px", "plain path", "library", "times as fast"], rows)
+
+
+def memory_table(result: dict) -> str:
+    """Markdown: peak memory beyond the weights, plain path and library, by size."""
+    found = {(r["what"], r["size"], r["path"]): r["bytes"] for r in result["memory"]}
+    rows = []
+    for what, size in dict.fromkeys((w, s) for w, s, _ in found):
+        plain, fast = found[what, size, "plain"], found[what, size, "fast"]
+        cells = [f"{b / 1e9:.2f} GB" if b else "–" for b in (plain, fast)]
+        rows.append([f"{what}, {size} px", *cells, f"{100 * fast / plain:.0f} %" if plain and fast else "–"])
+    return markdown(["peak beyond the weights", "plain path", "library", "share"], rows)
+
+
 def render(text: str) -> str:
     """Replace what stands between `<!-- WHAT NAME -->` and `<!-- end -->` by a table from that run's files.
 
-    WHAT: "run", its test scores; "controls", those of `evaluate --controls`; anything else, such as "coco-fold0", the scores
+    WHAT: "speed" and "memory", of a file of `hsnet.speed`; "run", its test scores; "controls", those of `evaluate --controls`; anything else, such as "coco-fold0", the scores
     on another benchmark.
     """
 
     def table(match):
         what, run = match.groups()
+        if what in ("speed", "memory"):
+            made = (speed_table if what == "speed" else memory_table)(read_speed(run))
+            return f"<!-- {what} {run} -->\n{made}\n<!-- end -->"
         folder = data_folder() / "runs" / run
         if what == "run":
             tests = read_tests(folder)

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from hsnet.figures import BOXES, FrameSlider, NetworkDiagram, heat, ladder, panels
+from hsnet.figures import BOXES, FrameSlider, NetworkDiagram, grid, heat, ladder, panels, two_planes
 
 
 def frames(count):
@@ -62,4 +62,29 @@ def test_panels_and_ladder():
     bars = ladder({"one": (10.0, (8.0, 12.0)), "two": (30.0, (20.0, 40.0))}, now="two")
     widths = [patch.get_width() for patch in bars.axes[0].patches]
     assert widths == [10, 30]
+    plt.close("all")
+
+
+def test_a_grid_names_its_rows_and_columns():
+    image = np.zeros((4, 4, 3), np.uint8)
+    figure = grid([[image, image, None], [image, None, image]], ["up", "down"], ["a", "b", "c"], "who drew it")
+    assert [len(axis.images) for axis in figure.axes] == [1, 1, 0, 1, 0, 1]
+    assert [axis.get_title() for axis in figure.axes] == ["a", "b", "c", "", "", ""]
+    assert [text.get_text() for text in figure.texts] == ["up", "down", "who drew it"]
+    plt.close("all")
+
+
+def test_two_planes_draw_a_line_for_each_pair():
+    image = np.zeros((8, 8, 3), np.uint8)
+    pairs = np.zeros((9, 9))
+    pairs[4], pairs[0, 4], pairs[8, 4] = 1, 0.5, -0.5
+    figure = two_planes(image, image, 8, ((3, 3), (4, 4)), pairs, footer="who drew it")
+    colours = [line.get_color() for line in figure.axes[0].lines]
+    assert colours.count("#d9480f") == 10
+    assert colours.count("#1c7ed6") == 1
+    # The line of the pivot joins the middles of the two windows, of which the figure shows one left and one right.
+    middles = [line.get_xydata()[0].tolist() for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert middles in [line.get_xydata().tolist() for line in figure.axes[0].lines]
+    assert middles[0][0] + middles[1][0] == pytest.approx(3.7)
+    assert figure.texts[0].get_text() == "who drew it"
     plt.close("all")

@@ -1,0 +1,486 @@
+"""Measure speed and memory against the plain path (`hsnet/naive.py`), in one run, side by side.
+
+    python -m hsnet.speed                  everything: about a quarter of an hour on two cores
+    python -m hsnet.speed --quick          fewer sizes and repetitions: two minutes
+
+The plain path is the same mathematics written the obvious way: BatchNorm beside its convolution, correlations computed
+one by one and copied into stacks, 4D convolutions as permute, copy, reshape, and one whole network pass per support.
+Contenders take turns; a time is the median of the repetitions after a warm-up; memory is the peak beyond the weights, of
+one pass in a process of its own. The network's weights are random, which changes no time; the support's mask is a disc
+that covers a quarter of the image.
+
+Written: data/speed/NAME.json with every figure and what it was measured on, and NAME.png, its curves.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from . import naive
+from .checkpoints import WEIGHTS, save_model
+from .config import data_folder, run_program
+from .conv4d import KERNELS
+from .correlation import hypercorrelation_pyramid, mask_features, unit_vectors
+from .devices import choose_device, choose_precision, describe
+from .figures import save
+from .fused import correlate_and_convolve, cut
+from .model import HSNet
+from .records import markdown, memory_table, speed_table, write_json
+from .segmenter import Segmenter
+from .train import backward
+
+SHOTS, BATCH = 5, 4  # of "5-shot" and of "training step"
+WORK = ("1-shot", "5-shot", "training step")
+
+
+class Bench:
+    """A network twice, plain and fast, with the same weights, and something to feed them."""
+
+    def __init__(self, backbone: str, size: int, device: torch.device):
+        torch.manual_seed(0)
+        self.device, self.size = device, size
+        self.plain = HSNet(backbone, pretrained=False, train_backbone=True).to(device).eval()
+        self.plain.backbone.requires_grad_(False)
+        self.plain.backbone.trainable = False
+        _settle(self.plain.backbone.network, device)
+        self.fast = HSNet(backbone, pretrained=False).to(device).eval()
+        self.fast.backbone.load_unfolded(self.plain.backbone.network.state_dict())
+        self.fast.load_state_dict(
+            {n: t for n, t in self.plain.state_dict().items() if not n.startswith("backbone.")}, strict=False
+        )
+        self.query = torch.randn(BATCH, 3, size, size, device=device)
+        self.support = torch.randn(BATCH, SHOTS, 3, size, size, device=device)
+        self.mask = disc(size).expand(BATCH, SHOTS, size, size).to(device)
+
+    def run(self, what: str, path: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """One pass of `what` by the "plain" or the "fast" path; its logits, mask, or gradients."""
+        forward = naive.forward if path == "plain" else HSNet.forward
+        predict = naive.predict if path == "plain" else HSNet.predict
+        model = getattr(self, path)
+        with torch.no_grad(), torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            if what == "1-shot":
+                return forward(model, self.query[:1], self.support[:1, 0], self.mask[:1, 0])
+            if what == "5-shot":
+                return predict(model, self.query[:1], self.support[:1], self.mask[:1])
+        batch = self.query, self.support[:, 0], self.mask[:, 0]
+        model.zero_grad()
+        if path == "fast":
+            backward(model, *batch, self.mask[:, 0], torch.ones(2, device=self.device), dtype)
+        else:
+            F.cross_entropy(forward(model, *batch), self.mask[:, 0].long()).backward()
+        return torch.cat([p.grad.flatten() for p in model.learned_parameters().values()])
+
+
+def disc(size: int) -> torch.Tensor:
+    """A mask (size, size) whose foreground, a disc in the middle, covers a quarter of it."""
+    x = (torch.arange(size) + 0.5) / size - 0.5
+    return x[:, None] ** 2 + x[None, :] ** 2 < 0.25 / torch.pi
+
+
+def _settle(network, device):
+    """Give random weights activations of ordinary size, as trained ones have: statistics from one batch of noise."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    network.train()
+    with torch.no_grad():
+        network(torch.randn(2, 3, 256, 256, device=device))
+    network.eval()
+
+
+def take_turns(contenders: dict[str, Callable[[], object]], repetitions: int, title: str) -> dict[str, float]:
+    """Median seconds of each; one round to warm up, then rounds in which each runs once."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for i in tqdm(range(repetitions + 1), desc=title, unit="round", leave=False):
+        for name, contender in contenders.items():
+            _wait()
+            start = time.perf_counter()
+            contender()
+            _wait()
+            if i:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _wait():
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+class _Traffic(TorchDispatchMode):
+    """Adds up the bytes of the tensors that operations read and write, as if there were no cache."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        read = [t for t in tree_leaves((arguments, keywords)) if isinstance(t, torch.Tensor)]
+        written = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
+        memory = {t.untyped_storage().data_ptr() for t in read}
+        is_view = not function._schema.is_mutable and all(t.untyped_storage().data_ptr() in memory for t in written)
+        if not is_view:
+            self.bytes += sum(t.numel() * t.element_size() for t in read + written)
+        return result
+
+
+def count(work: Callable[[], object]) -> dict[str, float]:
+    """Operations (a multiply-add is two) and bytes of one call, in units of 10⁹."""
+    with FlopCounterMode(display=False) as flops, _Traffic() as traffic:
+        work()
+    return {"gflop": flops.get_total_flops() / 1e9, "gbyte": traffic.bytes / 1e9}
+
+
+def machine_limits(device: torch.device, precisions: list[torch.dtype], repetitions: int) -> dict:
+    """What a large matrix product and a large copy reach here: GFLOP/s per precision, GB/s read plus written."""
+    side = 2048 if device.type == "cpu" else 8192
+    products = {}
+    for dtype in precisions:
+        a = torch.randn(side, side, device=device, dtype=dtype)
+        products[str(dtype)[6:]] = lambda a=a: a @ a
+    a = torch.zeros(2**28 // 4, device=device)
+    b = torch.zeros_like(a)
+    seconds = take_turns(products | {"copy": lambda: b.copy_(a)}, repetitions, "the machine's limits")
+    copy = seconds.pop("copy")
+    return {
+        "gflops": {name: 2 * side**3 / value / 1e9 for name, value in seconds.items()},
+        "gbytes": 2 * a.numel() * 4 / copy / 1e9,
+    }
+
+
+def measure_kernels(sides: list[int], repetitions: int, device: torch.device) -> list[dict]:
+    """(a) The three kernels and the plain center-pivot: 16 to 16 channels, kernel 3, stride 1, side⁴ positions."""
+    rows = []
+    for side in sides:
+        convs = {name: kernel(16, 16, 3).to(device) for name, kernel in KERNELS.items()}
+        x = torch.randn(1, side, side, side, side, 16, device=device).movedim(-1, 1)
+        contenders = {name: (lambda conv=conv, x=x: conv(x)) for name, conv in convs.items()}
+        contenders["center-pivot, plain"] = lambda x=x, c=convs["center-pivot"]: naive.convolve_center_pivot(c, x)
+        with torch.no_grad():
+            seconds = take_turns(contenders, repetitions, f"kernels, {side}⁴ positions")
+            for name, work in contenders.items():
+                parameters = sum(p.numel() for p in convs[name.removesuffix(", plain")].parameters())
+                rows.append(
+                    {"kernel": name, "side": side, "seconds": seconds[name], "parameters": parameters, **count(work)}
+                )
+    return rows
+
+
+@torch.no_grad()
+def measure_stages(bench: Bench, repetitions: int) -> list[dict]:
+    """(b) The stages of one image pair.
+
+    The fast path has no correlation of its own to time: it is one with the first squeezing convolution. So both paths show
+    that as one stage, and the correlation alone, as plain functions of either path, besides.
+    """
+    query, support, mask = bench.query[:1], bench.support[:1, 0], bench.mask[:1, 0]
+    plain, fast = bench.plain, bench.fast
+    query_levels, support_levels = fast.backbone(query), fast.backbone(support)
+    blocks = fast.encoder.squeezing
+    plain_query, plain_support = plain.backbone(query), plain.backbone(support)
+
+    def first():
+        for block, q, s in zip(blocks, query_levels, support_levels, strict=True):
+            yield correlate_and_convolve(block.layers[0], [unit_vectors(f) for f in q], cut(s, mask, block.layers[0]))
+
+    def rest(begun):
+        return [block.after_first(x.clone()) for block, x in zip(blocks, begun, strict=True)]
+
+    def plain_first():
+        stacks = naive.pyramid(plain_query, plain_support, mask)
+        return [naive.convolve_center_pivot(b.layers[0], x) for b, x in zip(blocks, stacks, strict=True)]
+
+    begun = list(first())
+    squeezed = rest(begun)
+    plain_begun = [x.contiguous() for x in begun]
+    plain_squeezed = [x.contiguous() for x in squeezed]
+    context = fast.encoder.mix(list(squeezed))
+    stages = {
+        "backbone, two images": {
+            "plain": lambda: (plain.backbone(query), plain.backbone(support)),
+            "fast": lambda: (fast.backbone(query), fast.backbone(support)),
+        },
+        "correlation alone": {
+            "plain": lambda: naive.pyramid(plain_query, plain_support, mask),
+            "fast": lambda: hypercorrelation_pyramid(query_levels, mask_features(support_levels, mask)),
+        },
+        "correlation and first convolution": {"plain": plain_first, "fast": lambda: list(first())},
+        "rest of the squeezing": {
+            "plain": lambda: [naive.run(b.layers[1:], x.clone()) for b, x in zip(blocks, plain_begun, strict=True)],
+            "fast": lambda: rest(begun),
+        },
+        "mixing": {
+            "plain": lambda: naive.mix(fast.encoder, list(plain_squeezed)),
+            "fast": lambda: fast.encoder.mix(list(squeezed)),
+        },
+        "decoding": {"plain": lambda: plain.decoder(context), "fast": lambda: fast.decoder(context)},
+    }
+    rows = []
+    for stage, contenders in stages.items():
+        seconds = take_turns(contenders, repetitions, stage)
+        for path, work in contenders.items():
+            rows.append({"stage": stage, "path": path, "seconds": seconds[path], **count(work)})
+    return rows
+
+
+def measure_whole(bench: Bench, precisions: list[torch.dtype], repetitions: int) -> list[dict]:
+    """(c) 1-shot, 5-shot and a training step, and by how much the paths' results differ."""
+    rows = []
+    for what in WORK:
+        expected = bench.run(what, "plain").float()
+        contenders = {("plain", torch.float32): lambda what=what: bench.run(what, "plain")}
+        for dtype in precisions:
+            contenders["fast", dtype] = lambda what=what, dtype=dtype: bench.run(what, "fast", dtype)
+        seconds = take_turns(contenders, repetitions, what)
+        for (path, dtype), work in contenders.items():
+            row = {
+                "what": what,
+                "path": path,
+                "precision": str(dtype)[6:],
+                "seconds": seconds[path, dtype],
+                **count(work),
+            }
+            if path == "fast":
+                row["ratio"] = seconds["plain", torch.float32] / seconds[path, dtype]
+                error = _error(work().float(), expected, what)
+                row["error"] = error.item()
+            rows.append(row)
+    return rows
+
+
+def _error(found, expected, what):
+    """Logits: the largest difference in standard deviations; masks: the share of other pixels; gradients: by norm."""
+    difference = found - expected
+    if what == "1-shot":
+        return difference.abs().max() / expected.std()
+    return difference.abs().mean() if what == "5-shot" else difference.norm() / expected.norm()
+
+
+def measure_segmenter(bench: Bench, repetitions: int) -> list[dict]:
+    """A fitted `Segmenter` keeps its supports' features: seconds of fit and the first query, and of each further one."""
+    pixels = np.random.default_rng(0).integers(0, 256, (SHOTS + 1, bench.size, bench.size, 3), dtype=np.uint8)
+    mask = disc(bench.size).numpy()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        bench.fast.training_size = bench.size
+        save_model(Path(folder) / WEIGHTS, bench.fast)
+        segmenter = Segmenter(folder, device=str(bench.device))
+        for shot in (1, SHOTS):
+            supports = list(pixels[:shot]), [mask] * shot
+            contenders = {
+                "first": lambda s=supports: segmenter.fit(*s).predict(pixels[-1]),
+                "further": lambda: segmenter.predict(pixels[-1]),
+            }
+            seconds = take_turns(contenders, repetitions, f"Segmenter, {shot} support{'s'[: shot > 1]}")
+            rows.append({"shot": shot, **seconds})
+    return rows
+
+
+def measure_memory(backbone: str, sizes: dict[str, list[int]], device: torch.device) -> list[dict]:
+    """Peak bytes beyond weights and input, each of one pass in a process of its own.
+
+    None where it did not fit, or was not tried because the correlations alone, held three times over as the plain path
+    does, would fill half of the machine's memory.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    tasks = [(what, path, size) for what in sizes for size in sizes[what] for path in ("plain", "fast")]
+    rows = []
+    for what, path, size in tqdm(tasks, desc="memory", unit="process", leave=False):
+        rows.append({"what": what, "path": path, "size": size, "bytes": None})
+        if path == "plain" and 3 * 4 * 4 * (size / 8) ** 4 * (BATCH if what == "training step" else 1) > memory / 2:
+            continue
+        command = [sys.executable, "-m", "hsnet.speed", "--one", what, path, "--size", str(size)]
+        command += ["--backbone", backbone, "--device", str(device), "--threads", str(torch.get_num_threads())]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode == 0:
+            rows[-1] |= json.loads(done.stdout)
+        elif (
+            done.returncode > 0 and "memory" not in done.stderr
+        ):  # a signal, such as the kernel's, is no mistake of ours
+            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+    return rows
+
+
+def measure_one(backbone: str, what: str, path: str, size: int, device: torch.device) -> dict:
+    """The peak memory of one pass in this process, which has done nothing else but a small pass to load what it needs."""
+    bench = Bench(backbone, 64, device)
+    bench.run(what, path)
+    bench = Bench(backbone, size, device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        bench.run(what, path)
+        return {"bytes": torch.cuda.max_memory_allocated() - before}
+    before = _forget_peak()
+    start = time.perf_counter()
+    bench.run(what, path)
+    return {"bytes": _peak() - before, "seconds": time.perf_counter() - start}
+
+
+def _forget_peak() -> int:
+    """Give free memory back to the system and forget the peak so far (Linux); the memory in use now, in bytes."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    return _peak()
+
+
+def _peak() -> int:
+    if sys.platform == "linux":
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def measure(backbone: str, size: int, device: torch.device, quick: bool) -> dict:
+    """Everything, as the JSON file holds it."""
+    repetitions = 2 if quick else 7
+    precisions = list(dict.fromkeys([torch.float32, choose_precision("auto", device)]))
+    if device.type == "cuda":
+        precisions.append(torch.float16)
+    sizes = [size] if quick else [256, 400, 600, 800, 1200]
+    memory = {"1-shot": sizes} | ({} if quick else {"training step": [256, 400]})
+    result = {
+        "device": describe(device),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "backbone": backbone,
+        "size": size,
+        "batch": BATCH,
+        "repetitions": repetitions,
+        "mask": "a disc that covers a quarter of the image",
+        "limits": machine_limits(device, precisions, repetitions),
+        "kernels": measure_kernels([6, 9, 12] if quick else [6, 9, 12, 15, 18], repetitions, device),
+    }
+    bench = Bench(backbone, size, device)
+    result["stages"] = measure_stages(bench, repetitions)
+    result["whole"] = measure_whole(bench, precisions, repetitions)
+    result["segmenter"] = measure_segmenter(bench, repetitions)
+    del bench
+    result["memory"] = measure_memory(backbone, memory, device)
+    return result
+
+
+def report(result: dict) -> str:
+    """The figures in words: a table each of limits, stages, whole passes, the segmenter and memory."""
+    limits = result["limits"]
+    products = ", ".join(f"{value:.0f} GFLOP/s in {name}" for name, value in limits["gflops"].items())
+    lines = [
+        f"{result['device']}; {result['backbone']}, {result['size']} px; mask: {result['mask']}",
+        f"a large matrix product reaches {products}; a large copy {limits['gbytes']:.0f} GB/s",
+        "",
+        markdown(
+            ["kernel", "positions", "ms", "GFLOP", "GFLOP/s", "GB/s", "parameters"],
+            [[r["kernel"], f"{r['side']}⁴", *_rates(r), f"{r['parameters']:,}"] for r in result["kernels"]],
+        ),
+        "",
+        markdown(
+            ["stage", "path", "ms", "GFLOP", "GFLOP/s", "GB/s"],
+            [[r["stage"], r["path"], *_rates(r)] for r in result["stages"]],
+        ),
+        "",
+        speed_table(result),
+        "",
+        memory_table(result),
+    ]
+    return "\n".join(lines)
+
+
+def _rates(row):
+    seconds = row["seconds"]
+    figures = 1000 * seconds, row["gflop"], row["gflop"] / seconds, row["gbyte"] / seconds
+    return [f"{figures[0]:.1f}", f"{figures[1]:.2f}", f"{figures[2]:.0f}", f"{figures[3]:.0f}"]
+
+
+def draw(result: dict) -> plt.Figure:
+    """Curves: time of the kernels, time of the stages, memory by size."""
+    figure, (kernels, stages, memory) = plt.subplots(1, 3, figsize=(13, 3.8))
+    figure.patch.set_facecolor("white")
+    styles = {
+        "dense": ("o-", "#495057"),
+        "separable": ("s--", "#1c7ed6"),
+        "center-pivot": ("D-", "#d9480f"),
+        "center-pivot, plain": ("D:", "#d9480f"),
+    }
+    for name, (style, colour) in styles.items():
+        rows = [r for r in result["kernels"] if r["kernel"] == name]
+        kernels.plot([r["side"] for r in rows], [1000 * r["seconds"] for r in rows], style, color=colour, label=name)
+    kernels.set(
+        xlabel="positions a side, of four", ylabel="milliseconds", yscale="log", title="4D kernels, 16 to 16 channels"
+    )
+    kernels.legend(fontsize=8, frameon=False)
+    names = list(dict.fromkeys(r["stage"] for r in result["stages"]))
+    for offset, path, colour in ((-0.2, "plain", "#adb5bd"), (0.2, "fast", "#d9480f")):
+        rows = {r["stage"]: r for r in result["stages"] if r["path"] == path}
+        places = [i + offset for i in range(len(names))]
+        stages.barh(places, [1000 * rows[n]["seconds"] for n in names], 0.38, color=colour, label=path)
+    stages.set_yticks(range(len(names)), [n.replace(" and ", "\nand ") for n in names], fontsize=8)
+    stages.invert_yaxis()
+    stages.set(xlabel="milliseconds", title=f"one image pair, {result['backbone']}, {result['size']} px")
+    stages.legend(fontsize=8, frameon=False)
+    for path, style, colour in (("plain", "o--", "#495057"), ("fast", "D-", "#d9480f")):
+        rows = [r for r in result["memory"] if r["what"] == "1-shot" and r["path"] == path and r["bytes"]]
+        memory.plot([r["size"] for r in rows], [r["bytes"] / 1e9 for r in rows], style, color=colour, label=path)
+    memory.set(
+        xlabel="pixels a side", ylabel="GB", yscale="log", title="peak memory of a 1-shot pass, beyond the weights"
+    )
+    memory.legend(fontsize=8, frameon=False)
+    for axis in (kernels, stages, memory):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.title.set_fontsize(10)
+    figure.tight_layout()
+    return figure
+
+
+def main() -> None:
+    """The program."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hsnet.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer sizes and repetitions")
+    parser.add_argument("--backbone", default="resnet50", help="vgg16, resnet50, resnet101 or efficientnet_lite0")
+    parser.add_argument("--size", type=int, default=400, help="side of the images in pixels (default: 400)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
+    parser.add_argument("--threads", type=int, default=0, help="threads on a CPU (default: PyTorch's choice)")
+    parser.add_argument("--name", help="name of the files under data/speed (default: device and backbone)")
+    parser.add_argument("--one", nargs=2, metavar=("WHAT", "PATH"), help=argparse.SUPPRESS)  # see measure_memory
+    arguments = parser.parse_args()
+    device = choose_device(arguments.device)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if arguments.one:
+        print(json.dumps(measure_one(arguments.backbone, *arguments.one, arguments.size, device)))
+        return
+    result = measure(arguments.backbone, arguments.size, device, arguments.quick)
+    name = arguments.name or f"{device.type}-{arguments.backbone}" + "-quick" * arguments.quick
+    folder = data_folder() / "speed"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{name}.json", result)
+    save(draw(result), folder / f"{name}.png")
+    print(report(result))
+    print(f"\nfigures  {folder / name}.json\ncurves   {folder / name}.png")
+
+
+if __name__ == "__main__":
+    run_program(main)

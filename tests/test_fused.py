@@ -1,0 +1,103 @@
+"""Correlation and first convolution in one against the definition: the whole pyramid, then the convolution."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hsnet import CenterPivotConv4d, HSNet, fused, hypercorrelation_pyramid, mask_features
+from hsnet.correlation import unit_vectors
+
+side = st.integers(1, 11)
+
+
+def case(kernel_size, stride, sides, batch, layers, covered):
+    """A convolution in float64, features of a query and a support, and a mask that covers so much of it."""
+    hq, wq, hs, ws = sides
+    conv = CenterPivotConv4d(layers, 3, kernel_size, stride).double()
+    query = [torch.randn(batch, 4, hq, wq, dtype=torch.float64) for _ in range(layers)]
+    support = [torch.randn(batch, 4, hs, ws, dtype=torch.float64) for _ in range(layers)]
+    mask = None if covered is None else torch.rand(batch, hs, ws) < covered
+    return conv, query, support, mask
+
+
+def both(conv, query, support, mask):
+    """The result, the fast way and by definition."""
+    fast = fused.correlate_and_convolve(conv, [unit_vectors(f) for f in query], fused.cut(support, mask, conv))
+    masked = support if mask is None else mask_features([support], mask)[0]
+    return fast, conv(hypercorrelation_pyramid([query], [masked])[0])
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.sampled_from([1, 3, 5]),
+    st.integers(1, 4),
+    st.tuples(side, side, side, side),
+    st.integers(1, 2),
+    st.integers(1, 3),
+    st.sampled_from([None, 0.0, 0.05, 0.3, 1.0]),
+    st.sampled_from([2**7, 2**12, 2**23]),
+    st.booleans(),
+)
+def test_is_the_definition(kernel_size, stride, sides, batch, layers, covered, slice_bytes, keep):
+    before = fused.SLICE, fused.KEEP
+    fused.SLICE, fused.KEEP = slice_bytes, 2**27 if keep else 0
+    try:
+        conv, *given = case(kernel_size, stride, sides, batch, layers, covered)
+        fast, expected = both(conv, *given)
+        torch.testing.assert_close(fast, expected)
+        gradient = torch.randn_like(expected)
+        ours = torch.autograd.grad(fast, list(conv.parameters()), gradient)
+        theirs = torch.autograd.grad(expected, list(conv.parameters()), gradient)
+        torch.testing.assert_close(ours, theirs)
+    finally:
+        fused.SLICE, fused.KEEP = before
+
+
+def test_gradients():
+    conv, query, support, mask = case(3, 2, (3, 2, 4, 3), 2, 2, 0.5)
+    units, supports = [unit_vectors(f) for f in query], fused.cut(support, mask, conv)
+    assert torch.autograd.gradcheck(
+        lambda *_: fused.correlate_and_convolve(conv, units, supports), tuple(conv.parameters()), fast_mode=True
+    )
+
+
+def test_only_what_is_inside_the_mask_is_multiplied():
+    conv, _, support, _ = case(5, 4, (9, 9, 9, 9), 1, 1, None)
+    mask = torch.zeros(1, 9, 9, dtype=torch.bool)
+    mask[0, 6, 3:6] = True
+    (cut,) = fused.cut(support, mask, conv)
+    assert cut.layers[0].shape == (3, 4)
+    # Rows 4 to 8 of 9: from the multiple of the stride before the mask to the last output that sees it, in row 8.
+    assert (cut.top, cut.inside.shape[0]) == (4, 5)
+
+
+def test_the_network_takes_it_where_it_may():
+    """A frozen backbone goes the fast way, a trained one builds the pyramid: with equal weights, equal logits."""
+    torch.manual_seed(0)
+    trained = HSNet("efficientnet_lite0", pretrained=False, train_backbone=True).double()
+    frozen = HSNet("efficientnet_lite0", pretrained=False).double()
+    frozen.backbone.load_unfolded(trained.backbone.network.state_dict())
+    learned = {n: t for n, t in trained.state_dict().items() if not n.startswith("backbone.")}
+    frozen.load_state_dict(learned, strict=False)
+    query, support = torch.randn(2, 3, 96, 128).double(), torch.randn(2, 3, 128, 96).double()
+    mask = torch.rand(2, 128, 96) < 0.3
+    expected = trained(query, support, mask)
+    assert expected.grad_fn is not None
+    found = frozen(query, support, mask)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)  # the folded weights are rounded to float32
+    found.sum().backward()
+    expected.sum().backward()
+    parameters = dict(trained.named_parameters())
+    for name, parameter in frozen.learned_parameters().items():
+        torch.testing.assert_close(
+            parameter.grad, parameters[name].grad, atol=1e-5, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    assert trained.backbone.network.conv_stem.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("covered", [0.0, 1.0])
+def test_empty_and_full_masks(covered):
+    torch.manual_seed(1)
+    fast, expected = both(*case(3, 2, (4, 5, 6, 7), 2, 2, covered))
+    torch.testing.assert_close(fast, expected)
