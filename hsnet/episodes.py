@@ -1,5 +1,6 @@
 """From the names of an episode to tensors."""
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -124,9 +125,20 @@ class EpisodeDataset(torch.utils.data.Dataset):
 
     def loader(self, batch: int, workers: int = 0) -> torch.utils.data.DataLoader:
         """The episodes in order, `batch` at a time; the last batch may be smaller."""
-        return torch.utils.data.DataLoader(
-            self, batch, num_workers=workers, collate_fn=Batch.stack, pin_memory=torch.cuda.is_available()
-        )
+        return _Loader(self, batch, num_workers=workers, collate_fn=Batch.stack, pin_memory=torch.cuda.is_available())
+
+
+class _Loader(torch.utils.data.DataLoader):
+    """Starts its workers with Ctrl-C blocked: it is the program's to answer, and a worker's traceback would only confuse."""
+
+    def __iter__(self):
+        if not hasattr(signal, "pthread_sigmask"):  # Windows
+            return super().__iter__()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def test_episodes(

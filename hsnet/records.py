@@ -4,6 +4,7 @@ python -m hsnet.records      write the tables of README.md and data/runs/README.
 """
 
 import argparse
+import csv
 import json
 import re
 from pathlib import Path
@@ -121,6 +122,31 @@ def runs_table() -> str:
         ],
         rows,
     )
+
+
+def paper_results() -> list[dict[str, str]]:
+    """What the paper reports: the rows of `data/paper/results.csv`."""
+    return list(csv.DictReader((ROOT / "data" / "paper" / "results.csv").open()))
+
+
+def paper_table() -> str:
+    """Markdown: the paper's mean mIoU, 1- and 5-shot, by benchmark and backbone; in brackets how many sources agree."""
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for row in paper_results():
+        if row["what"] == "mean" and row["sources"] != "unconfirmed":
+            cells.setdefault((row["benchmark"], row["backbone"]), {})[row["shot"]] = (
+                f"{row['value']} [{row['sources']}]"
+            )
+    header = ["benchmark", "backbone", "1-shot mIoU", "5-shot mIoU"]
+    return markdown(header, [[*key, found.get("1", "–"), found.get("5", "–")] for key, found in cells.items()])
+
+
+def paper_kernels_table() -> str:
+    """Markdown: what the paper reports of the cost of its kernels."""
+    rows = csv.DictReader((ROOT / "data" / "paper" / "kernels.csv").open())
+    header = ["kernel", "time", "memory", "FLOPs", "parameters"]
+    forms = ("{kernel}", "{milliseconds} ms", "{gigabytes} GB", "{gflops} G", "{million_parameters} M")
+    return markdown(header, [[form.format(**row) for form in forms] for row in rows])
 
 
 def read_speed(name: str) -> dict:

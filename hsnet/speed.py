@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -108,9 +109,9 @@ def _settle(network, device):
     network.eval()
 
 
-def take_turns(contenders: dict[str, Callable[[], object]], repetitions: int, title: str) -> dict[str, float]:
+def take_turns(contenders: dict[Any, Callable[[], object]], repetitions: int, title: str) -> dict[Any, float]:
     """Median seconds of each; one round to warm up, then rounds in which each runs once."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    seconds: dict[Any, list[float]] = {name: [] for name in contenders}
     for i in tqdm(range(repetitions + 1), desc=title, unit="round", leave=False):
         for name, contender in contenders.items():
             _wait()
@@ -355,7 +356,7 @@ def _peak() -> int:
 
 def measure(backbone: str, size: int, device: torch.device, quick: bool) -> dict:
     """Everything, as the JSON file holds it."""
-    repetitions = 2 if quick else 7
+    repetitions = 2 if quick else 5
     precisions = list(dict.fromkeys([torch.float32, choose_precision("auto", device)]))
     if device.type == "cuda":
         precisions.append(torch.float16)
@@ -415,7 +416,7 @@ def _rates(row):
 
 def draw(result: dict) -> plt.Figure:
     """Curves: time of the kernels, time of the stages, memory by size."""
-    figure, (kernels, stages, memory) = plt.subplots(1, 3, figsize=(13, 3.8))
+    figure, (kernels, stages, memory) = plt.subplots(1, 3, figsize=(14, 3.8))
     figure.patch.set_facecolor("white")
     styles = {
         "dense": ("o-", "#495057"),
@@ -443,7 +444,7 @@ def draw(result: dict) -> plt.Figure:
         rows = [r for r in result["memory"] if r["what"] == "1-shot" and r["path"] == path and r["bytes"]]
         memory.plot([r["size"] for r in rows], [r["bytes"] / 1e9 for r in rows], style, color=colour, label=path)
     memory.set(
-        xlabel="pixels a side", ylabel="GB", yscale="log", title="peak memory of a 1-shot pass, beyond the weights"
+        xlabel="pixels a side", ylabel="GB", yscale="log", title="peak memory of 1-shot, beyond the weights"
     )
     memory.legend(fontsize=8, frameon=False)
     for axis in (kernels, stages, memory):

@@ -88,3 +88,19 @@ def test_the_same_query_is_asked_for_its_other_objects():
         artist = dict(shapes.objects(other.query))[other.class_id]
         assert other.supports[0].split(".")[3] != artist
         assert shapes.read(other.supports[0], other.class_id).mask.any()
+
+
+def test_the_papers_means_are_those_of_its_folds():
+    rows = records.paper_results()
+    folds: dict[tuple, list[float]] = {}
+    for row in rows:
+        if row["what"].startswith("fold"):
+            folds.setdefault((row["benchmark"], row["backbone"], row["shot"]), []).append(float(row["value"]))
+    means = {(r["benchmark"], r["backbone"], r["shot"]): float(r["value"]) for r in rows if r["what"] == "mean"}
+    assert len(folds) == 10
+    for key, values in folds.items():
+        assert len(values) == 4
+        assert means[key] == pytest.approx(sum(values) / 4, abs=0.1), key
+    assert "| PASCAL-5i | ResNet-101 | 66.2 [7]    | 70.4 [5]    |" in records.paper_table()
+    assert "VGG-16   | 82.3" not in records.paper_table()  # not confirmed
+    assert "| center-pivot 4D | 25.51 ms" in records.paper_kernels_table()

@@ -1,0 +1,77 @@
+"""The program that measures: what it counts, that both paths agree, and its tables and curves."""
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from hsnet import records, speed
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return speed.Bench("efficientnet_lite0", 96, CPU)
+
+
+def test_operations_and_bytes_are_counted():
+    a, b = torch.zeros(10, 20), torch.zeros(20, 30)
+    counted = speed.count(lambda: a @ b)
+    assert counted["gflop"] == 2 * 10 * 20 * 30 / 1e9
+    assert counted["gbyte"] == 4 * (10 * 20 + 20 * 30 + 10 * 30) / 1e9
+    assert speed.count(lambda: a.view(-1))["gbyte"] == 0  # a view reads nothing
+    assert speed.count(lambda: a.add_(1))["gbyte"] == 2 * 4 * 200 / 1e9
+
+
+def test_the_mask_covers_a_quarter():
+    assert speed.disc(400).float().mean() == pytest.approx(0.25, abs=1e-3)
+
+
+def test_both_paths_agree(bench):
+    rows = speed.measure_whole(bench, [torch.float32], repetitions=1)
+    errors = {row["what"]: row["error"] for row in rows if row["path"] == "fast"}
+    assert errors["1-shot"] < 1e-3
+    assert errors["5-shot"] < 1e-3
+    assert errors["training step"] < 0.05  # one unit on the other side of a ReLU shows
+    assert all(row["gflop"] > 0 and row["seconds"] > 0 for row in rows)
+
+
+def test_stages_tables_and_curves(bench):
+    result = {
+        "device": "here",
+        "backbone": "efficientnet_lite0",
+        "size": 96,
+        "mask": "a disc",
+        "limits": {"gflops": {"float32": 100.0}, "gbytes": 10.0},
+        "kernels": speed.measure_kernels([3, 4], 1, CPU),
+        "stages": speed.measure_stages(bench, 1),
+        "whole": [
+            {"what": "1-shot", "path": "plain", "precision": "float32", "seconds": 3.0},
+            {"what": "1-shot", "path": "fast", "precision": "float32", "seconds": 2.0},
+        ],
+        "segmenter": [{"shot": 1, "first": 2.0, "further": 1.0}],
+        "memory": [
+            {"what": "1-shot", "size": 96, "path": "plain", "bytes": None},
+            {"what": "1-shot", "size": 96, "path": "fast", "bytes": 10**9},
+        ],
+    }
+    assert {row["stage"] for row in result["stages"]} >= {"mixing", "decoding"}
+    figure = speed.draw(result)
+    assert len(figure.axes) == 3
+    plt.close(figure)
+    text = speed.report(result)
+    assert "| 1-shot, float32" in text
+    assert "1.50" in text
+    assert "| 1-shot, 96 px           | –          | 1.00 GB | –     |" in text
+    assert records.speed_table(result) in text
+
+
+def test_memory_is_measured_beyond_the_weights():
+    measured = speed.measure_one("efficientnet_lite0", "1-shot", "fast", 96, CPU)
+    assert 0 < measured["bytes"] < 10**9
+    assert measured["seconds"] > 0
+
+
+def test_a_figure_that_is_not_there(data):
+    with pytest.raises(FileNotFoundError, match=r"python -m hsnet\.speed --name gpu"):
+        records.read_speed("gpu")
