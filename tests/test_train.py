@@ -119,6 +119,8 @@ def test_ctrl_c_keeps_the_last_epoch(data):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell starts background jobs with Ctrl-C ignored, and what they start inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     folder = data / "runs" / "tiny"
     deadline = time.monotonic() + 120
