@@ -16,6 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .products import products
+
 PART = 2**25  # bytes of a result that may be held twice
 
 
@@ -153,5 +155,5 @@ def convolve(conv: nn.Conv2d, images: Float[Tensor, "n c h w"]) -> Float[Tensor,
     ]
     matrix = torch.stack(weights).permute(0, 1, 3, 4, 2).flatten(2).flatten(0, 1)  # (h2 w2 d) (h w c)
     rows = images.permute(0, 2, 3, 1).flatten(1)
-    result = F.linear(rows, matrix, conv.bias.repeat(h2 * w2))
+    result = products(rows, matrix, conv.bias.repeat(h2 * w2))
     return result.view(-1, h2, w2, conv.out_channels).permute(0, 3, 1, 2)

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from .conv4d import CenterPivotConv4d
 from .correlation import resize_mask, unit_vectors
+from .products import products
 
 # Correlations held at a time, in bytes. Few enough to stay in a processor's cache until they are convolved: of the powers
 # of two between 2²⁰ and 2²⁴ this was among the fastest on a processor with 32 MB of it.
@@ -198,8 +199,8 @@ def _correlations(a: list[Float[Tensor, "n _c"]], b: list[Float[Tensor, "m _c"]]
     """Equation (2) for two lists of unit vectors, one pair of tensors a layer."""
     result = a[0].new_empty(len(a[0]), len(a), len(b[0]))
     for layer, (x, y) in enumerate(zip(a, b, strict=True)):
-        torch.mm(x, y.mT, out=result[:, layer])
-    return result.relu_()
+        torch.clamp(products(x, y), min=0, out=result[:, layer])
+    return result
 
 
 def _slices(count: int, bytes_each: int) -> Iterator[slice]:

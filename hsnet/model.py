@@ -51,7 +51,7 @@ class GroupNorm(nn.GroupNorm):
         rows = _rows(x)
         for item in rows:
             mean, inverse = _statistics(item, self.num_groups, self.eps)
-            torch.addcmul(self.bias - mean * inverse * self.weight, item, inverse * self.weight, out=item)
+            _scale_and_shift(item, inverse * self.weight, self.bias - mean * inverse * self.weight, out=item)
         return _unrows(rows, x)
 
 
@@ -61,7 +61,7 @@ class _Normalise(torch.autograd.Function):
         result = torch.empty_like(rows)
         statistics = [_statistics(item, groups, eps) for item in rows]
         for item, out, (mean, inverse) in zip(rows, result, statistics, strict=True):
-            torch.addcmul(bias - mean * inverse * weight, item, inverse * weight, out=out)
+            _scale_and_shift(item, inverse * weight, bias - mean * inverse * weight, out=out)
         ctx.groups = groups
         ctx.save_for_backward(rows, weight, *(tensor for pair in statistics for tensor in pair))
         return result
@@ -74,14 +74,19 @@ class _Normalise(torch.autograd.Function):
         for i, (x, dy, dx) in enumerate(zip(rows, gradients, result, strict=True)):
             mean, inverse = statistics[2 * i : 2 * i + 2]
             # With n = inverse (x - mean): dx = inverse (w dy - <w dy> - n <w dy n>), <·> being means over the group.
-            sum_dy = sum(part.sum(0) for part in _parts(dy))
-            sum_dyn = sum((a * (b - mean)).sum(0) for a, b in zip(_parts(dy), _parts(x), strict=True)) * inverse
+            sum_dy, sum_dyn = torch.zeros_like(weight), torch.zeros_like(weight)
+            for part_x, part_dy in zip(_parts(x), _parts(dy), strict=True):
+                sum_dy += _wide(part_dy).sum(0)
+                sum_dyn += (_wide(part_dy) * (part_x - mean)).sum(0)
+            sum_dyn *= inverse
             of_weight += sum_dyn
             of_bias += sum_dy
             mean_dy = _over_group(weight * sum_dy / len(x), ctx.groups)
             mean_dyn = _over_group(weight * sum_dyn / len(x), ctx.groups)
-            torch.addcmul(inverse * (inverse * mean * mean_dyn - mean_dy), dy, inverse * weight, out=dx)
-            dx.addcmul_(x, -inverse * inverse * mean_dyn)
+            shift = inverse * (inverse * mean * mean_dyn - mean_dy)
+            for part_x, part_dy, out in zip(_parts(x), _parts(dy), _parts(dx), strict=True):
+                part = torch.addcmul(shift, _wide(part_dy), inverse * weight)
+                out.copy_(part.addcmul_(_wide(part_x), -inverse * inverse * mean_dyn))
         return result, of_weight, of_bias, None, None
 
 
@@ -99,9 +104,23 @@ def _parts(rows):
     return rows.split(max(1, 2**17 // rows.shape[1]))
 
 
+def _wide(part):
+    """In float32 at least: sums over many positions, and their squares, lose too much in half precision."""
+    return part.float() if part.element_size() < 4 else part
+
+
+def _scale_and_shift(rows, scale, shift, out):
+    """rows · scale + shift for each column; `out` may be `rows`."""
+    if rows.dtype == scale.dtype:
+        torch.addcmul(shift, rows, scale, out=out)
+    else:
+        for part, part_out in zip(_parts(rows), _parts(out), strict=True):
+            part_out.copy_(torch.addcmul(shift, _wide(part), scale))
+
+
 def _statistics(rows, groups, eps):
     """Mean and inverse standard deviation of (positions, c) over each group, given for each channel."""
-    centre = rows[0]  # any value near the mean: squares of large numbers would lose the small ones' digits
+    centre = _wide(rows[0])  # any value near the mean: squares of large numbers would lose the small ones' digits
     total, square = torch.zeros_like(centre), torch.zeros_like(centre)
     for part in _parts(rows):
         part = part - centre
