@@ -58,7 +58,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """
     metadata, tensors = _read(path)
     settings = json.loads(metadata["settings"])
-    other = [f"{k} {settings[k]!r}, not {v!r}" for k, v in model.settings.items() if settings.get(k) != v]
+    other = [f"{k} {settings[k]!r}, not {v!r}" for k, v in model.settings.items() if settings.get(k, v) != v]
     if other:
         raise ValueError(f"{path} holds a model with {'; '.join(other)}: build the model with the file's settings")
     _, unexpected = model.load_state_dict(tensors, strict=False)

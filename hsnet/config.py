@@ -45,6 +45,7 @@ class Config:
         ("all", "deep", "shallow"),
     )
     levels: int = _setting(3, "how many levels of the pyramid, counted from the coarsest", (3, 2, 1))
+    convolutions: int = _setting(3, "4D convolutions in each squeezing and mixing block", (3, 2, 1))
     mask_support: bool = _setting(True, "hide the support's background, equation (1)")
     train_backbone: bool = _setting(False, "train the backbone too (the paper's ablation: it over-fits)")
     size: int = _setting(256, "images are resized to this many pixels a side")
@@ -121,7 +122,16 @@ class Config:
     @property
     def model_settings(self) -> dict:
         """The keyword arguments of `HSNet`."""
-        names = ("backbone", "pretrained", "kernel", "mask_support", "layers", "levels", "train_backbone")
+        names = (
+            "backbone",
+            "pretrained",
+            "kernel",
+            "mask_support",
+            "layers",
+            "levels",
+            "convolutions",
+            "train_backbone",
+        )
         return {name: getattr(self, name) for name in names}
 
     def save(self, path: Path) -> None:

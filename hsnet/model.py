@@ -154,26 +154,30 @@ def _convolutions(kernel: str, in_channels: int, channels: tuple[int, ...], size
 class SqueezingBlock(nn.Module):
     """f^sqz of one level: from L stacked correlations to 128 channels, the support dims shrunk to (nearly) nothing."""
 
-    def __init__(self, in_channels: int, level: int, kernel: str = "center-pivot"):
+    def __init__(self, in_channels: int, level: int, kernel: str = "center-pivot", convolutions: int = 3):
         """`level` counts from the coarsest: 0, 1 or 2, and chooses the row of `SQUEEZING`."""
         super().__init__()
-        self.layers = _convolutions(kernel, in_channels, CHANNELS, SQUEEZING[level])
+        kept, left_out = SQUEEZING[level][:convolutions], SQUEEZING[level][convolutions:]
+        self.layers = _convolutions(kernel, in_channels, (*CHANNELS[: len(kept) - 1], CHANNELS[-1]), kept)
+        # What convolutions that are left out would have shrunk the support by: it is averaged instead.
+        self.pool = math.prod(stride for _, stride in left_out)
 
     def forward(self, x: Float[Tensor, "b l hq wq hs ws"]) -> Float[Tensor, "b 128 hq wq h2 w2"]:
         """Squeeze one hypercorrelation."""
         return self.after_first(self.layers[0](x))
 
-    def after_first(self, x: Float[Tensor, "b 16 hq wq _hs _ws"]) -> Float[Tensor, "b 128 hq wq h2 w2"]:
+    def after_first(self, x: Float[Tensor, "b _c hq wq _hs _ws"]) -> Float[Tensor, "b 128 hq wq h2 w2"]:
         """What follows the first convolution, whose result may be overwritten."""
-        return _run(self.layers[1:], x)
+        x = _run(self.layers[1:], x)
+        return over_support(partial(F.avg_pool2d, kernel_size=self.pool, ceil_mode=True), x) if self.pool > 1 else x
 
 
 class MixingBlock(nn.Module):
     """f^mix: bring the coarser level to the finer one's query size, add, and convolve."""
 
-    def __init__(self, kernel: str = "center-pivot"):
+    def __init__(self, kernel: str = "center-pivot", convolutions: int = 3):
         super().__init__()
-        self.layers = _convolutions(kernel, CHANNELS[-1], (CHANNELS[-1],) * len(MIXING), MIXING)
+        self.layers = _convolutions(kernel, CHANNELS[-1], (CHANNELS[-1],) * convolutions, MIXING[:convolutions])
 
     def forward(
         self, fine: Float[Tensor, "b 128 hq wq hs ws"], coarse: Float[Tensor, "b 128 _hq _wq _hs _ws"]
@@ -205,14 +209,16 @@ class PyramidEncoder(nn.Module):
     Args:
         channels: layers per level, fine to coarse.
         kernel: a key of `conv4d.KERNELS`.
+        convolutions: how many each block has, 1 to 3.
     """
 
-    def __init__(self, channels: tuple[int, ...], kernel: str = "center-pivot"):
+    def __init__(self, channels: tuple[int, ...], kernel: str = "center-pivot", convolutions: int = 3):
         super().__init__()
         self.squeezing = nn.ModuleList(  # fine to coarse, as every list of levels
-            SqueezingBlock(c, level=len(channels) - 1 - i, kernel=kernel) for i, c in enumerate(channels)
+            SqueezingBlock(c, len(channels) - 1 - i, kernel, convolutions) for i, c in enumerate(channels)
         )
-        self.mixing = nn.ModuleList(MixingBlock(kernel) for _ in channels[1:])  # [i] mixes level i + 1 into level i
+        # [i] mixes level i + 1 into level i
+        self.mixing = nn.ModuleList(MixingBlock(kernel, convolutions) for _ in channels[1:])
 
     def forward(self, pyramid: list[Float[Tensor, "b _l _hq _wq _hs _ws"]]) -> Float[Tensor, "b 128 hq wq"]:
         """The context: one vector for each query position of the finest level."""
@@ -271,6 +277,8 @@ class HSNet(nn.Module):
         mask_support: multiply the support's features by its mask, equation (1). Without it the support's background
             takes part: the paper's ablation.
         layers, levels: which features are correlated, see `backbone.pyramid_layers`.
+        convolutions: 4D convolutions in each squeezing and mixing block, 1 to 3 (the paper's ablation; it does not say
+            how fewer were strided: here the first ones of the table are kept, and the support is averaged for the rest).
         train_backbone: train the backbone too (the paper's ablation: it over-fits).
 
     Raises:
@@ -286,11 +294,14 @@ class HSNet(nn.Module):
         mask_support: bool = True,
         layers: str = "all",
         levels: int = 3,
+        convolutions: int = 3,
         train_backbone: bool = False,
     ):
         super().__init__()
         if kernel not in KERNELS:
             raise ValueError(f"unknown kernel {kernel!r}: choose one of {', '.join(KERNELS)}")
+        if convolutions not in range(1, len(CHANNELS) + 1):
+            raise ValueError(f"convolutions is {convolutions!r}: choose 1 to {len(CHANNELS)} of them for each block")
         channels = tuple(len(level) for level in pyramid_layers(backbone, layers, levels))
         self.settings = {
             "backbone": backbone,
@@ -298,6 +309,7 @@ class HSNet(nn.Module):
             "mask_support": mask_support,
             "layers": layers,
             "levels": levels,
+            "convolutions": convolutions,
             "train_backbone": train_backbone,
         }
         self.training_size: int | None = None  # image side it was trained at; stored with the weights
@@ -305,7 +317,7 @@ class HSNet(nn.Module):
         self.backbone = Backbone(
             backbone, pretrained=pretrained, layers=layers, levels=levels, trainable=train_backbone
         )
-        self.encoder = PyramidEncoder(channels, kernel)
+        self.encoder = PyramidEncoder(channels, kernel, convolutions)
         self.decoder = ContextDecoder()
 
     def forward(

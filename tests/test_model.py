@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hsnet import HSNet, hypercorrelation_pyramid, mask_features, naive, vote
-from hsnet.model import MixingBlock
+from hsnet.model import MixingBlock, PyramidEncoder
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,22 @@ def test_any_size_and_the_queries_own_size(model):
     logits = model(query, support[:, 0], mask[:, 0])
     assert logits.shape == (2, 2, 64, 96)
     assert model.predict(query, support, mask.float()).shape == (2, 64, 96)
+
+
+def test_fewer_convolutions_leave_the_support_as_small():
+    levels = [torch.rand(1, c, 3, 3, side, side) for c, side in ((2, 37), (6, 18), (5, 9))]
+    for convolutions, channels in ((3, (16, 64, 128)), (2, (16, 128)), (1, (128,))):
+        encoder = PyramidEncoder((2, 6, 5), convolutions=convolutions)
+        squeezed = [block(x) for block, x in zip(encoder.squeezing, levels, strict=True)]
+        assert [tuple(x.shape) for x in squeezed] == [(1, 128, 3, 3, 2, 2)] * 3
+        assert encoder(levels).shape == (1, 128, 3, 3)
+        weights = 2 * convolutions * 2 * 3**2 * 128 * 128  # two mixing blocks, two planes a kernel
+        for c, kernels in ((2, (5, 5, 3)), (6, (5, 3, 3)), (5, (3, 3, 3))):
+            widths = (c, *channels)
+            weights += sum(2 * k**2 * a * b for k, a, b in zip(kernels, widths, channels, strict=False))
+        assert sum(p.numel() for p in encoder.parameters() if p.ndim > 1) == weights
+    with pytest.raises(ValueError, match="convolutions is 4"):
+        HSNet("efficientnet_lite0", pretrained=False, convolutions=4)
 
 
 def test_whole_network_is_the_plain_path(model):
