@@ -73,7 +73,26 @@ class SegmentationScore:
         return [c for c in self.class_ids if c not in {row[0] for row in self.rows}]
 
     def interval(self, level: float = 0.95, samples: int = 1000, seed: int = 0) -> tuple[float, float]:
-        """Bootstrap interval of the mIoU: episodes are drawn again within their class (and classes, if asked for)."""
+        """Bootstrap interval of the mIoU, see `bootstrap`."""
+        return _middle(self.bootstrap(samples, seed), level)
+
+    def interval_above(
+        self, other: "SegmentationScore", level: float = 0.95, samples: int = 1000, seed: int = 0
+    ) -> tuple[float, float]:
+        """Bootstrap interval of this mIoU minus another's on the same episodes, which are drawn again for both alike.
+
+        Raises:
+            ValueError: scores of other episodes.
+        """
+        if [row[0] for row in self.rows] != [row[0] for row in other.rows]:
+            raise ValueError(
+                f"scores of {len(self.rows)} and {len(other.rows)} episodes whose classes differ: a paired interval needs "
+                "the same episodes in the same order"
+            )
+        return _middle(self.bootstrap(samples, seed) - other.bootstrap(samples, seed), level)
+
+    def bootstrap(self, samples: int = 1000, seed: int = 0) -> np.ndarray:
+        """The mIoU of `samples` draws: episodes are drawn again within their class (and classes, if asked for)."""
         table = self._table()
         rng = np.random.default_rng(seed)
         members = [np.flatnonzero(table[:, 0] == c) for c in self.class_ids]
@@ -86,8 +105,7 @@ class SegmentationScore:
         iou = 100 * inter / np.maximum(union, 1)
         if self.resample_classes:
             iou = np.take_along_axis(iou, rng.integers(0, len(members), iou.shape), axis=1)
-        low, high = np.quantile(iou.mean(1), [(1 - level) / 2, (1 + level) / 2])
-        return float(low), float(high)
+        return iou.mean(1)
 
     def summary(self) -> dict:
         """The scores as they are stored in a run's `test-*.json`, in percent."""
@@ -104,3 +122,8 @@ class SegmentationScore:
         if not self.rows:
             raise ValueError("no episode has been scored yet: call update first")
         return np.array(self.rows, dtype=np.int64)
+
+
+def _middle(values: np.ndarray, level: float) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

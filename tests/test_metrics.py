@@ -45,6 +45,29 @@ def test_interval_covers_the_score_and_narrows():
     assert score(400) < score(400, resample_classes=True)  # four classes that differ are a small sample
 
 
+def test_a_paired_interval_sees_what_two_intervals_do_not():
+    rng = np.random.default_rng(1)
+    better, worse = (
+        SegmentationScore(range(3), resample_classes=True),
+        SegmentationScore(range(3), resample_classes=True),
+    )
+    for i in range(60):  # episodes of very different difficulty; one predictor is always a little better
+        truth = torch.from_numpy(rng.random((1, 20, 20)) > 0.5)
+        noise = torch.from_numpy(rng.random((1, 20, 20)))
+        hard = rng.uniform(0, 0.5)
+        better.update(truth ^ (noise < hard), truth, [i % 3])
+        worse.update(truth ^ (noise < hard + 0.03), truth, [i % 3])
+    low, high = better.interval_above(worse)
+    assert 0 < low < better.miou() - worse.miou() < high
+    assert better.interval()[0] < worse.interval()[1]  # alone, the intervals overlap
+    assert worse.interval_above(better) == pytest.approx((-high, -low))
+    assert better.interval_above(better) == (0, 0)
+    other = SegmentationScore(range(3))
+    other.update(row("x"), row("x"), [0])
+    with pytest.raises(ValueError, match="60 and 1 episodes"):
+        better.interval_above(other)
+
+
 def test_errors():
     score = SegmentationScore([1])
     with pytest.raises(ValueError, match="no episode has been scored yet"):
