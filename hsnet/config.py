@@ -8,12 +8,19 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PHOTOGRAPHS = ("coco",)  # benchmarks whose command line starts from the paper's settings
+PHOTOGRAPHS = ("pascal", "coco", "fss")  # benchmarks whose command line starts from the paper's settings
+TEST_LISTS = {"official": 1, "strict": 5}  # by protocol: how many lists of test episodes, seeded 0, 1, …
+TRAINING_SEEDS = {"official": 1, "strict": 3}  # by protocol: how many trainings, seeded 0, 1, …
 
 
 def data_folder() -> Path:
     """Where runs, drawings and downloads lie: `HSNET_DATA`, else the checkout's `data/`."""
     return Path(os.environ.get("HSNET_DATA") or Path(__file__).resolve().parents[1] / "data")
+
+
+def images_folder(benchmark: str, root: str | Path = "") -> Path:
+    """Where a benchmark's images lie: `root`, else `HSNET_IMAGES`/NAME, else NAME in the data folder."""
+    return Path(root or Path(os.environ.get("HSNET_IMAGES") or data_folder()) / benchmark)
 
 
 def _setting(default, help: str, choices: tuple | None = None):
@@ -29,8 +36,23 @@ class Config:
         ValueError: a setting out of its range or choices, naming it, the value and what is possible.
     """
 
-    benchmark: str = _setting("emoji", "what to train and test on", ("emoji", "shapes", "coco"))
-    root: str = _setting("", "folder of the benchmark's files (empty: its own folder under data/)")
+    benchmark: str = _setting(
+        "emoji",
+        "what to train and test on; coco-to-pascal tests a run of coco",
+        ("emoji", "shapes", *PHOTOGRAPHS, "coco-to-pascal"),
+    )
+    root: str = _setting("", "folder of the benchmark's files (empty: its own under HSNET_IMAGES, else under data/)")
+    protocol: str = _setting(
+        "official",
+        "official: the paper's episodes, which choose the epoch too where there are no others; strict: classes of the "
+        "training folds are kept back to choose it, supports are distinct, five lists of test episodes",
+        tuple(TEST_LISTS),
+    )
+    novel_images: str = _setting(
+        "keep",
+        "training images that also show a class that is held out: keep, as in the paper (it is background there), or drop",
+        ("keep", "drop"),
+    )
     fold: int = _setting(0, "the group of classes that is held out of training", (0, 1, 2, 3))
     backbone: str = _setting(
         "efficientnet_lite0",
@@ -63,9 +85,15 @@ class Config:
         2.0,
         "weight of foreground pixels in the cross-entropy (the paper: 1); above 1, doubtful pixels count as foreground",
     )
+    boundary: str = _setting(
+        "background",
+        "pixels of no class (PASCAL's outlines) in the loss: background, as in the paper, or ignore; scores ignore them",
+        ("background", "ignore"),
+    )
     schedule: str = _setting(
         "cosine", "of the learning rate: as in the paper, or warmed up and let down to zero", ("constant", "cosine")
     )
+    patience: int = _setting(0, "stop when so many epochs have brought no better validation mIoU (0: never)")
     minutes: float = _setting(
         15.0,
         "stop training after this many minutes, whatever the epochs; the schedule then follows the clock (0: no limit)",
@@ -76,6 +104,12 @@ class Config:
     val_episodes: int = _setting(92, "episodes that choose the best epoch")
     test_episodes: int = _setting(
         1000, "episodes of the final score, 1-shot; after training, fewer with more shots (hsnet.evaluate scores all)"
+    )
+    rule: str = _setting(
+        "paper", "how the masks of several supports are voted into one, see hsnet.vote", ("paper", "majority")
+    )
+    bad_files: int = _setting(
+        20, "images or masks that cannot be read and are passed over in training before it stops (in a test: none)"
     )
     workers: int = _setting(-1, "processes that prepare episodes (-1: chosen by the machine)")
     device: str = _setting("auto", "auto, cpu, cuda, cuda:1, mps, …")
@@ -94,6 +128,8 @@ class Config:
             ("val_episodes", 1),
             ("test_episodes", 1),
             ("epoch_episodes", 0),
+            ("patience", 0),
+            ("bad_files", 0),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be {least} or more")
@@ -117,7 +153,8 @@ class Config:
     @property
     def run(self) -> str:
         """The name of the run's folder."""
-        return self.name or f"{self.benchmark}-fold{self.fold}-{self.backbone}"
+        strict = "" if self.protocol == "official" else f"-{self.protocol}"
+        return self.name or f"{self.benchmark}-fold{self.fold}-{self.backbone}{strict}"
 
     @property
     def model_settings(self) -> dict:
@@ -145,11 +182,16 @@ class Config:
 
 
 def paper(benchmark: str, backbone: str = "resnet50", fold: int = 0) -> Config:
-    """The paper's settings: Adam, 1e-3, no schedule, 400 px, batch 20 (COCO-20i: 40), 1000 test episodes.
+    """The settings behind a cell of the paper's tables.
+
+    The paper's: Adam, 1e-3, no schedule, 400 px, batch 20 (COCO-20i: 40), float32, 1-shot validation after each epoch,
+    1000 test episodes (FSS-1000: each of the 2400 test images once). Ours: it stops 100 epochs after the best, where the
+    authors stopped by eye.
 
     Raises:
         ValueError: a benchmark or backbone that is not known here.
     """
+    episodes = 2400 if benchmark == "fss" else 1000
     return Config(
         benchmark=benchmark,
         backbone=backbone,
@@ -160,11 +202,13 @@ def paper(benchmark: str, backbone: str = "resnet50", fold: int = 0) -> Config:
         learning_rate=1e-3,
         schedule="constant",
         foreground_weight=1.0,
-        epochs=500,
+        epochs=2000,
+        patience=100,
         epoch_episodes=0,
         minutes=0.0,
-        val_episodes=1000,
-        test_episodes=1000,
+        precision="float32",
+        val_episodes=episodes,
+        test_episodes=episodes,
     )
 
 
