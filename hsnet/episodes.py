@@ -1,19 +1,34 @@
 """From the names of an episode to tensors."""
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int, UInt8
-from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
+from tqdm import tqdm
 
-from .benchmarks import Benchmark, Episode, Sample
+from .benchmarks import Benchmark, Episode, Sample, Square, UnreadableFileError
+from .benchmarks.squash import resize_image, resize_mask, squash
+from .config import TEST_LISTS
 
-PROTOCOLS = ("official",)
+__all__ = [
+    "Batch",
+    "EpisodeDataset",
+    "load_episode",
+    "resize_image",
+    "resize_mask",
+    "shard",
+    "test_episodes",
+    "test_lists",
+    "to_batch",
+]
+
+REPLACEMENTS = 100  # episodes that are drawn for one place of a batch before the data is given up
+T = TypeVar("T")
 
 
 @dataclass
@@ -22,67 +37,73 @@ class Batch:
 
     Attributes:
         query: b 3 h w.
-        query_mask: b h w, the truth.
-        query_objects: b h w, every annotated object of the query, of any class.
-        ignored: b h w, query pixels that scoring leaves out.
+        query_mask: b hq wq, the truth; of the same size as the query, or the picture's own where that is scored.
+        query_objects: b hq wq, every annotated object of the query, of any class.
+        ignored: b hq wq, query pixels that scoring leaves out.
         support: b k 3 h w.
         support_mask: b k h w.
         class_id: b.
+        passed_over: what was wrong with files for which other episodes stand in.
     """
 
     query: UInt8[Tensor, "b 3 h w"]
-    query_mask: Bool[Tensor, "b h w"]
-    query_objects: Bool[Tensor, "b h w"]
-    ignored: Bool[Tensor, "b h w"]
+    query_mask: Bool[Tensor, "b hq wq"]
+    query_objects: Bool[Tensor, "b hq wq"]
+    ignored: Bool[Tensor, "b hq wq"]
     support: UInt8[Tensor, "b k 3 h w"]
     support_mask: Bool[Tensor, "b k h w"]
     class_id: Int[Tensor, " b"]
+    passed_over: tuple[str, ...] = ()
 
     def to(self, device) -> "Batch":
         """The same batch on a device."""
-        return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        return replace(self, **{name: t.to(device, non_blocking=True) for name, t in self._tensors().items()})
+
+    def _tensors(self):
+        return {f.name: t for f in fields(self) if isinstance(t := getattr(self, f.name), Tensor)}
+
+    def pin_memory(self) -> "Batch":
+        """The same batch where a GPU can fetch it by itself; the loader calls this."""
+        return replace(self, **{name: t.pin_memory() for name, t in self._tensors().items()})
 
     @staticmethod
     def stack(batches: Sequence["Batch"]) -> "Batch":
         """One batch of several, in their order."""
-        return Batch(**{f.name: torch.cat([getattr(b, f.name) for b in batches]) for f in fields(Batch)})
+        tensors = {name: torch.cat([getattr(b, name) for b in batches]) for name in batches[0]._tensors()}
+        return Batch(**tensors, passed_over=tuple(message for b in batches for message in b.passed_over))
 
 
-def resize_image(image: np.ndarray, size: int) -> UInt8[Tensor, "3 h w"]:
-    """uint8 RGB (h, w, 3), squashed to a square by PIL's bilinear resize."""
-    if image.shape[:2] != (size, size):
-        image = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
-    return torch.tensor(image).permute(2, 0, 1)
-
-
-def resize_mask(mask: np.ndarray, size: int) -> Bool[Tensor, "h w"]:
-    """bool (h, w), squashed to a square: nearest, rounding down, as in the reference."""
-    mask = torch.tensor(mask)
-    if mask.shape != (size, size):
-        mask = F.interpolate(mask[None, None].float(), (size, size), mode="nearest")[0, 0] > 0
-    return mask
-
-
-def load_episode(benchmark: Benchmark, episode: Episode, size: int) -> Batch:
+def load_episode(benchmark: Benchmark, episode: Episode, size: int, *, original_size: bool = False) -> Batch:
     """Read an episode's pictures: a batch of one.
+
+    Args:
+        original_size: leave the query's masks at the picture's own size, to score there.
 
     Raises:
         FileNotFoundError: a picture that is not there.
+        UnreadableFileError: one that cannot be read.
     """
-    query = benchmark.read(episode.query, episode.class_id)
-    supports = [benchmark.read(name, episode.class_id) for name in episode.supports]
-    return to_batch(query, supports, episode.class_id, size)
+    if original_size:
+        query = squash(benchmark.read(episode.query, episode.class_id), size, masks=False)
+    else:
+        query = benchmark.read_square(episode.query, episode.class_id, size)
+    supports = [benchmark.read_square(name, episode.class_id, size) for name in episode.supports]
+    return _batch(query, supports, episode.class_id)
 
 
 def to_batch(query: Sample, supports: list[Sample], class_id: int, size: int) -> Batch:
     """A batch of one from pictures in memory, squashed to `size` × `size`."""
+    return _batch(squash(query, size), [squash(support, size) for support in supports], class_id)
+
+
+def _batch(query: Square, supports: list[Square], class_id: int) -> Batch:
     return Batch(
-        query=resize_image(query.image, size)[None],
-        query_mask=resize_mask(query.mask, size)[None],
-        query_objects=resize_mask(query.objects, size)[None],
-        ignored=resize_mask(query.ignored, size)[None],
-        support=torch.stack([resize_image(s.image, size) for s in supports])[None],
-        support_mask=torch.stack([resize_mask(s.mask, size) for s in supports])[None],
+        query=query.image[None],
+        query_mask=query.mask[None],
+        query_objects=query.objects[None],
+        ignored=query.ignored[None],
+        support=torch.stack([s.image for s in supports])[None],
+        support_mask=torch.stack([s.mask for s in supports])[None],
         class_id=torch.tensor([class_id]),
     )
 
@@ -91,12 +112,16 @@ class EpisodeDataset(torch.utils.data.Dataset):
     """Names to `Batch`: one item, one episode.
 
     Training episodes are drawn from a generator seeded by (seed, epoch, index), so they are the same whatever the
-    number of workers, and differ between epochs: set `epoch` before each.
+    number of workers and processes, and differ between epochs: set `epoch` before each. Where a training file cannot be
+    read, the next episode that the same generator draws stands in; `loader` counts such files and gives up when they
+    are too many. In a fixed list such a file is an error at once: a score must not change unseen.
 
     Args:
         benchmark: where the pictures come from.
         size: side of the squares in pixels.
         episodes: a fixed list (validation, test); or None to draw `count` training episodes of `fold`.
+        bad_files: how many unreadable training files are passed over.
+        original_size: leave the queries' masks at the pictures' own size; batches are then of one.
     """
 
     def __init__(
@@ -108,30 +133,86 @@ class EpisodeDataset(torch.utils.data.Dataset):
         fold: int = 0,
         count: int = 0,
         seed: int = 0,
+        bad_files: int = 0,
+        original_size: bool = False,
     ):
         self.benchmark, self.size, self.episodes = benchmark, size, episodes
         self.fold, self.count, self.seed = fold, count, seed
+        self.bad_files, self.original_size = bad_files, original_size
         self.epoch = 0
+        self.passed_over: dict[str, None] = {}  # messages of unreadable files, in the order they were met
+        self._order: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return self.count if self.episodes is None else len(self.episodes)
 
     def __getitem__(self, index: int) -> Batch:
         if self.episodes is not None:
-            episode = self.episodes[index]
-        else:
-            episode = self.benchmark.draw(np.random.default_rng([self.seed, self.epoch, index]), self.fold)
-        return load_episode(self.benchmark, episode, self.size)
+            return load_episode(self.benchmark, self.episodes[index], self.size, original_size=self.original_size)
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        wrong: dict[str, None] = {}
+        episode = self._draw(rng, index)
+        for _ in range(REPLACEMENTS):
+            try:
+                batch = load_episode(self.benchmark, episode, self.size)
+            except (UnreadableFileError, FileNotFoundError) as error:
+                wrong[str(error)] = None
+                if len(wrong) > self.bad_files:
+                    break
+                episode = self.benchmark.draw(rng, self.fold)
+            else:
+                batch.passed_over = tuple(wrong)
+                return batch
+        raise _too_many(wrong, self.bad_files)
+
+    def _draw(self, rng, index):
+        if not self.benchmark.each_query_once:
+            return self.benchmark.draw(rng, self.fold)
+        # Each query once before any again: in an order of its own in each epoch, the same in every process.
+        queries = self.benchmark.training_queries(self.fold)
+        if self._order is None or self._order[0] != self.epoch:
+            rounds = -(-self.count // queries)
+            orders = [np.random.default_rng([self.seed, self.epoch, r]).permutation(queries) for r in range(rounds)]
+            self._order = self.epoch, np.concatenate(orders)
+        return self.benchmark.draw(rng, self.fold, place=int(self._order[1][index]))
 
     def loader(self, batch: int, workers: int = 0) -> torch.utils.data.DataLoader:
-        """The episodes in order, `batch` at a time; the last batch may be smaller."""
+        """The episodes in order, `batch` at a time; the last batch may be smaller.
+
+        Raises:
+            UnreadableFileError: when iterated, more unreadable files than are passed over, with their list.
+        """
+        batch = 1 if self.original_size else batch
         return _Loader(self, batch, num_workers=workers, collate_fn=Batch.stack, pin_memory=torch.cuda.is_available())
+
+    def note(self, batch: Batch) -> None:
+        """Name each file that was passed over once; raise when they are too many."""
+        for message in batch.passed_over:
+            if message not in self.passed_over:
+                self.passed_over[message] = None
+                tqdm.write(f"passed over ({len(self.passed_over)} of at most {self.bad_files}): {message}")
+        if len(self.passed_over) > self.bad_files:
+            raise _too_many(self.passed_over, self.bad_files)
+
+
+def _too_many(messages, tolerated):
+    if len(messages) == 1 and not tolerated:
+        return UnreadableFileError(next(iter(messages)))
+    return UnreadableFileError(
+        f"{len(messages)} training files cannot be used, {tolerated} are passed over (--bad-files): put them right, then "
+        "go on with --resume\n" + "\n".join(f"  {message}" for message in messages)
+    )
 
 
 class _Loader(torch.utils.data.DataLoader):
     """Starts its workers with Ctrl-C blocked: it is the program's to answer, and a worker's traceback would only confuse."""
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._start():
+            self.dataset.note(batch)
+            yield batch
+
+    def _start(self):
         if not hasattr(signal, "pthread_sigmask"):  # Windows
             return super().__iter__()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
@@ -141,6 +222,17 @@ class _Loader(torch.utils.data.DataLoader):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def shard(items: Sequence[T], rank: int, world: int) -> list[T]:
+    """What one of `world` processes takes of a list: every item goes to exactly one, none is added to fill up.
+
+    Raises:
+        ValueError: a rank that is not of the world.
+    """
+    if not 0 <= rank < world:
+        raise ValueError(f"rank is {rank} of a world of {world}: ranks are 0 to world - 1")
+    return list(items[rank::world])
+
+
 def test_episodes(
     benchmark: Benchmark,
     *,
@@ -148,7 +240,7 @@ def test_episodes(
     shot: int,
     count: int = 1000,
     seed: int = 0,
-    protocol: str = "official",
+    protocol: str | None = None,
     split: str = "test",
 ) -> list[Episode]:
     """The list of episodes that test a fold: a function of its arguments alone.
@@ -156,18 +248,26 @@ def test_episodes(
     Args:
         shot: supports an episode.
         count: how many episodes.
-        protocol: "official", the benchmark's own rule.
-        split: "test", or "val" for the list that chooses the epoch (the same one on COCO).
+        protocol: "official", the benchmark's own rule, or "strict"; None: the one the benchmark was loaded with.
+        split: "test", or "val" for the list that chooses the epoch (officially the same one on PASCAL and COCO).
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument out of its range, or lists with too few images.
     """
     if shot < 1:
         raise ValueError(f"shot is {shot}: an episode needs at least one support")
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"unknown protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}")
+    if protocol is not None:
+        benchmark = benchmark.under(protocol)
     benchmark.classes(fold, split)  # names a wrong fold or split
     return benchmark.test_episodes(fold, shot, count, seed, split)
 
 
-test_episodes.__test__ = False  # its name makes pytest take it for a test
+def test_lists(benchmark: Benchmark, *, fold: int, shot: int, count: int) -> list[list[Episode]]:
+    """All lists of test episodes that the benchmark's protocol asks for: seeded 0, 1, … and `count` episodes each."""
+    return [
+        test_episodes(benchmark, fold=fold, shot=shot, count=count, seed=seed)
+        for seed in range(TEST_LISTS[benchmark.protocol])
+    ]
+
+
+test_episodes.__test__ = test_lists.__test__ = False  # their names make pytest take them for tests

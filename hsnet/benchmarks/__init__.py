@@ -1,25 +1,68 @@
 """The data sets: classes, folds, where files lie, which pixels count."""
 
-from .base import Benchmark, Episode, Sample
-from .coco import Coco
+from collections.abc import Callable
+
+from ..config import Config
+from .base import Benchmark, Episode, UnreadableFileError
+from .cache import Cache
+from .coco import open_coco
 from .emoji import Emoji
+from .fss import Fss
+from .pascal import CocoToPascal, Pascal
 from .shapes import Shapes
+from .squash import Sample, Square
 
-__all__ = ["BENCHMARKS", "Benchmark", "Episode", "Sample", "load_benchmark"]
+__all__ = [
+    "BENCHMARKS",
+    "Benchmark",
+    "Episode",
+    "Sample",
+    "Square",
+    "UnreadableFileError",
+    "benchmark_of",
+    "load_benchmark",
+]
 
-BENCHMARKS: dict[str, type[Benchmark]] = {"emoji": Emoji, "shapes": Shapes, "coco": Coco}
+_DRAWN: dict[str, Callable[..., Benchmark]] = {"emoji": Emoji, "shapes": Shapes}
+_PHOTOGRAPHS: dict[str, Callable[..., Benchmark]] = {
+    "pascal": Pascal,
+    "coco": open_coco,
+    "fss": Fss,
+    "coco-to-pascal": CocoToPascal,
+}
+BENCHMARKS = _DRAWN | _PHOTOGRAPHS
 
 
-def load_benchmark(name: str, *, size: int, root: str = "") -> Benchmark:
+def load_benchmark(
+    name: str, *, size: int, root: str = "", protocol: str = "official", novel_images: str = "keep"
+) -> Benchmark:
     """The benchmark called `name`.
 
     Args:
-        size: side of the scenes of drawn benchmarks, in pixels; photographs keep their own size.
-        root: folder of the files of the others; empty for the usual one.
+        size: side of the scenes of drawn benchmarks, in pixels; of photographs, the side that a cache is looked for.
+        root: folder of the files of photographs; empty for the usual one.
+        protocol: the rule of its episodes, "official" or "strict".
+        novel_images: whether to "keep" or "drop" training photographs that also show a held-out class.
 
     Raises:
-        ValueError: an unknown name, with those that exist.
+        ValueError: an unknown name, with those that exist, or a protocol that it does not have.
     """
     if name not in BENCHMARKS:
         raise ValueError(f"unknown benchmark {name!r}: choose one of {', '.join(BENCHMARKS)}")
-    return BENCHMARKS[name](root) if name == "coco" else BENCHMARKS[name](size)
+    if name in _DRAWN:
+        return _DRAWN[name](size).under(protocol)
+    benchmark = _PHOTOGRAPHS[name](root, novel_images).under(protocol)
+    if benchmark.cacheable:
+        benchmark.cache = Cache.of(benchmark, size)
+    return benchmark
+
+
+def benchmark_of(config: Config) -> Benchmark:
+    """The benchmark that a run's settings name. Raises as `load_benchmark` does."""
+    return load_benchmark(
+        config.benchmark,
+        size=config.size,
+        root=config.root,
+        protocol=config.protocol,
+        novel_images=config.novel_images,
+    )

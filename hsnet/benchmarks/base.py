@@ -1,9 +1,12 @@
 """What every benchmark answers: which classes a fold holds out, which episodes test it, what a picture and its mask are."""
 
 from abc import ABC, abstractmethod
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
+
+from .squash import Sample, Square, squash
 
 SPLITS = ("train", "val", "test")
 
@@ -23,21 +26,8 @@ class Episode:
     class_id: int
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One picture and one class in it.
-
-    Attributes:
-        image: uint8 RGB (h, w, 3).
-        mask: bool (h, w), True on the class.
-        objects: bool (h, w), True on every annotated object of any class.
-        ignored: bool (h, w), pixels that scoring leaves out.
-    """
-
-    image: np.ndarray
-    mask: np.ndarray
-    objects: np.ndarray
-    ignored: np.ndarray
+class UnreadableFileError(OSError):
+    """An image or a mask that is there but cannot be used; the message names its path and what is wrong."""
 
 
 class Benchmark(ABC):
@@ -46,23 +36,44 @@ class Benchmark(ABC):
     Attributes:
         name: as on the command line.
         class_names: by class id.
+        protocols: the rules by which its episodes can be drawn; `protocol` is the one in force, see `under`.
+        each_query_once: whether an epoch asks for each training query once, instead of drawing them.
+        cacheable: whether `build_cache` can keep its pictures.
         resample_classes: whether intervals resample classes too, see `SegmentationScore`.
     """
 
     name: str
     folds: int = 4
+    protocols: tuple[str, ...] = ("official",)
+    protocol = "official"
+    each_query_once = False
+    cacheable = False
     class_names: list[str]
     resample_classes = False
     attribution = ""  # a line that pictures of it must carry
 
+    def under(self, protocol: str) -> "Benchmark":
+        """The same benchmark under another protocol.
+
+        Raises:
+            ValueError: a protocol that it does not have.
+        """
+        if protocol not in self.protocols:
+            names = ", ".join(self.protocols)
+            raise ValueError(f"protocol is {protocol!r}: {self.name} has {names}")
+        other = copy(self)
+        other.protocol = protocol
+        return other
+
     def classes(self, fold: int, split: str) -> list[int]:
-        """Class ids of a split: "train" (every fold but this one), "val" or "test" (of this fold).
+        """Class ids of a split: those that a fold trains on, chooses the epoch by ("val"), and is tested on.
 
         Raises:
             ValueError: a fold or split that does not exist.
         """
         if fold not in range(self.folds):
-            raise ValueError(f"fold is {fold}: {self.name} has the folds 0 to {self.folds - 1}")
+            has = f"the folds 0 to {self.folds - 1}" if self.folds > 1 else "one split only, --fold 0"
+            raise ValueError(f"fold is {fold}: {self.name} has {has}")
         if split not in SPLITS:
             raise ValueError(f"split is {split!r}: choose one of {', '.join(SPLITS)}")
         return self._classes(fold, split)
@@ -84,6 +95,21 @@ class Benchmark(ABC):
 
         Raises:
             FileNotFoundError: a picture that is not there, saying how to get it.
+            UnreadableFileError: one that cannot be read, or a mask that does not fit it.
+        """
+
+    def read_square(self, name: str, class_id: int, size: int) -> Square:
+        """The same, squashed to `size` × `size`. Raises as `read` does."""
+        return squash(self.read(name, class_id), size)
+
+    def check(self, fold: int, tolerated: int = 0) -> None:  # noqa: B027 - what is drawn has no files
+        """See that the files of a fold's episodes are there, without opening them.
+
+        Args:
+            tolerated: how many files of training episodes may be missing.
+
+        Raises:
+            FileNotFoundError: a tree that is not there or not whole, saying the next step.
         """
 
     @abstractmethod
@@ -93,3 +119,7 @@ class Benchmark(ABC):
     def digest(self) -> str:
         """What must be equal for two scores to be compared: a hash of everything that decides the test pictures."""
         return ""
+
+    def source(self) -> dict:
+        """Where lists and masks come from, for the records of a test."""
+        return {}

@@ -1,0 +1,188 @@
+"""Squashed images and labels in two large files, so that reading an episode decodes nothing.
+
+`python -m hsnet.prepare NAME --cache 400` builds the cache in the benchmark's folder, `cache-400/`:
+
+    images.uint8   every listed image, RGB, size × size × 3 bytes, one after the other
+    labels.uint8   its labels, size × size bytes
+    index.json     the names in that order, and where the masks came from
+
+Pixels are those of the uncached path. A benchmark that is read at this size takes it without being asked.
+"""
+
+import json
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from tqdm import tqdm
+
+from .base import UnreadableFileError
+
+IMAGES, LABELS, INDEX, SKIPPED = "images.uint8", "labels.uint8", "index.json", "skipped.txt"
+
+
+class Cache:
+    """Reads what `build_cache` wrote.
+
+    Args:
+        folder: `cache-SIZE` in a benchmark's folder.
+
+    Raises:
+        ValueError: files that are not as long as the index says.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        index = json.loads((folder / INDEX).read_text())
+        self.size: int = index["size"]
+        self.source: dict = index["source"]
+        self._count = len(index["names"])
+        skipped = set(index["skipped"])
+        self._places = {name: i for i, name in enumerate(index["names"]) if name not in skipped}
+        for name, bytes_each in _files(self.size):
+            path, expected = folder / name, self._count * bytes_each
+            if not path.exists() or path.stat().st_size != expected:
+                raise ValueError(f"{path} has not the {expected:,} bytes it was written with: {_again(folder)}")
+
+    @classmethod
+    def of(cls, benchmark, size: int) -> "Cache | None":
+        """The cache of a benchmark at this size, if it has one.
+
+        Raises:
+            ValueError: a damaged cache, or one of other masks than the benchmark's.
+        """
+        folder = cache_folder(benchmark, size)
+        if not (folder / INDEX).exists():
+            return None
+        cache = cls(folder)
+        if cache.source != benchmark.source():
+            raise ValueError(
+                f"{folder} was built from masks of {cache.source or 'unknown origin'}, now they are "
+                f"{benchmark.source() or 'of unknown origin'}: {_again(folder)}"
+            )
+        return cache
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
+    def read(self, name: str) -> tuple[UInt8[Tensor, "3 s s"], UInt8[Tensor, "s s"]]:
+        """An image and its labels."""
+        images, labels = self._arrays
+        place = self._places[name]
+        return torch.from_numpy(images[place].copy()).permute(2, 0, 1), torch.from_numpy(labels[place].copy())
+
+    @cached_property
+    def _arrays(self):
+        shape = (self._count, self.size, self.size)
+        return (
+            np.memmap(self.folder / IMAGES, np.uint8, "r", shape=(*shape, 3)),
+            np.memmap(self.folder / LABELS, np.uint8, "r", shape=shape),
+        )
+
+    def __getstate__(self):  # a worker that is sent a copy maps the files itself
+        return {k: v for k, v in vars(self).items() if k != "_arrays"}
+
+
+def cache_folder(benchmark, size: int) -> Path:
+    """Where a benchmark's cache of this size lies."""
+    return benchmark.root / f"cache-{size}"
+
+
+def build_cache(benchmark, size: int, *, threads: int = 0) -> Path:
+    """Write the cache, or go on where an earlier call was cut off; returns its folder.
+
+    The files grow in `cache-SIZE.tmp`, which gets its name when they are whole. Files that cannot be read are named and
+    left out: an episode that needs one fails or passes it over as it does without a cache.
+
+    Args:
+        benchmark: one of photographs with maps of labels, see `Photographs`.
+        threads: how many decode at once; 0 for one a core.
+
+    Raises:
+        FileNotFoundError: images or masks that are not there.
+        OSError: too little space, saying how much is needed.
+        ValueError: a benchmark without maps of labels, or a cache of other masks.
+    """
+    if not benchmark.cacheable:
+        raise ValueError(
+            f"{benchmark.name} has no maps of labels to keep: those of COCO are made by `python -m hsnet.prepare coco`, "
+            "and what is drawn needs no cache"
+        )
+    folder = cache_folder(benchmark, size)
+    if Cache.of(benchmark, size) is not None:
+        return folder
+    for fold in range(benchmark.folds):
+        benchmark.check(fold)
+    index = {"benchmark": benchmark.name, "size": size, "source": benchmark.source(), "names": benchmark.names()}
+    growing = folder.with_name(folder.name + ".tmp")
+    done = _begin(growing, index)
+    _require_space(growing, (len(index["names"]) - done) * sum(n for _, n in _files(size)), size)
+
+    def read(name):
+        try:
+            return name, benchmark.read_labelled_square(name, size)
+        except (UnreadableFileError, FileNotFoundError) as error:
+            return name, error
+
+    rest = index["names"][done:]
+    empty = torch.zeros(3, size, size, dtype=torch.uint8), torch.zeros(size, size, dtype=torch.uint8)
+    with (
+        ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool,
+        (growing / IMAGES).open("ab") as images,
+        (growing / LABELS).open("ab") as labels,
+        tqdm(desc=f"{folder.name} of {benchmark.name}", unit="image", total=len(index["names"]), initial=done) as bar,
+    ):
+        for start in range(0, len(rest), 64):  # so many in memory at most
+            for name, found in pool.map(read, rest[start : start + 64]):
+                if isinstance(found, Exception):
+                    bar.write(f"left out: {found}")
+                    with (growing / SKIPPED).open("a") as skipped:
+                        skipped.write(name + "\n")
+                image, label_map = empty if isinstance(found, Exception) else found
+                images.write(image.permute(1, 2, 0).numpy().tobytes())
+                labels.write(label_map.numpy().tobytes())
+                bar.update()
+    left_out = (growing / SKIPPED).read_text().splitlines() if (growing / SKIPPED).exists() else []
+    (growing / INDEX).write_text(json.dumps(index | {"skipped": left_out}))
+    growing.rename(folder)
+    return folder
+
+
+def _begin(growing, index):
+    """Make the folder, or cut its files to the images that both hold; how many those are."""
+    begun = growing / "begun.json"
+    if not begun.exists() or json.loads(begun.read_text()) != index:
+        shutil.rmtree(growing, ignore_errors=True)
+        growing.mkdir(parents=True)
+        begun.write_text(json.dumps(index))
+        return 0
+    paths = [(growing / name, bytes_each) for name, bytes_each in _files(index["size"])]
+    done = min(path.stat().st_size // bytes_each if path.exists() else 0 for path, bytes_each in paths)
+    for path, bytes_each in paths:
+        with path.open("ab") as file:
+            file.truncate(done * bytes_each)
+    return done
+
+
+def _require_space(folder, needed, size):
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"a cache at {size} px needs {needed / 1e9:.1f} GB more in {folder.parent}, {free / 1e9:.1f} GB are free: "
+            "free space, or move the images to a larger disk and name it with --root. Training works without a cache"
+        )
+
+
+def _files(size):
+    return (IMAGES, 3 * size * size), (LABELS, size * size)
+
+
+def _again(folder):
+    name = folder.name.removeprefix("cache-")
+    return f"delete that folder and build it again with `python -m hsnet.prepare … --cache {name}`"

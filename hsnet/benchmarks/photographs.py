@@ -1,0 +1,300 @@
+"""What the three benchmarks of photographs have in common: lists, protocols, and pictures beside maps of labels."""
+
+import hashlib
+import json
+from abc import abstractmethod
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..config import images_folder
+from .base import Benchmark, Episode, Sample, UnreadableFileError
+from .cache import Cache
+from .squash import Square, resize_image, resize_labels
+
+BOUNDARY = 255
+
+
+class Photographs(Benchmark):
+    """Photographs whose masks are maps of labels, 0 for the background, and lists that say which image shows which class.
+
+    Protocols. "official" is the paper's: validation asks the test episodes, supports may repeat. "strict": from each
+    training fold the `kept_back` classes with the highest ids are left out of training, and episodes of them, in
+    training images, choose the epoch; the supports of an episode are distinct.
+
+    Args:
+        root: folder of the images; empty for the usual one, see `images_folder`.
+        novel_images: whether to "keep" or "drop" training images that also show a class the fold does not train on.
+    """
+
+    protocols = ("official", "strict")
+    kept_back = 1
+    cacheable = True
+    class_first = False  # whether a query is drawn by drawing its class first
+    has_boundary = False  # whether label 255 marks pixels of no class
+
+    def __init__(self, root: str | Path = "", novel_images: str = "keep"):
+        self.root = images_folder(self.name, root)
+        self.novel_images = novel_images
+        self.cache: Cache | None = None
+
+    @abstractmethod
+    def fold_of(self, class_id: int) -> int:
+        """The fold that holds this class out."""
+
+    @abstractmethod
+    def listed(self, part: str) -> list[tuple[str, int]]:
+        """(image, class id) of a part of the lists, "train" or "val" (FSS-1000: or "test"), in their order."""
+
+    @abstractmethod
+    def image_path(self, name: str) -> Path:
+        """The file of an image."""
+
+    @abstractmethod
+    def mask_path(self, name: str) -> Path:
+        """The file of its labels."""
+
+    def label(self, class_id: int) -> int:
+        """What marks a class in the maps."""
+        return class_id + 1
+
+    def part(self, split: str) -> str:
+        """Which part of the lists a split's episodes are of."""
+        strict_validation = split == "val" and self.protocol == "strict"
+        return "train" if split == "train" or strict_validation else "val"
+
+    def _classes(self, fold, split):
+        by_fold = [[c for c in range(len(self.class_names)) if self.fold_of(c) == f] for f in range(self.folds)]
+        if split == "test" or (split == "val" and self.protocol == "official"):
+            return by_fold[fold]
+        others = [ids for f, ids in enumerate(by_fold) if f != fold]
+        back = self.kept_back if self.protocol == "strict" else 0
+        return sorted(c for ids in others for c in (ids[-back:] if split == "val" else ids[: len(ids) - back]))
+
+    # Lists and episodes
+
+    @lru_cache(maxsize=16)  # noqa: B019 - benchmarks are few and live as long as the program
+    def pairs(self, fold: int, split: str) -> list[tuple[str, int]]:
+        """(image, class id) of a split, in the order of the lists."""
+        listed = self.listed(self.part(split))
+        classes = set(self.classes(fold, split))
+        novel = {name for name, c in listed if c not in classes} if self._drops(split) else set()
+        return [(name, c) for name, c in listed if c in classes and name not in novel]
+
+    def _drops(self, split):
+        return split == "train" and self.novel_images == "drop"
+
+    @lru_cache(maxsize=16)  # noqa: B019
+    def images(self, fold: int, split: str) -> dict[int, list[str]]:
+        """The images of each class of a split."""
+        lists: dict[int, list[str]] = {c: [] for c in self.classes(fold, split)}
+        for name, c in self.pairs(fold, split):
+            lists[c].append(name)
+        return lists
+
+    def draw(self, rng: np.random.Generator, fold: int, shot: int = 1, place: int | None = None) -> Episode:
+        """One training episode: a query, its class, other images of that class.
+
+        Args:
+            place: the query's place in `pairs`; None draws one.
+        """
+        lists = self._lists(fold, "train", shot)
+        if self.class_first:
+            class_id = list(lists)[rng.integers(len(lists))]
+            query = lists[class_id][rng.integers(len(lists[class_id]))]
+        else:
+            pairs = self.pairs(fold, "train")
+            query, class_id = pairs[rng.integers(len(pairs)) if place is None else place]
+        return self._episode(lambda names: names[rng.integers(len(names))], query, class_id, lists[class_id], shot)
+
+    def training_queries(self, fold: int) -> int:
+        """As in the paper: the (image, class) pairs of the training folds, or their images where the class is drawn first."""
+        pairs = self.pairs(fold, "train")
+        return len({name for name, _ in pairs}) if self.class_first else len(pairs)
+
+    def test_episodes(self, fold: int, shot: int, count: int, seed: int, split: str) -> list[Episode]:
+        """Drawn with numpy's legacy generator, before any pixel is read.
+
+        The queries go round the list, or class and query are drawn; then supports until they differ from the query
+        ("strict": and from each other).
+        """
+        lists = self._lists(fold, split, shot)
+        pairs = self.pairs(fold, split)
+        rng = np.random.RandomState(seed)
+        episodes = []
+        # The classes that validate under "strict" have lists of very different lengths: going round them would starve some.
+        class_first = self.class_first or (split == "val" and self.part(split) == "train")
+        for i in range(count):
+            if class_first:
+                class_id = pick(rng, list(lists))
+                query = pick(rng, lists[class_id])
+            else:
+                query, class_id = pairs[i % len(pairs)]
+            episodes.append(self._episode(lambda names: pick(rng, names), query, class_id, lists[class_id], shot))
+        return episodes
+
+    def _episode(self, draw_one, query, class_id, names, shot):
+        supports: list[str] = []
+        while len(supports) < shot:
+            support = draw_one(names)
+            if support != query and not (self.protocol == "strict" and support in supports):
+                supports.append(support)
+        return Episode(query, tuple(supports), class_id)
+
+    def _lists(self, fold, split, shot):
+        """The images of each class of a split, which must be enough to draw episodes from."""
+        lists = self.images(fold, split)
+        least = shot + 1 if self.protocol == "strict" else 2
+        few = {c: len(names) for c, names in lists.items() if len(names) < least}
+        if few or not lists:
+            c, n = next(iter(few.items()), (None, 0))
+            what = f"class {c} ({self.class_names[c]}) has {n} image{'s'[: n != 1]}" if few else "no class has images"
+            remedy = "lower --shot, or " if n >= 2 else ""
+            dropped = ", which --novel-images drop thinned out" if self._drops(split) else ""
+            raise ValueError(
+                f"{self.name}, fold {fold}, {split}: {what} in the lists{dropped}, an episode of {shot} "
+                f"support{'s'[: shot != 1]} needs {least} under the {self.protocol} protocol: {remedy}"
+                "see what is wrong with `python -m hsnet.prepare splits --check`"
+            )
+        return lists
+
+    def names(self) -> list[str]:
+        """Every image of the lists, once."""
+        return sorted({name for part in self.parts for name, _ in self.listed(part)})
+
+    parts: tuple[str, ...] = ("train", "val")
+
+    # Files
+
+    def check(self, fold: int, tolerated: int = 0) -> None:
+        """See `Benchmark.check`."""
+        folders: dict[Path, set[str]] = {}
+
+        def is_there(path):
+            if path.parent not in folders:
+                folders[path.parent] = {p.name for p in path.parent.iterdir()} if path.parent.is_dir() else set()
+            return path.name in folders[path.parent]
+
+        next_step = f"`python -m hsnet.prepare {self._prepared} --check` says what is missing and how to get it"
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"no folder {self.root} for {self.name}: name it with --root, or {next_step}")
+        for split, allowed in (("train", tolerated), ("val", 0), ("test", 0)):
+            names = sorted({name for name, _ in self.pairs(fold, split)})
+            files = [path for name in names for path in self._files(name)]
+            missing = [path for path in files if not is_there(path)]
+            if len(missing) > allowed:
+                raise FileNotFoundError(
+                    f"{len(missing)} of the {len(files)} images and masks of {self.name}'s {split} episodes are not there, "
+                    f"such as {missing[0]}: half a download? {next_step[0].upper()}{next_step[1:]}"
+                )
+
+    _prepared = property(lambda self: self.name)  # what hsnet.prepare calls it
+
+    def _files(self, name):
+        return self.image_path(name), self.mask_path(name)
+
+    def picture(self, name: str) -> tuple[Image.Image, np.ndarray]:
+        """An image, RGB, and its map of labels, uint8 (h, w).
+
+        Raises:
+            FileNotFoundError: a file that is not there.
+            UnreadableFileError: one that cannot be read, or a mask that does not fit; both name the path.
+        """
+        image = open_image(self.image_path(name)).convert("RGB")
+        labels = self.read_labels(self.mask_path(name))
+        if labels.shape != image.size[::-1]:
+            raise UnreadableFileError(
+                f"{self.mask_path(name)} is {labels.shape[1]} × {labels.shape[0]} pixels, its image "
+                f"{image.width} × {image.height}: a mask has its image's size"
+            )
+        return image, labels
+
+    def read_labels(self, path: Path) -> np.ndarray:
+        """The map of labels in a file, uint8 (h, w): palette or grey PNG."""
+        image = open_image(path)
+        if image.mode not in ("P", "L"):
+            raise UnreadableFileError(f"{path} is a {image.mode} image: a mask holds labels, in grey or with a palette")
+        labels = np.asarray(image)
+        highest = int(labels[labels < BOUNDARY].max(initial=0))
+        if highest > len(self.class_names):
+            raise UnreadableFileError(
+                f"{path} holds the label {highest}: {self.name} has 1 to {len(self.class_names)}, 0 and {BOUNDARY}"
+            )
+        return labels
+
+    def read(self, name: str, class_id: int) -> Sample:
+        """An image and the mask of a class. Raises as `picture` does."""
+        image, labels = self.picture(name)
+        return Sample(np.asarray(image), *self._masks(labels, class_id))
+
+    def read_square(self, name: str, class_id: int, size: int) -> Square:
+        """As `squash(read(name, class_id), size)`, only faster: labels are resized once, a cache saves the decoding."""
+        if self.cache is not None and self.cache.size == size and name in self.cache:
+            image, labels = self.cache.read(name)
+        else:
+            image, labels = self.read_labelled_square(name, size)
+        return Square(image, *self._masks(labels, class_id))
+
+    def read_labelled_square(self, name: str, size: int):
+        """What the cache stores: the image, uint8 3 s s, and its labels, uint8 s s."""
+        image, labels = self.picture(name)
+        return resize_image(image, size), resize_labels(labels, size)
+
+    def _masks(self, labels, class_id):
+        """Mask, objects and ignored pixels: of arrays and of tensors."""
+        ignored = labels == BOUNDARY
+        objects = (labels > 0) & ~ignored
+        return labels == self.label(class_id), objects, ignored if self.has_boundary else ignored & False
+
+    @property
+    def source_path(self) -> Path | None:
+        """The file that says whose masks these are, if there can be one."""
+        return None
+
+    def source(self) -> dict:
+        """Whose lists and masks: "source" is "ours" or "authors", "crowd" whether COCO's crowds count.
+
+        Raises:
+            ValueError: a damaged record.
+        """
+        if self.source_path is None or not self.source_path.exists():
+            return {"lists": "official"}
+        try:
+            record = json.loads(self.source_path.read_text())
+            return {"lists": "official"} | {k: record[k] for k in ("source", "crowd") if k in record}
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{self.source_path} is damaged ({error}): write it again with `python -m hsnet.prepare {self._prepared}`"
+            ) from error
+
+    def digest(self) -> str:
+        """A hash of the lists, the protocol and where the masks come from."""
+        content = json.dumps([self.listed(p) for p in self.parts if p != "train"])
+        content += f"{self.protocol} {json.dumps(self.source(), sort_keys=True)}"
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def pick(rng: np.random.RandomState, items: list):
+    """One draw from a list: what `rng.choice(items, 1, replace=False)` gives, ten times faster."""
+    return items[rng.permutation(len(items))[0]]
+
+
+def open_image(path: Path) -> Image.Image:
+    """A file as an image whose pixels are in memory.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        UnreadableFileError: it is no image, or broken off.
+    """
+    try:
+        image = Image.open(path)
+        image.load()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path} is listed but not there: `python -m hsnet.prepare` with --check says what to fetch"
+        ) from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UnreadableFileError(f"{path} cannot be read ({error}): fetch it again") from error
+    return image
