@@ -4,6 +4,7 @@ A model is one safetensors file: the tensors that training changed, and in its m
 rest. A frozen backbone with its ImageNet weights is not stored: every installation can load it again.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from .config import data_folder
@@ -111,6 +113,25 @@ _REFERENCE_NAMES = (
     (r"(layers\.\d)\.conv2\.", r"\1.support."),
 )
 _UNUSED = re.compile(r"^backbone\.(fc|classifier)\.")
+
+
+def load_reference(path: Path, model: nn.Module) -> dict[str, str]:
+    """Load a file of the authors' released weights into a model; what to record of it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no checkpoint, or one for other settings, naming what differs.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}: the authors link their checkpoints in the README of juhongm999/hsnet")
+    try:
+        state_dict = torch.load(path, map_location="cpu", weights_only=True)
+        if not all(isinstance(tensor, Tensor) for tensor in state_dict.values()):
+            raise ValueError("it holds other things than tensors")
+    except Exception as error:  # torch raises many kinds for what is no checkpoint
+        raise ValueError(f"{path} is no checkpoint, or damaged ({str(error).splitlines()[0]})") from error
+    model.load_reference_state_dict(state_dict)
+    return {"checkpoint": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def from_reference(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -148,10 +148,10 @@ class EpisodeDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> Batch:
         if self.episodes is not None:
-            return load_episode(self.benchmark, self.episodes[index], self.size, original_size=self.original_size)
-        rng = np.random.default_rng([self.seed, self.epoch, index])
+            return load_episode(self.benchmark, self.episode(index), self.size, original_size=self.original_size)
+        rng = self._generator(index)
         wrong: dict[str, None] = {}
-        episode = self._draw(rng, index)
+        episode = self.episode(index, rng)
         for _ in range(REPLACEMENTS):
             try:
                 batch = load_episode(self.benchmark, episode, self.size)
@@ -165,7 +165,18 @@ class EpisodeDataset(torch.utils.data.Dataset):
                 return batch
         raise _too_many(wrong, self.bad_files)
 
-    def _draw(self, rng, index):
+    def _generator(self, index):
+        return np.random.default_rng([self.seed, self.epoch, index])
+
+    def episode(self, index: int, rng: np.random.Generator | None = None) -> Episode:
+        """The names of the episode at `index`, of the current epoch in training.
+
+        Args:
+            rng: draws it; None: the generator that the place in the training seeds.
+        """
+        if self.episodes is not None:
+            return self.episodes[index]
+        rng = self._generator(index) if rng is None else rng
         if not self.benchmark.each_query_once:
             return self.benchmark.draw(rng, self.fold)
         # Each query once before any again: in an order of its own in each epoch, the same in every process.

@@ -3,6 +3,9 @@
 python -m hsnet.evaluate                      a table of all runs
 python -m hsnet.evaluate RUN --shot 5         score a run; writes test-5shot.json into its folder
 python -m hsnet.evaluate RUN --benchmark coco --root DIR     the same on pictures of another kind
+python -m hsnet.evaluate RUN --benchmark coco-to-pascal      a run of COCO on PASCAL's images, its classes unseen
+python -m hsnet.evaluate --reference-checkpoint FILE --benchmark pascal --backbone resnet50 --fold 0
+                                              score the authors' released weights
 make evaluate                                 the embedded benchmark's run, 1- and 5-shot
 """
 
@@ -18,12 +21,12 @@ from tqdm import tqdm
 
 from . import baselines, figures, records
 from .baselines import Prototypes
-from .benchmarks import Benchmark, load_benchmark
+from .benchmarks import Benchmark, benchmark_of
 from .benchmarks.drawn import DrawnBenchmark
-from .checkpoints import run_folder
-from .config import Config, run_program
+from .checkpoints import load_reference, run_folder
+from .config import PHOTOGRAPHS, Config, data_folder, paper, run_program
 from .devices import choose_device, choose_precision, describe
-from .episodes import Batch, EpisodeDataset, test_episodes
+from .episodes import Batch, EpisodeDataset, test_episodes, test_lists
 from .metrics import SegmentationScore
 from .model import HSNet
 
@@ -38,9 +41,19 @@ def choose_workers(workers: int) -> int:
 
 
 def predictor(
-    model: HSNet, device: torch.device, dtype: torch.dtype = torch.float32, prototypes: Prototypes | None = None
+    model: HSNet,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    prototypes: Prototypes | None = None,
+    rule: str = "paper",
 ) -> Predictor:
-    """A function from a batch to the masks of the model and, on the same features, of the prototypes (on the CPU)."""
+    """A function from a batch to the masks of the model and, on the same features, of the prototypes (on the CPU).
+
+    The masks have the size of the batch's truth.
+
+    Args:
+        rule: how the masks of several supports become one, see `vote`.
+    """
 
     @torch.no_grad()
     def predict(batch: Batch) -> dict[str, Tensor]:
@@ -49,7 +62,7 @@ def predictor(
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             query = model.backbone(model.backbone.normalize(batch.query))
             support = model.backbone(model.backbone.normalize(batch.support.flatten(0, 1)))
-            masks = {"HSNet": model.predict_from_features(query, support, batch.support_mask, size)}
+            masks = {"HSNet": model.predict_from_features(query, support, batch.support_mask, size, rule)}
             if prototypes is not None:
                 masks["prototypes"] = prototypes.predict(query, support, batch.support_mask, size)
         return {name: mask.cpu() for name, mask in masks.items()}
@@ -75,7 +88,14 @@ def evaluate(
 
 def fit_prototypes(model: HSNet, config: Config, benchmark: Benchmark, device: torch.device) -> Prototypes:
     """Choose the prototypes' level and rule on training concepts, as many as validation has, drawn apart from the training's."""
-    dataset = EpisodeDataset(benchmark, config.size, fold=config.fold, count=config.val_episodes, seed=config.seed + 1)
+    dataset = EpisodeDataset(
+        benchmark,
+        config.size,
+        fold=config.fold,
+        count=config.val_episodes,
+        seed=config.seed + 1,
+        bad_files=config.bad_files,
+    )
     prototypes = Prototypes()
     bar = tqdm(
         dataset.loader(config.batch, choose_workers(config.workers)),
@@ -100,18 +120,25 @@ def test_run(
     shot: int,
     prototypes: Prototypes | None = None,
     count: int | None = None,
+    *,
+    original_size: bool = False,
+    checkpoint: dict | None = None,
 ) -> dict:
     """Score a model and the baselines on the test episodes; write `test-<shot>shot.json` and return its content.
 
     Args:
-        count: score only so many of the configured episodes, the first ones; the file says how many.
+        prototypes: what `fit_prototypes` gave; None leaves this baseline out.
+        count: score only so many of the configured episodes, the first ones of each list; the file says how many.
+        original_size: score at the queries' own sizes, instead of the squares the network sees.
+        checkpoint: what to record of the file of weights, if they are not the run's.
 
+    Under the protocol "strict" there are five lists of episodes: "scores" is over all of them, "lists" of each.
     What is not the run's own test goes to another file, see `test_path`: a quick look replaces nothing.
     """
     device = choose_device(config.device)
     model = model.to(device).eval()
-    prototypes = prototypes or fit_prototypes(model, config, benchmark, device)
-    learned = predictor(model, device, choose_precision(config.precision, device), prototypes)
+    benchmark.check(config.fold, "test")
+    learned = predictor(model, device, choose_precision(config.precision, device), prototypes, config.rule)
 
     def predict(batch):
         return {
@@ -120,40 +147,66 @@ def test_run(
             "all foreground": baselines.all_foreground(batch),
         }
 
-    episodes = test_episodes(benchmark, fold=config.fold, shot=shot, count=config.test_episodes)[:count]
+    lists = test_lists(benchmark, fold=config.fold, shot=shot, count=config.test_episodes)
+    lists = [episodes[:count] for episodes in lists]
     start = time.perf_counter()
     scores = evaluate(
         predict,
-        EpisodeDataset(benchmark, config.size, episodes),
+        EpisodeDataset(
+            benchmark, config.size, [e for episodes in lists for e in episodes], original_size=original_size
+        ),
         benchmark.classes(config.fold, "test"),
         batch=config.batch,
         workers=choose_workers(config.workers),
         title=f"test, {shot}-shot",
     )
+    own = Config.load(folder / "config.json")
     result = {
         "benchmark": config.benchmark,
         "fold": config.fold,
         "shot": shot,
-        "protocol": "official",
+        "protocol": benchmark.protocol,
+        "rule": config.rule,
         "size": config.size,
+        "scored_at": "original size" if original_size else "size",
+        "source": benchmark.source(),
+        "training": {
+            name: getattr(own, name) for name in ("benchmark", "fold", "protocol", "novel_images", "boundary")
+        },
         "digest": benchmark.digest(),
-        "prototypes": prototypes.rule(),
         "seconds": round(time.perf_counter() - start, 1),
         "device": describe(device),
         "torch": torch.__version__,
         "scores": {name: score.summary() for name, score in scores.items()},
         "resample_classes": benchmark.resample_classes,
         "columns": SegmentationScore.COLUMNS,
-        "areas": {name: scores[name].rows for name in ("HSNet", "prototypes")},
+        "areas": {name: scores[name].rows for name in ("HSNet", "prototypes") if name in scores},
     }
-    records.write_json(test_path(folder, config, shot), result)
+    if prototypes is not None:
+        result["prototypes"] = prototypes.rule()
+    if checkpoint is not None:
+        result |= {"training": checkpoint}
+    if len(lists) > 1:
+        result["lists"] = [_list_scores(scores["HSNet"], seed, len(lists)) for seed in range(len(lists))]
+    records.write_json(test_path(folder, config, shot, original_size), result)
     return result
 
 
-def test_path(folder: Path, config: Config, shot: int) -> Path:
-    """Where `test_run` writes: `test-<shot>shot.json`; of another number of episodes or another benchmark, elsewhere."""
+def _list_scores(score, seed, lists):
+    """The scores over one of several lists of equal length."""
+    part = SegmentationScore(score.class_ids, score.resample_classes)
+    each = len(score.rows) // lists
+    part.rows = score.rows[seed * each : (seed + 1) * each]
+    return {"seed": seed, "miou": part.miou(), "fb_iou": part.fb_iou(), "episodes": each}
+
+
+def test_path(folder: Path, config: Config, shot: int, original_size: bool = False) -> Path:
+    """Where `test_run` writes: `test-<shot>shot.json`; what is not the run's own test has in its name what differs."""
     own = Config.load(folder / "config.json")
     other = "" if own.benchmark == config.benchmark else f"{config.benchmark}-fold{config.fold}-"
+    other += "" if own.protocol == config.protocol else f"{config.protocol}-"
+    other += "" if own.rule == config.rule else f"{config.rule}-"
+    other += "original-" if original_size else ""
     count = "" if own.test_episodes == config.test_episodes else f"-{config.test_episodes}"
     return folder / f"{other}test-{shot}shot{count}.json"
 
@@ -223,43 +276,117 @@ def main() -> None:
     parser.add_argument("--fold", type=int, help="its fold (default: the run's)")
     parser.add_argument("--root", help="folder of the benchmark's files (default: as the run was configured)")
     parser.add_argument(
+        "--protocol",
+        help="official: the paper's episodes; strict: five lists of episodes whose supports are distinct, scored at the "
+        "images' own sizes, too (default: the run's)",
+    )
+    parser.add_argument(
+        "--rule", help="how several supports are voted into one mask, paper or majority (default: the run's)"
+    )
+    parser.add_argument(
+        "--original-size", action="store_true", help="score at the images' own sizes, instead of the network's square"
+    )
+    parser.add_argument(
+        "--reference-checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="score the authors' weights in FILE; needs --benchmark, and --backbone and --fold that they were trained with",
+    )
+    parser.add_argument("--backbone", help="of the reference checkpoint (default: resnet50)")
+    parser.add_argument(
         "--controls", action="store_true", help="instead: does the support decide? (benchmarks whose scenes are drawn)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
     arguments = parser.parse_args()
-    if arguments.run is None:
-        print(records.runs_table())
-        return
     if arguments.shot < 1:
         raise ValueError(f"--shot is {arguments.shot}: an episode needs at least one support")
+    if arguments.reference_checkpoint is not None:
+        results, folder = _score_reference(arguments)
+    elif arguments.run is None:
+        print(records.runs_table())
+        return
+    else:
+        results, folder = _score_run(arguments)
+    print("\n\n".join(records.scores_table([result]) for result in results))
+    print(f"written to {folder}")
+
+
+def _score_run(arguments):
+    """The results of a run, and its folder."""
+    if arguments.backbone is not None:
+        raise ValueError("--backbone is for --reference-checkpoint: a run brings its own")
     folder = run_folder(arguments.run)
-    config = Config.load(folder / "config.json")
-    benchmark, fold = config.benchmark, config.fold
-    config.device = arguments.device
-    config = replace(
-        config,
-        benchmark=arguments.benchmark or config.benchmark,
-        fold=config.fold if arguments.fold is None else arguments.fold,
-        root=arguments.root or config.root,
-    )
-    if config.benchmark == benchmark and config.fold != fold:
-        raise ValueError(
-            f"--fold {config.fold}: this run was trained on the classes of every fold of {benchmark} but {fold}"
-        )
-    config.test_episodes = arguments.test_episodes or config.test_episodes
+    own = Config.load(folder / "config.json")
+    config = _asked(own, arguments)
+    _check_unseen(own, config)
     model = HSNet.from_run(folder)
-    benchmark = load_benchmark(config.benchmark, size=config.size, root=config.root)
+    benchmark = benchmark_of(config)
     if arguments.controls:
         if not isinstance(benchmark, DrawnBenchmark):
             raise ValueError(
                 f"--controls needs a benchmark whose scenes are drawn (emoji, shapes), not {benchmark.name}"
             )
-        result, written = control_run(model, config, benchmark, folder), folder / "controls.json"
-    else:
-        result = test_run(model, config, benchmark, folder, arguments.shot)
-        written = test_path(folder, config, arguments.shot)
-    print(records.scores_table([result]))
-    print(f"written to {written}")
+        return [control_run(model, config, benchmark, folder)], folder / "controls.json"
+    sizes = [False, True] if benchmark.protocol == "strict" else [arguments.original_size]
+    prototypes = fit_prototypes(model, config, benchmark, choose_device(config.device))
+    results = [
+        test_run(model, config, benchmark, folder, arguments.shot, prototypes, original_size=size) for size in sizes
+    ]
+    return results, ", ".join(str(test_path(folder, config, arguments.shot, size)) for size in sizes)
+
+
+def _score_reference(arguments):
+    """The results of a checkpoint of the authors, and its folder: `reference/NAME` in the data folder."""
+    if arguments.run is not None or arguments.controls:
+        raise ValueError("--reference-checkpoint takes the place of a run and has no --controls: give one of them")
+    if arguments.benchmark not in PHOTOGRAPHS:
+        raise ValueError(
+            f"--benchmark is {arguments.benchmark!r}: say what the checkpoint was trained on, {', '.join(PHOTOGRAPHS)}"
+        )
+    config = _asked(paper(arguments.benchmark, arguments.backbone or "resnet50", arguments.fold or 0), arguments)
+    model = HSNet(config.backbone, pretrained=False)
+    model.training_size = config.size
+    checkpoint = load_reference(arguments.reference_checkpoint, model)
+    benchmark = benchmark_of(config)
+    benchmark.check(config.fold, "test")
+    folder = data_folder() / "reference" / config.run
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save(folder / "config.json")
+    result = test_run(
+        model, config, benchmark, folder, arguments.shot, original_size=arguments.original_size, checkpoint=checkpoint
+    )
+    return [result], test_path(folder, config, arguments.shot, arguments.original_size)
+
+
+def _asked(config, arguments):
+    """A configuration with what the command line asks for."""
+    names = ("benchmark", "fold", "root", "protocol", "rule", "test_episodes", "device")
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    if given.get("benchmark", config.benchmark) != config.benchmark:
+        given.setdefault("root", "")  # the run's is of another benchmark
+    return replace(config, **given)
+
+
+def _check_unseen(own, config):
+    """A run may not be tested on classes it was trained on."""
+    if config.benchmark == own.benchmark and config.fold != own.fold:
+        raise ValueError(
+            f"--fold {config.fold}: this run was trained on the classes of every fold of {own.benchmark} but {own.fold}"
+        )
+    if own.benchmark == "coco" and config.benchmark == "coco-to-pascal" and config.fold != own.fold:
+        raise ValueError(
+            f"--fold {config.fold}: this run was trained on classes of that fold. Of coco-to-pascal it can be tested on "
+            f"--fold {own.fold} alone"
+        )
+    shared = {"pascal", "coco", "coco-to-pascal"}
+    if {own.benchmark, config.benchmark} <= shared and (own.benchmark, config.benchmark) not in {
+        (own.benchmark, own.benchmark),
+        ("coco", "coco-to-pascal"),
+    }:
+        raise ValueError(
+            f"--benchmark {config.benchmark}: this run was trained on {own.benchmark}, which has classes of it"
+            + (". Of PASCAL it can be tested on --benchmark coco-to-pascal" if own.benchmark == "coco" else "")
+        )
 
 
 if __name__ == "__main__":

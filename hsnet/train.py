@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from . import records
-from .benchmarks import load_benchmark
+from .benchmarks import benchmark_of
 from .checkpoints import WEIGHTS, load_weights, save_model
 from .config import Config, add_settings, config_from, data_folder, run_program
 from .devices import choose_device, choose_precision
@@ -39,6 +39,7 @@ from .model import HSNet
 from .muon import Muon
 
 LAST = "last.pt"
+IGNORED = -100  # the truth of pixels that do not count in the loss
 # Episodes at a time on a CPU: so many that the finest level's first 16 channels, (side / 8)² · (side / 32)² positions in
 # float32, take at most 32 MB. More than that the C library takes from the system, and gives back, with every tensor.
 FEW = 2**35
@@ -62,7 +63,13 @@ def train(config: Config, resume: bool = False) -> Path:
     torch.manual_seed(config.seed)
     device = choose_device(config.device)
     dtype = choose_precision(config.precision, device)
-    benchmark = load_benchmark(config.benchmark, size=config.size, root=config.root)
+    if config.benchmark == "coco-to-pascal":
+        raise ValueError(
+            "coco-to-pascal only tests: train on coco, then `python -m hsnet.evaluate RUN --benchmark coco-to-pascal`"
+        )
+    benchmark = benchmark_of(config)
+    for split, tolerated in (("train", config.bad_files), ("val", 0), ("test", 0)):
+        benchmark.check(config.fold, split, tolerated)
     class_ids = benchmark.classes(config.fold, "val")
     folder = _open_run(config, resume)
 
@@ -75,7 +82,9 @@ def train(config: Config, resume: bool = False) -> Path:
     )
 
     count = config.epoch_episodes or benchmark.training_queries(config.fold)
-    dataset = EpisodeDataset(benchmark, config.size, fold=config.fold, count=count, seed=config.seed)
+    dataset = EpisodeDataset(
+        benchmark, config.size, fold=config.fold, count=count, seed=config.seed, bad_files=config.bad_files
+    )
     workers = choose_workers(config.workers)
     val_list = test_episodes(benchmark, fold=config.fold, shot=1, count=config.val_episodes, split="val")
     validation = EpisodeDataset(benchmark, config.size, val_list)
@@ -90,7 +99,7 @@ def train(config: Config, resume: bool = False) -> Path:
         dataset.epoch = epoch
         loss = train_one_epoch(model, dataset.loader(config.batch, workers), optimizers, clock, epoch, device, dtype)
         scores = evaluate(
-            predictor(model.eval(), device, dtype),
+            predictor(model.eval(), device, dtype, rule=config.rule),
             validation,
             class_ids,
             batch=config.batch,
@@ -147,7 +156,8 @@ def train_one_epoch(model, loader, optimizers, clock, epoch, device, dtype) -> f
         batch = batch.to(device)
         query, support = model.backbone.normalize(batch.query), model.backbone.normalize(batch.support[:, 0])
         model.zero_grad()
-        loss = backward(model, query, support, batch.support_mask[:, 0], batch.query_mask, weight, dtype)
+        ignored = batch.ignored if clock.config.boundary == "ignore" else None
+        loss = backward(model, query, support, batch.support_mask[:, 0], batch.query_mask, weight, dtype, ignored)
         for optimizer in optimizers:
             optimizer.step()
         total += loss
@@ -165,6 +175,7 @@ def backward(
     query_mask: Bool[Tensor, "b h w"],
     weight: Float[Tensor, " 2"],
     dtype: torch.dtype = torch.float32,
+    ignored: Bool[Tensor, "b h w"] | None = None,
 ) -> Float[Tensor, ""]:
     """Add the gradients of a batch's loss, the mean cross-entropy over all its pixels; returns the loss.
 
@@ -174,15 +185,18 @@ def backward(
         query, support: normalised images.
         weight: of background and foreground pixels in the mean.
         dtype: the precision of the network's arithmetic.
+        ignored: pixels that do not count.
     """
+    truth = query_mask.long() if ignored is None else query_mask.long().masked_fill(ignored, IGNORED)
     few = len(query) if query.is_cuda else max(1, FEW // query.shape[-2] ** 2 // query.shape[-1] ** 2)
-    whole = weight[query_mask.long()].sum()
+    whole = weight[truth[truth != IGNORED]].sum()
     loss = torch.zeros((), device=query.device)
-    parts = (tensor.split(few) for tensor in (query, support, support_mask, query_mask))
-    for some_query, some_support, some_mask, truth in zip(*parts, strict=True):
+    parts = (tensor.split(few) for tensor in (query, support, support_mask, truth))
+    for some_query, some_support, some_mask, some_truth in zip(*parts, strict=True):
         with torch.autocast(query.device.type, dtype, enabled=dtype != torch.float32):
             logits = model(some_query, some_support, some_mask)
-        part = F.cross_entropy(logits.float(), truth.long(), weight=weight, reduction="sum") / whole
+        losses = F.cross_entropy(logits.float(), some_truth, weight=weight, reduction="sum", ignore_index=IGNORED)
+        part = losses / whole
         part.backward()
         loss += part.detach()
     return loss

@@ -10,7 +10,7 @@ from pycocotools import mask as rle
 
 from hsnet import BENCHMARKS, Batch, EpisodeDataset, test_episodes
 from hsnet.benchmarks import load_benchmark
-from hsnet.benchmarks.coco import pick
+from hsnet.benchmarks.photographs import pick
 from hsnet.benchmarks.scenes import LEAST_VISIBLE
 from hsnet.episodes import resize_mask
 
@@ -87,17 +87,17 @@ def test_digest_changes_with_what_decides_a_scene(shapes, monkeypatch):
 
 
 def test_errors(shapes):
-    with pytest.raises(ValueError, match="unknown benchmark 'voc': choose one of emoji, shapes, coco"):
+    with pytest.raises(ValueError, match="unknown benchmark 'voc': choose one of emoji, shapes, pascal, coco, fss"):
         load_benchmark("voc", size=64)
     with pytest.raises(ValueError, match="fold is 7: shapes has the folds 0 to 3"):
         test_episodes(shapes, fold=7, shot=1)
     with pytest.raises(ValueError, match="shot is 0"):
         test_episodes(shapes, fold=0, shot=0)
-    with pytest.raises(ValueError, match="unknown protocol 'mine'"):
+    with pytest.raises(ValueError, match="protocol is 'mine': shapes has official"):
         test_episodes(shapes, fold=0, shot=1, protocol="mine")
     with pytest.raises(ValueError, match="split is 'training'"):
         shapes.classes(0, "training")
-    assert set(BENCHMARKS) == {"emoji", "shapes", "coco"}
+    assert set(BENCHMARKS) == {"emoji", "shapes", "pascal", "coco", "fss", "coco-to-pascal"}
 
 
 def test_masks_are_resized_to_the_nearest_rounding_down():
@@ -207,5 +207,5 @@ def test_coco_that_is_not_there(coco_root, tmp_path):
         load_benchmark("coco", size=64, root=str(tmp_path / "nowhere"))
     (coco_root / "val2017" / "001.jpg").unlink()
     coco = load_benchmark("coco", size=64, root=str(coco_root))
-    with pytest.raises(FileNotFoundError, match=r"001.jpg is named in the annotations but not there"):
+    with pytest.raises(FileNotFoundError, match=r"001.jpg is listed but not there"):
         coco.read("val2017/001.jpg", 1)

@@ -162,7 +162,7 @@ def test_the_loss_falls_and_all_foreground_is_beaten(data):
 @pytest.mark.parametrize(
     ("program", "options", "message"),
     [
-        ("train", ["--benchmark", "voc"], "benchmark is 'voc': choose one of emoji, shapes, coco"),
+        ("train", ["--benchmark", "voc"], "benchmark is 'voc': choose one of emoji, shapes, pascal, coco, fss"),
         ("train", ["--backbone", "resnet7"], "backbone is 'resnet7': choose one of efficientnet_lite0"),
         ("train", ["--fold", "7"], "fold is 7: choose one of 0, 1, 2, 3"),
         ("train", ["--shot", "0"], "shot is '0': give numbers of supports"),

@@ -102,11 +102,11 @@ class Benchmark(ABC):
         """The same, squashed to `size` × `size`. Raises as `read` does."""
         return squash(self.read(name, class_id), size)
 
-    def check(self, fold: int, tolerated: int = 0) -> None:  # noqa: B027 - what is drawn has no files
-        """See that the files of a fold's episodes are there, without opening them.
+    def check(self, fold: int, split: str, tolerated: int = 0) -> None:  # noqa: B027 - what is drawn has no files
+        """See that the files of a split's episodes are there, without opening them.
 
         Args:
-            tolerated: how many files of training episodes may be missing.
+            tolerated: how many may be missing.
 
         Raises:
             FileNotFoundError: a tree that is not there or not whole, saying the next step.

@@ -22,7 +22,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from .base import UnreadableFileError
+from .base import SPLITS, UnreadableFileError
 
 IMAGES, LABELS, INDEX, SKIPPED = "images.uint8", "labels.uint8", "index.json", "skipped.txt"
 
@@ -118,7 +118,8 @@ def build_cache(benchmark, size: int, *, threads: int = 0) -> Path:
     if Cache.of(benchmark, size) is not None:
         return folder
     for fold in range(benchmark.folds):
-        benchmark.check(fold)
+        for split in SPLITS:
+            benchmark.check(fold, split)
     index = {"benchmark": benchmark.name, "size": size, "source": benchmark.source(), "names": benchmark.names()}
     growing = folder.with_name(folder.name + ".tmp")
     done = _begin(growing, index)
