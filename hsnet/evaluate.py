@@ -385,7 +385,7 @@ def _check_unseen(own, config):
     }:
         raise ValueError(
             f"--benchmark {config.benchmark}: this run was trained on {own.benchmark}, which has classes of it"
-            + (". Of PASCAL it can be tested on --benchmark coco-to-pascal" if own.benchmark == "coco" else "")
+            + (". On PASCAL it can be tested as --benchmark coco-to-pascal" if own.benchmark == "coco" else "")
         )
 
 

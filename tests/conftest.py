@@ -1,10 +1,12 @@
 """Shared by all tests: a data folder of their own, two threads, and the golden numbers."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from trees import TREES
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
@@ -17,6 +19,24 @@ def data(tmp_path, monkeypatch):
     monkeypatch.setenv("HSNET_DATA", str(folder))
     torch.manual_seed(0)
     return folder
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory):
+    """PASCAL, COCO and FSS-1000 as small drawn trees, and their split lists."""
+    folder = tmp_path_factory.mktemp("drawn")
+    for name, draw in TREES.items():
+        draw(folder / name, folder / "splits")
+    return folder
+
+
+@pytest.fixture
+def trees(drawn, tmp_path, monkeypatch):
+    """A copy of them that a test may change, where the benchmarks look for it."""
+    shutil.copytree(drawn, tmp_path / "images")
+    monkeypatch.setenv("HSNET_IMAGES", str(tmp_path / "images"))
+    monkeypatch.setenv("HSNET_SPLITS", str(tmp_path / "images" / "splits"))
+    return tmp_path / "images"
 
 
 def assert_close(ours, theirs, relative=1e-4):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import assert_close
 from PIL import Image
-from trees import coco_tree, fss_tree, pascal_tree
+from trees import TREES
 
 from hsnet import Batch, Config, EpisodeDataset, SegmentationScore, paper, test_episodes
 from hsnet.backbone import Backbone
@@ -36,25 +36,6 @@ needs_lists = pytest.mark.skipif(
     not OFFICIAL_LISTS,
     reason="the official split lists are not shipped: `python -m hsnet.prepare splits`, set HSNET_SPLITS",
 )
-TREES = {"pascal": pascal_tree, "coco": coco_tree, "fss": fss_tree}
-
-
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    """The three trees, drawn once."""
-    folder = tmp_path_factory.mktemp("drawn")
-    for name, draw in TREES.items():
-        draw(folder / name, folder / "splits")
-    return folder
-
-
-@pytest.fixture
-def trees(drawn, tmp_path, monkeypatch):
-    """A copy of them that a test may change, where the benchmarks look for it."""
-    shutil.copytree(drawn, tmp_path / "images")
-    monkeypatch.setenv("HSNET_IMAGES", str(tmp_path / "images"))
-    monkeypatch.setenv("HSNET_SPLITS", str(tmp_path / "images" / "splits"))
-    return tmp_path / "images"
 
 
 @pytest.fixture
@@ -228,7 +209,7 @@ def test_strict_asks_five_lists_with_distinct_supports(trees):
 
 def test_strict_needs_enough_images(trees):
     with pytest.raises(
-        ValueError, match=r"fss, fold 0, test: class 2 \(bus\) has 10 images .* of 10 supports needs 11"
+        ValueError, match=r"fss, fold 0, test: class 2 \(bus\) has 10 images, an episode of 10 supports needs 11"
     ):
         test_episodes(load_benchmark("fss", size=64), fold=0, shot=10, protocol="strict")
     assert len(test_episodes(load_benchmark("fss", size=64), fold=0, shot=10, count=3)) == 3
@@ -239,10 +220,18 @@ def test_strict_needs_enough_images(trees):
 def test_a_class_without_images(trees):
     path = trees / "splits" / "pascal" / "val" / "fold1.txt"
     path.write_text("".join(line for line in path.open() if not line.endswith("__07\n")))
-    with pytest.raises(
-        ValueError, match=r"pascal, fold 1, test: class 6 \(car\) has 0 images in the lists.*prepare splits"
-    ):
+    with pytest.raises(ValueError, match=r"pascal, fold 1, test: class 6 \(car\) has 0 images, .*prepare splits"):
         test_episodes(load_benchmark("pascal", size=64), fold=1, shot=1)
+
+
+def test_dropping_that_leaves_nothing(trees):
+    path = trees / "splits" / "pascal" / "trn" / "fold0.txt"
+    every = {line.split("__")[0] for fold in range(4) for line in (path.parent / f"fold{fold}.txt").open()}
+    path.write_text("".join(f"{name}__01\n" for name in sorted(every)))
+    with pytest.raises(
+        ValueError, match=r"pascal, fold 0, train: class 5 \(bus\) has 0 images.*take --novel-images keep"
+    ):
+        load_benchmark("pascal", size=64, novel_images="drop").check(0, "train")
 
 
 def test_shards_hold_every_episode_once(trees):

@@ -151,12 +151,15 @@ class Photographs(Benchmark):
         if few or not lists:
             c, n = next(iter(few.items()), (None, 0))
             what = f"class {c} ({self.class_names[c]}) has {n} image{'s'[: n != 1]}" if few else "no class has images"
-            remedy = "lower --shot, or " if n >= 2 else ""
-            dropped = ", which --novel-images drop thinned out" if self._drops(split) else ""
+            if self._drops(split):
+                remedy = "take --novel-images keep"
+            else:
+                remedy = (
+                    "lower --shot, or " * (n >= 2) + "look at the lists with `python -m hsnet.prepare splits --check`"
+                )
             raise ValueError(
-                f"{self.name}, fold {fold}, {split}: {what} in the lists{dropped}, an episode of {shot} "
-                f"support{'s'[: shot != 1]} needs {least} under the {self.protocol} protocol: {remedy}"
-                "see what is wrong with `python -m hsnet.prepare splits --check`"
+                f"{self.name}, fold {fold}, {split}: {what}, an episode of {shot} support{'s'[: shot != 1]} needs {least} "
+                f"under the {self.protocol} protocol: {remedy}"
             )
         return lists
 
@@ -173,6 +176,7 @@ class Photographs(Benchmark):
         next_step = f"`python -m hsnet.prepare {self._prepared} --check` says what is missing and how to get it"
         if not self.root.is_dir():
             raise FileNotFoundError(f"no folder {self.root} for {self.name}: name it with --root, or {next_step}")
+        self._lists(fold, split, shot=1)
         names = dict.fromkeys(name for name, _ in self.pairs(fold, split))
         files = [path for name in names for path in (self.image_path(name), self.mask_path(name))]
         # One look at each folder instead of one at each of 100,000 files.

@@ -1,0 +1,149 @@
+"""The program that scores: runs of photographs under both protocols, on other benchmarks, and the authors' weights."""
+
+import json
+import sys
+
+import pytest
+import torch
+from test_golden import reference_model, reference_state_dict
+
+from hsnet import Config, EpisodeDataset, HSNet, test_episodes
+from hsnet.benchmarks import load_benchmark
+from hsnet.config import run_program
+from hsnet.evaluate import evaluate, main, predictor
+from hsnet.train import train
+
+TINY = {
+    "size": 64,
+    "batch": 2,
+    "epochs": 1,
+    "minutes": 0.0,
+    "epoch_episodes": 4,
+    "val_episodes": 4,
+    "test_episodes": 6,
+    "shot": "1",
+    "workers": 0,
+    "device": "cpu",
+    "backbone": "efficientnet_lite0",
+}
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """The program as its command line calls it, in this process: its exit status, 0 or 2."""
+
+    def call(*options):
+        monkeypatch.setattr(sys, "argv", ["hsnet.evaluate", *map(str, options)])
+        try:
+            run_program(main)
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    return call
+
+
+def test_a_run_under_the_strict_protocol(trees, data, run, capsys):
+    folder = train(
+        Config(**TINY, benchmark="pascal", protocol="strict", novel_images="drop", boundary="ignore", rule="majority")
+    )
+    assert folder.name == "pascal-fold0-efficientnet_lite0-strict"
+    assert run(folder.name, "--shot", "2") == 0
+    test, original = (json.loads((folder / f"{prefix}test-2shot.json").read_text()) for prefix in ("", "original-"))
+    assert (test["protocol"], test["rule"], test["scored_at"], original["scored_at"]) == (
+        "strict", "majority", "size", "original size",
+    )  # fmt: skip
+    assert test["training"] == {
+        "benchmark": "pascal", "fold": 0, "protocol": "strict", "novel_images": "drop", "boundary": "ignore",
+    }  # fmt: skip
+    assert [part["seed"] for part in test["lists"]] == [0, 1, 2, 3, 4]
+    assert all(part["episodes"] == 6 for part in test["lists"])
+    assert test["scores"]["HSNet"]["episodes"] == 30
+    # Scored in each picture's own pixels.
+    benchmark = load_benchmark("pascal", size=64, protocol="strict")
+    episodes = test_episodes(benchmark, fold=0, shot=2, count=6)
+    assert [row[0] for row in original["areas"]["HSNet"][:6]] == [e.class_id for e in episodes]
+    for row, episode in zip(original["areas"]["HSNet"], episodes, strict=False):
+        sample = benchmark.read(episode.query, episode.class_id)
+        counted = int((~sample.ignored).sum())
+        assert (
+            row[1] + row[4] == row[2] + row[3] == counted
+        )  # each counted pixel is in one intersection or the other union
+
+    assert run(folder.name, "--benchmark", "coco-to-pascal") == 2
+    assert "trained on pascal, which has classes of it" in capsys.readouterr().err
+
+
+def test_a_run_of_coco_on_pascal(trees, data, run, capsys):
+    folder = train(Config(**TINY, benchmark="coco", fold=1))
+    assert json.loads((folder / "test-1shot.json").read_text())["source"]["source"] == "ours"
+    assert run(folder.name, "--benchmark", "coco-to-pascal", "--original-size") == 0
+    test = json.loads((folder / "coco-to-pascal-fold1-original-test-1shot.json").read_text())
+    assert test["source"]["episodes"] == "ours"
+    assert {row[0] for row in test["areas"]["HSNet"]} <= {1, 5, 12, 17}  # bicycle, bus, horse, sofa
+    for options, message in (
+        (("--benchmark", "coco-to-pascal", "--fold", "2"), "trained on classes of that fold"),
+        (("--benchmark", "pascal"), "On PASCAL it can be tested as --benchmark coco-to-pascal"),
+        (("--fold", "0"), "trained on the classes of every fold of coco but 1"),
+        (("--protocol", "mine"), "protocol is 'mine': choose one of official, strict"),
+        (("--rule", "mine"), "rule is 'mine': choose one of paper, majority"),
+        (("--backbone", "resnet50"), "a run brings its own"),
+    ):
+        assert run(folder.name, *options) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_coco_to_pascal_does_not_train(trees):
+    with pytest.raises(ValueError, match="coco-to-pascal only tests: train on coco"):
+        train(Config(**TINY, benchmark="coco-to-pascal"))
+
+
+def test_the_authors_weights(trees, data, tmp_path, run):
+    path = tmp_path / "best_model.pt"
+    torch.save(reference_state_dict("resnet50", "module."), path)
+    options = ("--reference-checkpoint", path, "--benchmark", "pascal", "--backbone", "resnet50", "--fold", "2")
+    assert run(*options, "--test-episodes", "2", "--device", "cpu") == 0
+    folder = data / "reference" / "pascal-fold2-resnet50"
+    test = json.loads((folder / "test-1shot.json").read_text())
+    assert test["training"]["checkpoint"] == "best_model.pt"
+    assert len(test["training"]["sha256"]) == 64
+    assert Config.load(folder / "config.json").size == test["size"] == 400
+
+    benchmark = load_benchmark("pascal", size=400)
+    episodes = test_episodes(benchmark, fold=2, shot=1, count=2)
+    expected = evaluate(
+        predictor(reference_model("resnet50").eval(), torch.device("cpu")),
+        EpisodeDataset(benchmark, 400, episodes),
+        benchmark.classes(2, "test"),
+        batch=2,
+        workers=0,
+        title="",
+    )
+    for ours, theirs in zip(test["areas"]["HSNet"], expected["HSNet"].rows, strict=True):
+        assert ours == pytest.approx(theirs, abs=80)  # half a thousandth of the pixels
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--benchmark", "pascal"], "no file FILE: the authors link"),
+        ([], "--benchmark is None: say what the checkpoint was trained on, pascal, coco, fss"),
+        (["--benchmark", "pascal", "--backbone", "resnet7"], "backbone is 'resnet7': choose one of"),
+        (["--benchmark", "pascal", "--controls"], "has no --controls"),
+    ],
+)
+def test_reference_mistakes(trees, options, message, run, capsys):
+    assert run("--reference-checkpoint", "FILE", *options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_no_checkpoint(trees, tmp_path):
+    from hsnet.checkpoints import load_reference
+
+    path = tmp_path / "page.pt"
+    path.write_text("<html>not found</html>")
+    with pytest.raises(ValueError, match=r"page.pt is no checkpoint, or damaged"):
+        load_reference(path, HSNet("resnet50", pretrained=False))
+    torch.save(reference_state_dict("resnet50"), path)
+    with pytest.raises(ValueError, match="not a reference checkpoint for vgg16"):
+        load_reference(path, HSNet("vgg16", pretrained=False))
