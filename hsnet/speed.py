@@ -2,6 +2,7 @@
 
     python -m hsnet.speed                  everything: about a quarter of an hour on two cores
     python -m hsnet.speed --quick          fewer sizes and repetitions: two minutes
+    python -m hsnet.speed --reading        instead: how many episodes a second are read, and how many the network takes
 
 The plain path is the same mathematics written the obvious way: BatchNorm beside its convolution, correlations computed
 one by one and copied into stacks, 4D convolutions as permute, copy, reshape, and one whole network pass per support.
@@ -30,6 +31,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -38,11 +40,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from . import naive
+from .benchmarks import Episode
+from .benchmarks.cache import Cache, build_cache
+from .benchmarks.pascal import Pascal
+from .benchmarks.photographs import BOUNDARY
 from .checkpoints import WEIGHTS, save_model
 from .config import data_folder, run_program
 from .conv4d import KERNELS
 from .correlation import hypercorrelation_pyramid, mask_features, unit_vectors
 from .devices import choose_device, choose_precision, describe
+from .episodes import EpisodeDataset
+from .evaluate import choose_workers
 from .figures import save
 from .fused import correlate_and_convolve, cut
 from .model import HSNet
@@ -354,6 +362,76 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+class _Generated(Pascal):
+    """A tree in PASCAL's layout: COUNT drawn pictures of VOC's usual 500 × 375 pixels."""
+
+    COUNT = 100
+
+    def __init__(self, root: Path):
+        super().__init__(root)
+        rng = np.random.default_rng(0)
+        for folder in (self.image_path("x").parent, self.mask_path("x").parent):
+            folder.mkdir(parents=True)
+        for name in self.files():
+            # Smooth shapes and fine grain: JPEGs of about 100 kB, as VOC's are.
+            smooth = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((500, 375))
+            grain = rng.normal(0, 12, (375, 500, 3))
+            pixels = np.clip(np.asarray(smooth) + grain, 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(self.image_path(name), quality=90)
+            labels = np.zeros((375, 500), np.uint8)
+            labels[100:300, 120:400] = BOUNDARY
+            labels[105:295, 125:395] = 1
+            Image.fromarray(labels).save(self.mask_path(name))
+
+    def files(self) -> list[str]:
+        """The names."""
+        return [f"{i:06d}" for i in range(self.COUNT)]
+
+    def listed(self, part: str) -> list[tuple[str, int]]:
+        """Each shows every class, so that every fold has episodes."""
+        return [(name, c) for name in self.files() for c in range(len(self.class_names))]
+
+
+def measure_reading(size: int, episodes: int, workers: list[int]) -> dict:
+    """Episodes a second that the loader gives, 1-shot, batches of 20: decoded from files, and from the cache.
+
+    The files are in the system's memory: the disk is not measured.
+    """
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        benchmark = _Generated(Path(folder))
+        files = benchmark.files()
+        pairs = [(files[i % len(files)], files[(i + 1) % len(files)]) for i in range(episodes)]
+        dataset = EpisodeDataset(benchmark, size, [Episode(query, (support,), 0) for query, support in pairs])
+        build_cache(benchmark, size)
+        sources = {"files": None, "cache": Cache.of(benchmark, size)}
+        for count in workers:
+            for source, cache in sources.items():
+                benchmark.cache = cache
+                start = time.perf_counter()
+                for _ in tqdm(dataset.loader(20, count), desc=f"{source}, {count} workers", unit="batch", leave=False):
+                    pass
+                seconds = time.perf_counter() - start
+                rows.append({"source": source, "workers": count, "episodes_per_second": episodes / seconds})
+    return {
+        "images": f"{len(files)} drawn JPEGs of 500 × 375 pixels",
+        "episodes": episodes,
+        "cores": os.cpu_count(),
+        "rows": rows,
+    }
+
+
+def measure_consumption(backbone: str, size: int, device: torch.device, repetitions: int) -> list[dict]:
+    """Episodes a second of training steps, forward and backward, in each precision that makes sense here."""
+    bench = Bench(backbone, size, device)
+    precisions = list(dict.fromkeys([torch.float32, choose_precision("auto", device)]))
+    contenders = {dtype: lambda dtype=dtype: bench.run("training step", "fast", dtype) for dtype in precisions}
+    seconds = take_turns(contenders, repetitions, "training step")
+    return [
+        {"backbone": backbone, "precision": str(d)[6:], "episodes_per_second": BATCH / s} for d, s in seconds.items()
+    ]
+
+
 def measure(backbone: str, size: int, device: torch.device, quick: bool) -> dict:
     """Everything, as the JSON file holds it."""
     repetitions = 2 if quick else 5
@@ -406,6 +484,14 @@ def report(result: dict) -> str:
         memory_table(result),
     ]
     return "\n".join(lines)
+
+
+def reading_report(result: dict) -> str:
+    """What `--reading` measured: a table."""
+    rows = [[f"{r['source']}, {r['workers']} workers", r] for r in result["reading"]["rows"]]
+    rows += [[f"a training step takes, {r['backbone']}, {r['precision']}", r] for r in result["consumption"]]
+    table = markdown(["", "episodes a second"], [[what, f"{r['episodes_per_second']:.1f}"] for what, r in rows])
+    return f"{result['device']}, {result['size']} px, {result['reading']['cores']} cores\n\n{table}"
 
 
 def _rates(row):
@@ -463,6 +549,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
     parser.add_argument("--threads", type=int, default=0, help="threads on a CPU (default: PyTorch's choice)")
     parser.add_argument("--name", help="name of the files under data/speed (default: device and backbone)")
+    parser.add_argument("--reading", action="store_true", help="instead: episodes a second, read and trained on")
     parser.add_argument("--one", nargs=2, metavar=("WHAT", "PATH"), help=argparse.SUPPRESS)  # see measure_memory
     arguments = parser.parse_args()
     device = choose_device(arguments.device)
@@ -471,10 +558,25 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(measure_one(arguments.backbone, *arguments.one, arguments.size, device)))
         return
-    result = measure(arguments.backbone, arguments.size, device, arguments.quick)
-    name = arguments.name or f"{device.type}-{arguments.backbone}" + "-quick" * arguments.quick
     folder = data_folder() / "speed"
     folder.mkdir(parents=True, exist_ok=True)
+    if arguments.reading:
+        result = {
+            "device": describe(device),
+            "threads": torch.get_num_threads(),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "size": arguments.size,
+            "reading": measure_reading(
+                arguments.size, 200 if arguments.quick else 1000, sorted({0, 1, choose_workers(-1)})
+            ),
+            "consumption": measure_consumption(arguments.backbone, arguments.size, device, 2 if arguments.quick else 5),
+        }
+        path = folder / f"{arguments.name or f'{device.type}-{arguments.backbone}-reading'}.json"
+        write_json(path, result)
+        print(f"{reading_report(result)}\n\nfigures  {path}")
+        return
+    result = measure(arguments.backbone, arguments.size, device, arguments.quick)
+    name = arguments.name or f"{device.type}-{arguments.backbone}" + "-quick" * arguments.quick
     write_json(folder / f"{name}.json", result)
     save(draw(result), folder / f"{name}.png")
     print(report(result))

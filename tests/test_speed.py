@@ -75,3 +75,16 @@ def test_memory_is_measured_beyond_the_weights():
 def test_a_figure_that_is_not_there(data):
     with pytest.raises(FileNotFoundError, match=r"python -m hsnet\.speed --name gpu"):
         records.read_speed("gpu")
+
+
+def test_reading_is_measured_with_and_without_the_cache():
+    reading = speed.measure_reading(32, 40, [0, 1])
+    assert [(r["source"], r["workers"]) for r in reading["rows"]] == [
+        ("files", 0), ("cache", 0), ("files", 1), ("cache", 1),
+    ]  # fmt: skip
+    assert all(r["episodes_per_second"] > 0 for r in reading["rows"])
+    consumption = speed.measure_consumption("efficientnet_lite0", 64, CPU, 1)
+    assert consumption[0]["precision"] == "float32"
+    text = speed.reading_report({"device": "here", "size": 32, "reading": reading, "consumption": consumption})
+    assert "cache, 1 workers" in text
+    assert "a training step takes, efficientnet_lite0, float32" in text
