@@ -25,6 +25,7 @@ from hsnet.benchmarks import cache as caching
 from hsnet.benchmarks.cache import Cache, build_cache
 from hsnet.benchmarks.splits import read_coco, read_fss, read_pascal
 from hsnet.config import TEST_LISTS, images_folder
+from hsnet.devices import choose_precision
 from hsnet.episodes import load_episode, resize_image, shard, test_lists
 from hsnet.evaluate import evaluate, predictor
 from hsnet.golden import FOLDER, golden, golden_input
@@ -675,6 +676,16 @@ def test_the_setting_behind_a_cell():
     assert paper("coco").batch == 40
     assert paper("fss").test_episodes == paper("fss").val_episodes == 2400
     assert paper("pascal").run != Config(**{**vars(paper("pascal")), "protocol": "strict"}).run
+
+
+def test_float32_is_not_rounded_to_tf32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    cpu = torch.device("cpu")
+    choose_precision("auto", cpu)
+    assert torch.backends.cudnn.allow_tf32
+    assert choose_precision(paper("pascal").precision, cpu) == torch.float32
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_settings_reach_the_benchmark(trees):
