@@ -194,7 +194,9 @@ class EpisodeDataset(torch.utils.data.Dataset):
             UnreadableFileError: when iterated, more unreadable files than are passed over, with their list.
         """
         batch = 1 if self.original_size else batch
-        return _Loader(self, batch, num_workers=workers, collate_fn=Batch.stack, pin_memory=torch.cuda.is_available())
+        return _Loader(
+            _Catching(self), batch, num_workers=workers, collate_fn=_collate, pin_memory=torch.cuda.is_available()
+        )
 
     def note(self, batch: Batch) -> None:
         """Name each file that was passed over once; raise when they are too many."""
@@ -215,12 +217,34 @@ def _too_many(messages, tolerated):
     )
 
 
+@dataclass
+class _Catching(torch.utils.data.Dataset):
+    """Hands on what is wrong with a file as an item: raised in a worker, it would arrive wrapped in a traceback."""
+
+    episodes: EpisodeDataset
+
+    def __len__(self):
+        return len(self.episodes)
+
+    def __getitem__(self, index):
+        try:
+            return self.episodes[index]
+        except (UnreadableFileError, FileNotFoundError) as error:
+            return error
+
+
+def _collate(items):
+    return next((item for item in items if isinstance(item, Exception)), None) or Batch.stack(items)
+
+
 class _Loader(torch.utils.data.DataLoader):
     """Starts its workers with Ctrl-C blocked: it is the program's to answer, and a worker's traceback would only confuse."""
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self._start():
-            self.dataset.note(batch)
+            if isinstance(batch, Exception):
+                raise batch
+            self.dataset.episodes.note(batch)
             yield batch
 
     def _start(self):

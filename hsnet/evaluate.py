@@ -30,6 +30,7 @@ from .episodes import Batch, EpisodeDataset, test_episodes, test_lists
 from .metrics import SegmentationScore
 from .model import HSNet
 
+FEW = 4  # episodes at a time on a CPU: more take memory and gain nothing
 Predictor = Callable[[Batch], dict[str, Tensor]]  # masks, bool b h w, by the name that tables show
 
 
@@ -156,7 +157,7 @@ def test_run(
             benchmark, config.size, [e for episodes in lists for e in episodes], original_size=original_size
         ),
         benchmark.classes(config.fold, "test"),
-        batch=config.batch,
+        batch=min(config.batch, FEW) if device.type == "cpu" else config.batch,
         workers=choose_workers(config.workers),
         title=f"test, {shot}-shot",
     )
@@ -348,7 +349,6 @@ def _score_reference(arguments):
     model.training_size = config.size
     checkpoint = load_reference(arguments.reference_checkpoint, model)
     benchmark = benchmark_of(config)
-    benchmark.check(config.fold, "test")
     folder = data_folder() / "reference" / config.run
     folder.mkdir(parents=True, exist_ok=True)
     config.save(folder / "config.json")

@@ -266,7 +266,7 @@ def _open_run(config, resume):
 
 def _check_same(config, before):
     """Only what does not change the outcome's meaning may differ between sittings."""
-    free = {"epochs", "minutes", "workers", "device", "name", "root"}
+    free = {"epochs", "minutes", "workers", "device", "name", "root", "bad_files"}
     other = [
         f"{k} {getattr(before, k)!r}, now {v!r}"
         for k, v in vars(config).items()

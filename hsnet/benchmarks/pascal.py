@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from ..config import images_folder
 from .photographs import Photographs
 from .splits import read_pascal
 
@@ -57,10 +56,7 @@ class CocoToPascal(Pascal):
     """
 
     name = "coco-to-pascal"
-    _prepared = "pascal"
-
-    def __init__(self, root: str | Path = "", novel_images: str = "keep"):
-        super().__init__(images_folder("pascal", root), novel_images)
+    prepared = Pascal.name
 
     def fold_of(self, class_id: int) -> int:
         """As COCO-20i's."""

@@ -30,15 +30,21 @@ class Photographs(Benchmark):
     """
 
     protocols = ("official", "strict")
+    parts: tuple[str, ...] = ("train", "val")  # of the lists
     kept_back = 1
     cacheable = True
     class_first = False  # whether a query is drawn by drawing its class first
     has_boundary = False  # whether label 255 marks pixels of no class
 
     def __init__(self, root: str | Path = "", novel_images: str = "keep"):
-        self.root = images_folder(self.name, root)
+        self.root = images_folder(self.prepared, root)
         self.novel_images = novel_images
         self.cache: Cache | None = None
+
+    @property
+    def prepared(self) -> str:
+        """What `hsnet.prepare` and the folder of images are called."""
+        return self.name
 
     @abstractmethod
     def fold_of(self, class_id: int) -> int:
@@ -167,13 +173,11 @@ class Photographs(Benchmark):
         """Every image of the lists, once."""
         return sorted({name for part in self.parts for name, _ in self.listed(part)})
 
-    parts: tuple[str, ...] = ("train", "val")
-
     # Files
 
     def check(self, fold: int, split: str, tolerated: int = 0) -> None:
         """See `Benchmark.check`."""
-        next_step = f"`python -m hsnet.prepare {self._prepared} --check` says what is missing and how to get it"
+        next_step = f"`python -m hsnet.prepare {self.prepared} --check` says what is missing and how to get it"
         if not self.root.is_dir():
             raise FileNotFoundError(f"no folder {self.root} for {self.name}: name it with --root, or {next_step}")
         self._lists(fold, split, shot=1)
@@ -187,8 +191,6 @@ class Photographs(Benchmark):
                 f"{len(missing)} of the {len(files)} images and masks of {self.name}'s {split} episodes are not there, such as "
                 f"{missing[0]}: half a download? {next_step}"
             )
-
-    _prepared = property(lambda self: self.name)  # what hsnet.prepare calls it
 
     def picture(self, name: str) -> tuple[Image.Image, np.ndarray]:
         """An image, RGB, and its map of labels, uint8 (h, w).
@@ -261,7 +263,7 @@ class Photographs(Benchmark):
             return {"lists": "official"} | {k: record[k] for k in ("source", "crowd") if k in record}
         except (ValueError, TypeError) as error:
             raise ValueError(
-                f"{self.source_path} is damaged ({error}): write it again with `python -m hsnet.prepare {self._prepared}`"
+                f"{self.source_path} is damaged ({error}): write it again with `python -m hsnet.prepare {self.prepared}`"
             ) from error
 
     def digest(self) -> str:
