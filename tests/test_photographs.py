@@ -448,6 +448,12 @@ def test_an_episode_from_the_cache_is_the_same_batch(trees):
         EpisodeDataset(plain, 48, episodes)[0]
 
 
+def test_coco_to_pascal_shares_the_cache(trees):
+    build_cache(load_benchmark("pascal", size=48), 48)
+    transfer = load_benchmark("coco-to-pascal", size=48)
+    assert transfer.pairs(0, "test")[0][0] in transfer.cache
+
+
 def test_a_cache_that_was_cut_off_goes_on(trees, monkeypatch):
     benchmark = load_benchmark("fss", size=32)
     read, calls = benchmark.read_labelled_square, []
@@ -500,12 +506,29 @@ def test_a_cache_without_space(trees, monkeypatch):
         build_cache(load_benchmark("fss", size=400), 400)
 
 
+def test_a_disk_that_fills_up_while_the_cache_grows(trees, monkeypatch):
+    class Full:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def write(self, content):
+            raise OSError(28, "No space left on device")
+
+    opened = caching.Path.open
+    monkeypatch.setattr(caching.Path, "open", lambda p, mode="r", **k: Full() if mode == "ab" else opened(p, mode, **k))
+    with pytest.raises(
+        OSError, match=r"cache-32.tmp cannot grow \(No space left on device\): free space and run the same"
+    ):
+        build_cache(load_benchmark("fss", size=32), 32)
+
+
 def test_a_cache_of_other_masks(trees):
     build_cache(load_benchmark("coco", size=32), 32)
     (trees / "coco" / "masks" / "source.json").write_text('{"source": "authors", "crowd": true}')
-    with pytest.raises(
-        ValueError, match=r"cache-32 was built from masks of .*ours.*now they are .*authors.*--cache 32"
-    ):
+    with pytest.raises(ValueError, match=r"cache-32 was built from other masks, .*ours.*now, .*authors.*--cache 32"):
         load_benchmark("coco", size=32)
 
 

@@ -61,10 +61,10 @@ class Cache:
         if not (folder / INDEX).exists():
             return None
         cache = cls(folder)
-        if cache.source != benchmark.source():
+        if cache.source != _masks_of(benchmark):
             raise ValueError(
-                f"{folder} was built from masks of {cache.source or 'unknown origin'}, now they are "
-                f"{benchmark.source() or 'of unknown origin'}: {_again(folder)}"
+                f"{folder} was built from other masks, {cache.source}, than are there now, {_masks_of(benchmark)}: "
+                + _again(folder)
             )
         return cache
 
@@ -120,7 +120,7 @@ def build_cache(benchmark, size: int, *, threads: int = 0) -> Path:
     for fold in range(benchmark.folds):
         for split in SPLITS:
             benchmark.check(fold, split)
-    index = {"benchmark": benchmark.name, "size": size, "source": benchmark.source(), "names": benchmark.names()}
+    index = {"benchmark": benchmark.name, "size": size, "source": _masks_of(benchmark), "names": benchmark.names()}
     growing = folder.with_name(folder.name + ".tmp")
     done = _begin(growing, index)
     _require_space(growing, (len(index["names"]) - done) * sum(n for _, n in _files(size)), size)
@@ -146,8 +146,13 @@ def build_cache(benchmark, size: int, *, threads: int = 0) -> Path:
                     with (growing / SKIPPED).open("a") as skipped:
                         skipped.write(name + "\n")
                 image, label_map = empty if isinstance(found, Exception) else found
-                images.write(image.permute(1, 2, 0).numpy().tobytes())
-                labels.write(label_map.numpy().tobytes())
+                try:
+                    images.write(image.permute(1, 2, 0).numpy().tobytes())
+                    labels.write(label_map.numpy().tobytes())
+                except OSError as error:
+                    raise OSError(
+                        f"{growing} cannot grow ({error.strerror}): free space and run the same command again, it goes on"
+                    ) from error
                 bar.update()
     left_out = (growing / SKIPPED).read_text().splitlines() if (growing / SKIPPED).exists() else []
     (growing / INDEX).write_text(json.dumps(index | {"skipped": left_out}))
@@ -178,6 +183,11 @@ def _require_space(folder, needed, size):
             f"a cache at {size} px needs {needed / 1e9:.1f} GB more in {folder.parent}, {free / 1e9:.1f} GB are free: "
             "free space, or move the images to a larger disk and name it with --root. Training works without a cache"
         )
+
+
+def _masks_of(benchmark):
+    """Whose masks they are: two benchmarks may share images, and a cache."""
+    return {key: value for key, value in benchmark.source().items() if key in ("source", "crowd")}
 
 
 def _files(size):
