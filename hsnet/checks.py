@@ -1,0 +1,363 @@
+"""Is a benchmark's folder as the paper had it? Counts, official lists, a sample of images and masks; each flaw with its remedy."""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from .benchmarks import splits
+from .masks import BOUNDARY, SOURCE, agreement, image_instances, paint, read_instances
+from .records import ROOT
+
+# The official lists: name -> sha256, as published.
+LISTS: dict[str, str] = json.loads((ROOT / "data" / "splits-sha256.json").read_text())
+# Of the COCO pickles' content, read: class id -> image numbers.
+CONTENT = {
+    "trn": "7c586c779480fce1122c016eb55bdc3cb431d6855ce045d6622df9e56dec40ce",
+    "val": "b74ea15f954a7552a515ec917ac625c84321c205d8219c49404275098b4ccc64",
+}
+# What is to be there. Entries of lists: as in the paper's reference implementation, by fold.
+COUNTS = {
+    "pascal images": 17_125,
+    "pascal masks": 12_031,  # VOC's 2913 and SBD's 11,355, of which 2237 are of the same images
+    "pascal trn": (2286, 3425, 5883, 2086),
+    "pascal val": (346, 451, 725, 346),
+    "coco train2014": 82_783,
+    "coco val2014": 40_504,
+    "coco categories": 80,
+    "coco trn": (62_040, 74_381, 73_035, 73_808),  # images of the classes that a fold trains on
+    "coco val": (26_052, 15_305, 13_138, 12_640),
+    "fss trn": 520,
+    "fss val": 240,
+    "fss test": 240,
+    "fss images": 10,
+}
+COVERED = 0.02  # share of COCO masks in which a smaller instance may hide the listed class altogether
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        text: what was found.
+        remedy: what to do about it; empty where it is as it should be.
+    """
+
+    text: str
+    remedy: str = ""
+
+
+def content_digest(table: dict) -> str:
+    """sha256 of a table of lists, however it is stored."""
+    return hashlib.sha256(json.dumps(table, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def check_splits(folder: Path, which: str = "", sample: int = 0) -> Iterator[Finding]:
+    """Are the lists those that were published?
+
+    Args:
+        which: "pascal", "coco" or "fss"; empty for all.
+    """
+    again = "fetch it with `python -m hsnet.prepare splits`, or name another folder with HSNET_SPLITS"
+    good = []
+    for name, digest in LISTS.items():
+        path = folder / name
+        if not name.startswith(which) or not name.endswith(".txt"):
+            continue
+        if not path.exists():
+            yield Finding(f"{path} is missing", again)
+        elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            yield Finding(f"{path} is not the official list", f"delete it, then {again}")
+        else:
+            good.append(name)
+    for split, digest in CONTENT.items():
+        if not "coco".startswith(which):
+            continue
+        try:
+            table = {str(c): ids for c, ids in splits.read_coco(split, folder).items()}
+        except (FileNotFoundError, ValueError) as error:
+            yield Finding(str(error), again)
+            continue
+        if content_digest(table) == digest:
+            good.append(f"coco/{split}")
+        else:
+            yield Finding(f"{folder / 'coco' / split}.json does not hold the official lists", f"delete it, then {again}")
+    if good:
+        yield Finding(f"{len(good)} lists in {folder} are those that were published")
+
+
+def _count(what: str, found: int, expected: int, remedy: str) -> Finding:
+    if found < expected:
+        return Finding(f"{found:,} {what}, {expected:,} expected", remedy)
+    return Finding(f"{found:,} {what}" + (f" ({expected:,} expected; more do no harm)" if found > expected else ""))
+
+
+def _named(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _missing(what: str, names: set[str], there: set[str], remedy: str) -> Finding:
+    missing = names - there
+    if missing:
+        return Finding(f"{len(missing):,} of {len(names):,} {what} are missing: {_named(missing)}", remedy)
+    return Finding(f"all {len(names):,} {what} are there")
+
+
+def _files(folder: Path, suffix: str) -> set[str]:
+    return {path.stem for path in folder.glob(f"*{suffix}")} if folder.is_dir() else set()
+
+
+class _Sample:
+    """Opens images and masks, and gathers what is wrong with them."""
+
+    def __init__(self, remedy_image: str, remedy_mask: str):
+        self.flaws: dict[str, list[str]] = {remedy_image: [], remedy_mask: []}
+        self.remedy_image, self.remedy_mask = remedy_image, remedy_mask
+        self.opened = 0
+
+    def open(self, image: Path, mask: Path, convert: str = "") -> np.ndarray | None:
+        """The mask's labels, if both can be read and have one size; `convert`: PIL's name of the mode to read it in."""
+        self.opened += 1
+        try:
+            size = Image.open(image).convert("RGB").size
+        except OSError as error:
+            self.flaws[self.remedy_image].append(f"{image} cannot be read ({error})")
+            return None
+        try:
+            opened = Image.open(mask)
+            labels = np.asarray(opened.convert(convert) if convert else opened)
+        except OSError as error:
+            self.flaws[self.remedy_mask].append(f"{mask} cannot be read ({error})")
+            return None
+        if labels.ndim != 2:
+            self.wrong(f"{mask} holds colours, not one label a pixel")
+            return None
+        if labels.shape != (size[1], size[0]):
+            self.wrong(f"{mask} has {labels.shape[1]} × {labels.shape[0]} pixels, its image {size[0]} × {size[1]}")
+            return None
+        return labels
+
+    def wrong(self, text: str) -> None:
+        """Note a flaw of a mask."""
+        self.flaws[self.remedy_mask].append(text)
+
+    def findings(self) -> Iterator[Finding]:
+        for remedy, flaws in self.flaws.items():
+            if flaws:
+                more = f" (and {len(flaws) - 3} more)" if len(flaws) > 3 else ""
+                yield Finding("; ".join(flaws[:3]) + more, remedy)
+        if not any(self.flaws.values()):
+            yield Finding(f"{self.opened} images and masks opened: sizes and labels are right")
+
+
+def check_pascal(root: Path, sample: int = 200) -> Iterator[Finding]:
+    """PASCAL-5i in `root`."""
+    images, masks = root / "JPEGImages", root / "SegmentationClassAug"
+    again = "run `python -m hsnet.prepare pascal`" + f" --root {root}"
+    get_images, get_masks = (f"delete {folder} if it is there, and {again}" for folder in (images, masks))
+    there, masked = _files(images, ".jpg"), _files(masks, ".png")
+    yield _count(f"images in {images}", len(there), COUNTS["pascal images"], get_images)
+    yield _count(f"masks in {masks} ({_made_by(masks)})", len(masked), COUNTS["pascal masks"], get_masks)
+    folder = splits.splits_folder()
+    yield from check_splits(folder, "pascal")
+    pairs = []
+    for split in ("trn", "val"):
+        for fold, expected in enumerate(COUNTS[f"pascal {split}"]):
+            try:
+                entries = splits.read_pascal(split, fold, folder)
+            except (FileNotFoundError, ValueError) as error:
+                yield Finding(str(error), "fetch the lists with `python -m hsnet.prepare splits`")
+                continue
+            if len(entries) != expected:
+                yield Finding(
+                    f"{len(entries):,} entries in pascal/{split}/fold{fold}.txt, {expected:,} expected",
+                    f"delete it in {folder}, and run `python -m hsnet.prepare splits`",
+                )
+            else:
+                yield Finding(f"{expected:,} entries in pascal/{split}/fold{fold}.txt")
+            without = set(range(5 * fold, 5 * fold + 5)) - {class_id for _, class_id in entries}
+            if without:
+                yield Finding(
+                    f"no image of class {_named(map(str, without))} in pascal/{split}/fold{fold}.txt",
+                    f"delete it in {folder}, and run `python -m hsnet.prepare splits`",
+                )
+            pairs += entries
+    names = {name for name, _ in pairs}
+    yield _missing("listed images", names, there, get_images)
+    yield _missing("masks of listed images", names, masked, get_masks)
+    opened = _Sample(get_images, get_masks)
+    for name, class_id in _draw([p for p in pairs if p[0] in there & masked], sample):
+        labels = opened.open(images / f"{name}.jpg", masks / f"{name}.png")
+        if labels is None:
+            continue
+        unknown = set(np.unique(labels).tolist()) - {*range(21), BOUNDARY}
+        if unknown:
+            opened.wrong(f"{masks / name}.png holds the labels {_named(map(str, unknown))}, beyond 20")
+        elif not (labels == class_id + 1).any():
+            opened.wrong(f"{masks / name}.png lacks class {class_id + 1}, for which its image is listed")
+    if opened.opened:
+        yield from opened.findings()
+
+
+def check_coco(root: Path, sample: int = 200) -> Iterator[Finding]:
+    """COCO-20i in `root`, or COCO of another year, for which there are no official lists."""
+    again = f"run `python -m hsnet.prepare coco --root {root}`"
+    files = {p.stem.removeprefix("instances_"): p for p in sorted((root / "annotations").glob("instances_*.json"))}
+    if not files:
+        yield Finding(f"no {root / 'annotations'}/instances_*.json", again)
+        return
+    official = {"train2014", "val2014"} <= set(files)
+    folder = splits.splits_folder()
+    lists = {}
+    if official:
+        yield from check_splits(folder, "coco")
+        for split, year in (("trn", "train2014"), ("val", "val2014")):
+            try:
+                lists[year] = table = splits.read_coco(split, folder)
+            except (FileNotFoundError, ValueError):
+                continue  # said above
+            for fold, expected in enumerate(COUNTS[f"coco {split}"]):
+                found = {i for c, ids in table.items() if (int(c) % 4 == fold) == (split == "val") for i in ids}
+                text = f"images in the {split} lists of fold {fold}"
+                yield Finding(f"{len(found):,} {text}") if len(found) == expected else Finding(
+                    f"{len(found):,} {text}, {expected:,} expected",
+                    f"delete coco/{split}.json in {folder}, and run `python -m hsnet.prepare splits`",
+                )
+    else:
+        yield Finding(f"{', '.join(files)}: not COCO 2014, so without the official lists; scores are not COCO-20i's")
+    source = _read_source(root / "masks")
+    for year, path in files.items():
+        yield from _check_coco_folder(root, year, path, lists.get(year), source, sample, again)
+
+
+def _check_coco_folder(root, year, path, table, source, sample, again):
+    images, masks = root / year, root / "masks" / year
+    get_images, get_masks = (f"delete {folder} if it is there, and {again}" for folder in (images, masks))
+    try:
+        instances = read_instances(path)
+    except ValueError as error:
+        yield Finding(str(error), f"delete {path.parent}, and {again}")
+        return
+    stems = {image["id"]: Path(image["file_name"]).stem for image in instances["images"]}
+    names = {image["id"]: image["file_name"] for image in instances["images"]}
+    expected = COUNTS.get(f"coco {year}", len(stems))
+    yield _count(f"images in {path.name}", len(stems), expected, f"delete {path.parent}, and {again}")
+    if len(instances["categories"]) != COUNTS["coco categories"]:
+        yield Finding(
+            f"{len(instances['categories'])} categories in {path.name}, {COUNTS['coco categories']} expected",
+            f"delete {path.parent}, and {again}",
+        )
+    there, masked = _files(images, ".jpg"), _files(masks, ".png")
+    yield _missing(f"images of {year}", set(stems.values()), there, get_images)
+    yield _missing(f"masks of {year} ({_made_by(root / 'masks')})", set(stems.values()), masked, get_masks)
+    found = image_instances(instances, source.get("crowd", True))
+    if table is None:
+        pairs = [(i, label - 1) for i, parts in found.items() for label in {part[0] for part in parts}]
+    else:
+        pairs = [(i, int(c)) for c, ids in table.items() for i in ids]
+        unknown = {str(i) for i, _ in pairs if i not in stems}
+        if unknown:
+            yield Finding(f"listed images that {path.name} does not know: {_named(unknown)}", f"delete {path.parent}, and {again}")
+    drawn = _draw([(i, c) for i, c in pairs if stems.get(i) in there & masked], sample)
+    opened, hidden, sums = _Sample(get_images, get_masks), 0, np.zeros((2, 4), int)
+    sizes = {image["id"]: (image["height"], image["width"]) for image in instances["images"]}
+    without = image_instances(instances, crowd=False) if source.get("source") == "authors" else {}
+    for image_id, class_id in drawn:
+        labels = opened.open(images / names[image_id], masks / f"{stems[image_id]}.png")
+        if labels is None:
+            continue
+        if labels.max() > COUNTS["coco categories"]:
+            opened.wrong(f"{masks / stems[image_id]}.png holds the label {labels.max()}, beyond 80")
+        hidden += not (labels == class_id + 1).any()
+        if source.get("source") == "authors":
+            for k, parts in enumerate((found[image_id], without[image_id])):
+                ours = paint(*sizes[image_id], parts)
+                if ours.shape == labels.shape:
+                    sums[k] += agreement(ours, labels)
+    if opened.opened:
+        yield from opened.findings()
+        text = f"in {hidden} of {opened.opened} sampled masks of {year} the listed class does not show"
+        yield Finding(text, get_masks) if hidden > COVERED * opened.opened else Finding(text)
+    for (equal, pixels, equal_objects, objects), crowd in zip(sums, ("with", "without"), strict=True):
+        if pixels:
+            yield Finding(
+                f"the authors' masks of {year} and ours, {crowd} crowds, agree in {100 * equal / pixels:.2f} % of the pixels, "
+                f"and in {100 * equal_objects / max(objects, 1):.2f} % of those that either calls an object ({len(drawn)} masks)"
+            )
+
+
+def check_fss(root: Path, sample: int = 200) -> Iterator[Finding]:
+    """FSS-1000 in `root`."""
+    folder = splits.splits_folder()
+    yield from check_splits(folder, "fss")
+    classes, by_hand = [], f"unpack FSS-1000 so that {root}/abacus/1.jpg is there; `python -m hsnet.prepare fss` says how"
+    for split in ("trn", "val", "test"):
+        try:
+            listed = splits.read_fss(split, folder)
+        except (FileNotFoundError, ValueError) as error:
+            yield Finding(str(error), "fetch the lists with `python -m hsnet.prepare splits`")
+            continue
+        expected = COUNTS[f"fss {split}"]
+        yield Finding(f"{expected} classes in fss/{split}.txt") if len(listed) == expected else Finding(
+            f"{len(listed)} classes in fss/{split}.txt, {expected} expected",
+            f"delete it in {folder}, and run `python -m hsnet.prepare splits`",
+        )
+        classes += listed
+    there = {path.name for path in root.glob("*/")} if root.is_dir() else set()
+    nested = next((p.parent.parent for p in root.glob("*/*/1.jpg")), None) or next(
+        (p.parent.parent for p in root.glob("*/*/*/1.jpg")), None
+    )
+    if nested:
+        by_hand = f"the classes lie too deep: move the folders in {nested} into {root}"
+    yield _missing("listed classes", set(classes), there, by_hand)
+    numbers = range(1, COUNTS["fss images"] + 1)
+    lacking = {
+        f"{name}/{k}{suffix}"
+        for name in set(classes) & there
+        for k in numbers
+        for suffix in (".jpg", ".png")
+        if not (root / name / f"{k}{suffix}").exists()
+    }
+    if lacking:
+        yield Finding(f"{len(lacking):,} files are missing: {_named(lacking)}", by_hand)
+    elif set(classes) & there:
+        yield Finding(f"{COUNTS['fss images']} images and masks in each of {len(set(classes) & there):,} classes")
+    opened = _Sample(by_hand, by_hand)
+    pairs = [(name, k) for name in sorted(set(classes) & there) for k in numbers]
+    for name, k in _draw([p for p in pairs if not {f"{p[0]}/{p[1]}.jpg", f"{p[0]}/{p[1]}.png"} & lacking], sample):
+        labels = opened.open(root / name / f"{k}.jpg", root / name / f"{k}.png", "L")
+        if labels is not None and not (labels >= 128).any():
+            opened.wrong(f"{root / name / str(k)}.png marks nothing")
+    if opened.opened:
+        yield from opened.findings()
+
+
+def _draw(pairs: list, count: int) -> Iterator:
+    drawn = random.Random(0).sample(pairs, min(count, len(pairs)))
+    yield from tqdm(drawn, "opening a sample", unit="image", leave=False, disable=len(drawn) < 20)
+
+
+def _read_source(masks: Path) -> dict:
+    return json.loads((masks / SOURCE).read_text()) if (masks / SOURCE).exists() else {}
+
+
+def _made_by(masks: Path) -> str:
+    source = _read_source(masks)
+    crowd = {True: ", with crowds", False: ", without crowds"}.get(source.get("crowd"), "")
+    return {"ours": "built here", "authors": "the authors'"}.get(source.get("source"), "of unknown origin") + crowd
+
+
+CHECKS: dict[str, Callable[..., Iterator[Finding]]] = {
+    "pascal": check_pascal,
+    "coco": check_coco,
+    "fss": check_fss,
+    "splits": check_splits,
+}
