@@ -19,25 +19,26 @@ from .records import ROOT
 LISTS: dict[str, str] = json.loads((ROOT / "data" / "splits-sha256.json").read_text())
 # Of the COCO pickles' content, read: class id -> image numbers.
 CONTENT = {
-    "trn": "7c586c779480fce1122c016eb55bdc3cb431d6855ce045d6622df9e56dec40ce",
+    "train": "7c586c779480fce1122c016eb55bdc3cb431d6855ce045d6622df9e56dec40ce",
     "val": "b74ea15f954a7552a515ec917ac625c84321c205d8219c49404275098b4ccc64",
 }
 # What is to be there. Entries of lists: as in the paper's reference implementation, by fold.
 COUNTS = {
     "pascal images": 17_125,
     "pascal masks": 12_031,  # VOC's 2913 and SBD's 11,355, of which 2237 are of the same images
-    "pascal trn": (2286, 3425, 5883, 2086),
+    "pascal train": (2286, 3425, 5883, 2086),
     "pascal val": (346, 451, 725, 346),
     "coco train2014": 82_783,
     "coco val2014": 40_504,
     "coco categories": 80,
-    "coco trn": (62_040, 74_381, 73_035, 73_808),  # images of the classes that a fold trains on
+    "coco train": (62_040, 74_381, 73_035, 73_808),  # images of the classes that a fold trains on
     "coco val": (26_052, 15_305, 13_138, 12_640),
-    "fss trn": 520,
+    "fss train": 520,
     "fss val": 240,
     "fss test": 240,
     "fss images": 10,
 }
+_OTHER_LISTS = "these are not the official lists: delete them and run `python -m hsnet.prepare splits`"
 COVERED = 0.02  # share of COCO masks in which a smaller instance may hide the listed class altogether
 
 
@@ -81,14 +82,15 @@ def check_splits(folder: Path, which: str = "", sample: int = 0) -> Iterator[Fin
         if not "coco".startswith(which):
             continue
         try:
-            table = {str(c): ids for c, ids in splits.read_coco(split, folder).items()}
+            table = {str(c): ids for c, ids in splits.read_coco(split).items()}
         except (FileNotFoundError, ValueError) as error:
             yield Finding(str(error), again)
             continue
         if content_digest(table) == digest:
-            good.append(f"coco/{split}")
+            good.append(f"coco, {split}")
         else:
-            yield Finding(f"{folder / 'coco' / split}.json does not hold the official lists", f"delete it, then {again}")
+            text = f"the lists of {split} in {folder / 'coco'} are not the official ones"
+            yield Finding(text, f"delete that folder, then {again}")
     if good:
         yield Finding(f"{len(good)} lists in {folder} are those that were published")
 
@@ -97,6 +99,15 @@ def _count(what: str, found: int, expected: int, remedy: str) -> Finding:
     if found < expected:
         return Finding(f"{found:,} {what}, {expected:,} expected", remedy)
     return Finding(f"{found:,} {what}" + (f" ({expected:,} expected; more do no harm)" if found > expected else ""))
+
+
+def _anew(folder: Path, again: str) -> str:
+    return f"delete {folder}, and {again}" if folder.exists() else again
+
+
+def _listed(what: str, found: int, expected: int) -> Finding:
+    text = f"{found:,} {what}"
+    return Finding(text) if found == expected else Finding(f"{text}, {expected:,} expected", _OTHER_LISTS)
 
 
 def _named(names: Iterable[str]) -> str:
@@ -161,35 +172,30 @@ class _Sample:
 def check_pascal(root: Path, sample: int = 200) -> Iterator[Finding]:
     """PASCAL-5i in `root`."""
     images, masks = root / "JPEGImages", root / "SegmentationClassAug"
-    again = "run `python -m hsnet.prepare pascal`" + f" --root {root}"
-    get_images, get_masks = (f"delete {folder} if it is there, and {again}" for folder in (images, masks))
+    again = f"run `python -m hsnet.prepare pascal --root {root}`"
+    get_images, get_masks = (_anew(folder, again) for folder in (images, masks))
     there, masked = _files(images, ".jpg"), _files(masks, ".png")
     yield _count(f"images in {images}", len(there), COUNTS["pascal images"], get_images)
     yield _count(f"masks in {masks} ({_made_by(masks)})", len(masked), COUNTS["pascal masks"], get_masks)
-    folder = splits.splits_folder()
-    yield from check_splits(folder, "pascal")
-    pairs = []
-    for split in ("trn", "val"):
+    yield from check_splits(splits.splits_folder(), "pascal")
+    pairs: list[tuple[str, int]] = []
+    for split in ("train", "val"):
         for fold, expected in enumerate(COUNTS[f"pascal {split}"]):
             try:
-                entries = splits.read_pascal(split, fold, folder)
-            except (FileNotFoundError, ValueError) as error:
-                yield Finding(str(error), "fetch the lists with `python -m hsnet.prepare splits`")
+                entries = splits.read_pascal(split, fold)
+            except FileNotFoundError:
+                continue  # said above
+            except ValueError as error:
+                yield Finding(str(error), _OTHER_LISTS)
                 continue
-            if len(entries) != expected:
-                yield Finding(
-                    f"{len(entries):,} entries in pascal/{split}/fold{fold}.txt, {expected:,} expected",
-                    f"delete it in {folder}, and run `python -m hsnet.prepare splits`",
-                )
-            else:
-                yield Finding(f"{expected:,} entries in pascal/{split}/fold{fold}.txt")
-            without = set(range(5 * fold, 5 * fold + 5)) - {class_id for _, class_id in entries}
-            if without:
-                yield Finding(
-                    f"no image of class {_named(map(str, without))} in pascal/{split}/fold{fold}.txt",
-                    f"delete it in {folder}, and run `python -m hsnet.prepare splits`",
-                )
             pairs += entries
+            text = f"{len(entries):,} entries in the {split} list of fold {fold}"
+            without = set(range(5 * fold, 5 * fold + 5)) ^ {class_id for _, class_id in entries}
+            if len(entries) != expected or without:
+                also = f"; classes of another fold, or without images: {_named(map(str, without))}" if without else ""
+                yield Finding(f"{text}, {expected:,} expected{also}", _OTHER_LISTS)
+            else:
+                yield Finding(text)
     names = {name for name, _ in pairs}
     yield _missing("listed images", names, there, get_images)
     yield _missing("masks of listed images", names, masked, get_masks)
@@ -215,22 +221,17 @@ def check_coco(root: Path, sample: int = 200) -> Iterator[Finding]:
         yield Finding(f"no {root / 'annotations'}/instances_*.json", again)
         return
     official = {"train2014", "val2014"} <= set(files)
-    folder = splits.splits_folder()
     lists = {}
     if official:
-        yield from check_splits(folder, "coco")
-        for split, year in (("trn", "train2014"), ("val", "val2014")):
+        yield from check_splits(splits.splits_folder(), "coco")
+        for split, year in (("train", "train2014"), ("val", "val2014")):
             try:
-                lists[year] = table = splits.read_coco(split, folder)
+                lists[year] = table = splits.read_coco(split)
             except (FileNotFoundError, ValueError):
                 continue  # said above
             for fold, expected in enumerate(COUNTS[f"coco {split}"]):
-                found = {i for c, ids in table.items() if (int(c) % 4 == fold) == (split == "val") for i in ids}
-                text = f"images in the {split} lists of fold {fold}"
-                yield Finding(f"{len(found):,} {text}") if len(found) == expected else Finding(
-                    f"{len(found):,} {text}, {expected:,} expected",
-                    f"delete coco/{split}.json in {folder}, and run `python -m hsnet.prepare splits`",
-                )
+                found = {i for c, ids in table.items() if (c % 4 == fold) == (split == "val") for i in ids}
+                yield _listed(f"images in the {split} lists of fold {fold}", len(found), expected)
     else:
         yield Finding(f"{', '.join(files)}: not COCO 2014, so without the official lists; scores are not COCO-20i's")
     source = _read_source(root / "masks")
@@ -240,7 +241,7 @@ def check_coco(root: Path, sample: int = 200) -> Iterator[Finding]:
 
 def _check_coco_folder(root, year, path, table, source, sample, again):
     images, masks = root / year, root / "masks" / year
-    get_images, get_masks = (f"delete {folder} if it is there, and {again}" for folder in (images, masks))
+    get_images, get_masks = (_anew(folder, again) for folder in (images, masks))
     try:
         instances = read_instances(path)
     except ValueError as error:
@@ -262,10 +263,12 @@ def _check_coco_folder(root, year, path, table, source, sample, again):
     if table is None:
         pairs = [(i, label - 1) for i, parts in found.items() for label in {part[0] for part in parts}]
     else:
-        pairs = [(i, int(c)) for c, ids in table.items() for i in ids]
+        pairs = [(i, c) for c, ids in table.items() for i in ids]
         unknown = {str(i) for i, _ in pairs if i not in stems}
         if unknown:
-            yield Finding(f"listed images that {path.name} does not know: {_named(unknown)}", f"delete {path.parent}, and {again}")
+            yield Finding(
+                f"listed images that {path.name} does not know: {_named(unknown)}", f"delete {path.parent}, and {again}"
+            )
     drawn = _draw([(i, c) for i, c in pairs if stems.get(i) in there & masked], sample)
     opened, hidden, sums = _Sample(get_images, get_masks), 0, np.zeros((2, 4), int)
     sizes = {image["id"]: (image["height"], image["width"]) for image in instances["images"]}
@@ -290,26 +293,23 @@ def _check_coco_folder(root, year, path, table, source, sample, again):
         if pixels:
             yield Finding(
                 f"the authors' masks of {year} and ours, {crowd} crowds, agree in {100 * equal / pixels:.2f} % of the pixels, "
-                f"and in {100 * equal_objects / max(objects, 1):.2f} % of those that either calls an object ({len(drawn)} masks)"
+                f"and in {100 * equal_objects / max(objects, 1):.2f} % of those that either calls an object ({opened.opened} masks)"
             )
 
 
 def check_fss(root: Path, sample: int = 200) -> Iterator[Finding]:
     """FSS-1000 in `root`."""
-    folder = splits.splits_folder()
-    yield from check_splits(folder, "fss")
-    classes, by_hand = [], f"unpack FSS-1000 so that {root}/abacus/1.jpg is there; `python -m hsnet.prepare fss` says how"
-    for split in ("trn", "val", "test"):
+    yield from check_splits(splits.splits_folder(), "fss")
+    classes, by_hand = (
+        [],
+        f"unpack FSS-1000 so that {root}/abacus/1.jpg is there; `python -m hsnet.prepare fss` says how",
+    )
+    for split in ("train", "val", "test"):
         try:
-            listed = splits.read_fss(split, folder)
-        except (FileNotFoundError, ValueError) as error:
-            yield Finding(str(error), "fetch the lists with `python -m hsnet.prepare splits`")
-            continue
-        expected = COUNTS[f"fss {split}"]
-        yield Finding(f"{expected} classes in fss/{split}.txt") if len(listed) == expected else Finding(
-            f"{len(listed)} classes in fss/{split}.txt, {expected} expected",
-            f"delete it in {folder}, and run `python -m hsnet.prepare splits`",
-        )
+            listed = splits.read_fss(split)
+        except FileNotFoundError:
+            continue  # said above
+        yield _listed(f"classes in the {split} list", len(listed), COUNTS[f"fss {split}"])
         classes += listed
     there = {path.name for path in root.glob("*/")} if root.is_dir() else set()
     nested = next((p.parent.parent for p in root.glob("*/*/1.jpg")), None) or next(

@@ -181,7 +181,9 @@ def unpack(archive: Path, wanted: dict[str, Path]) -> None:
         for name, content, length in _members(archive):
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
-                raise ValueError(f"{archive} holds {name!r}, which would lie outside of its folder: it was not unpacked")
+                raise ValueError(
+                    f"{archive} holds {name!r}, which would lie outside of its folder: it was not unpacked"
+                )
             for inner, part in parts.items():
                 if path.is_relative_to(inner) and path != PurePosixPath(inner):
                     if content is None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image
 from pycocotools import mask as coco_masks
 from tqdm import tqdm
@@ -17,7 +17,8 @@ from tqdm import tqdm
 SOURCE = "source.json"  # beside the masks: who made them and how
 BOUNDARY = 255  # PASCAL VOC's label of pixels that belong to no class for sure
 
-Task = tuple[Path, int, int, list[tuple[int, float, dict | list]]]  # where to, height, width, (label, area, outline)
+Instance = tuple[int, float | int, dict | list]  # label from 1, area in pixels, outline as COCO stores it
+Task = tuple[Path, int, int, list[Instance]]  # where to, height, width
 
 
 def voc_palette() -> list[int]:
@@ -73,20 +74,16 @@ def build_pascal_masks(voc: Path, sbd: Path, target: Path) -> int:
     return len(files)
 
 
-def paint(height: int, width: int, instances: Iterable[tuple[int, float, dict | list]]) -> UInt8[np.ndarray, "h w"]:
-    """Labels of one image, smaller instances over larger ones; 0 where there is none.
-
-    Args:
-        instances: (label from 1, area in pixels, outline as COCO stores it: polygons or run lengths).
-    """
+def paint(height: int, width: int, instances: Iterable[Instance]) -> UInt8[np.ndarray, "h w"]:
+    """Labels of one image, smaller instances over larger ones; 0 where there is none."""
     labels = np.zeros((height, width), np.uint8)
     for label, _, outline in sorted(instances, key=lambda instance: -instance[1]):
         labels[outline_mask(outline, height, width)] = label
     return labels
 
 
-def outline_mask(outline: dict | list, height: int, width: int) -> np.ndarray:
-    """Bool (h, w): what lies inside an outline of COCO."""
+def outline_mask(outline: dict | list, height: int, width: int) -> Bool[np.ndarray, "h w"]:
+    """What lies inside an outline of COCO: polygons, or run lengths, compressed or not."""
     if isinstance(outline, dict) and isinstance(outline["counts"], bytes | str):
         return coco_masks.decode(outline).astype(bool)
     parts = coco_masks.frPyObjects(outline, height, width)
@@ -111,7 +108,7 @@ def read_instances(annotations: Path) -> dict:
         ) from error
 
 
-def image_instances(instances: dict, crowd: bool) -> dict[int, list[tuple[int, float, dict | list]]]:
+def image_instances(instances: dict, crowd: bool) -> dict[int, list[Instance]]:
     """Per image id: label (place of the category in the order of ids, from 1), area and outline of its instances."""
     label = {c: k for k, c in enumerate(sorted(c["id"] for c in instances["categories"]), 1)}
     found: dict[int, list] = {image["id"]: [] for image in instances["images"]}
@@ -190,6 +187,8 @@ def agreement(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
         ValueError: masks of different sizes.
     """
     if ours.shape != theirs.shape:
-        raise ValueError(f"a mask of {theirs.shape[1]} × {theirs.shape[0]} pixels where ours has {ours.shape[1]} × {ours.shape[0]}")
+        raise ValueError(
+            f"a mask of {theirs.shape[1]} × {theirs.shape[0]} pixels where ours has {ours.shape[1]} × {ours.shape[0]}"
+        )
     equal, objects = ours == theirs, (ours > 0) | (theirs > 0)
     return np.array([equal.sum(), equal.size, (equal & objects).sum(), objects.sum()])

@@ -13,21 +13,20 @@ goes on where it ended: after any error, put right what it names and run the sam
 """
 
 import argparse
-import hashlib
 import io
 import json
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from .benchmarks import load_benchmark
 from .benchmarks.splits import splits_folder
-from .checks import CHECKS, LISTS, Finding, content_digest
+from .checks import CHECKS, LISTS, Finding
 from .config import images_folder, run_program
-from .downloads import RemoteFile, fetch, unpack
+from .downloads import RemoteFile, fetch, require_space, unpack
 from .masks import SOURCE, build_coco_masks, build_pascal_masks, take_masks
 from .records import write_json
 
@@ -92,10 +91,7 @@ def main() -> None:
     name = arguments.name
     if name not in ("pascal", "coco") and arguments.masks:
         raise ValueError(f"--masks is for pascal and coco: {name} has no masks to be built")
-    if name == "splits":
-        root = splits_folder()
-    else:
-        root = images_folder(name, arguments.root)
+    root = splits_folder() if name == "splits" else images_folder(name, arguments.root)
     if not arguments.check:
         root.mkdir(parents=True, exist_ok=True)
         try:
@@ -129,14 +125,18 @@ def _parser():
         default=True,
         help="coco: paint regions marked as crowds into the masks (default: yes); recorded beside the masks",
     )
-    parser.add_argument("--cache", type=int, metavar="SIZE", help="also store all images at SIZE × SIZE pixels (the paper: 400)")
+    parser.add_argument(
+        "--cache", type=int, metavar="SIZE", help="also store all images at SIZE × SIZE pixels (the paper: 400)"
+    )
     parser.add_argument("--sample", type=int, default=200, help="images and masks that the check opens (default: 200)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that build masks (default: one per processor)")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes that build masks (default: one per processor)"
+    )
     parser.add_argument("--keep-archives", action="store_true", help="keep downloaded archives after unpacking them")
     return parser
 
 
-def report(findings) -> bool:
+def report(findings: Iterable[Finding]) -> bool:
     """Print findings as they come; whether all is as it should be."""
     wrong = 0
     for finding in findings:
@@ -173,7 +173,9 @@ def prepare_coco(root: Path, options: argparse.Namespace) -> None:
     """Images and annotations of COCO 2014 (of another year, if they are there already), and a class mask of each image."""
     if not any((root / "annotations").glob("instances_*.json")):
         if (root / "annotations").exists():
-            raise ValueError(f"{root / 'annotations'} holds no instances_*.json: delete it and run the same command again")
+            raise ValueError(
+                f"{root / 'annotations'} holds no instances_*.json: delete it and run the same command again"
+            )
         _fetch_and_unpack(COCO["annotations"], {"annotations": root / "annotations"}, root, options)
     folders = {p.stem.removeprefix("instances_"): p for p in sorted((root / "annotations").glob("instances_*.json"))}
     for folder in folders:
@@ -218,7 +220,9 @@ def _fetch_and_unpack(file, wanted, root, options):
 def _use_masks_of(folders: dict[Path, Path], masks: Path):
     theirs = {"source": "authors", "folder": next(iter(folders.values())).name}
     if masks.exists() and _source(masks).get("source") != "authors":
-        raise ValueError(f"{masks} holds masks that were built here: rename or delete it, then run the same command again")
+        raise ValueError(
+            f"{masks} holds masks that were built here: rename or delete it, then run the same command again"
+        )
     for target, folder in folders.items():
         if not target.exists():
             take_masks(folder, target)
@@ -268,7 +272,9 @@ def read_plain_pickle(content: bytes) -> dict | list | str | int:
         elif type(part) is list:
             waiting += part
         elif type(part) not in (str, int):
-            raise ValueError(f"this pickle holds a {type(part).__name__}: only dicts, lists, strings and whole numbers are read")
+            raise ValueError(
+                f"this pickle holds a {type(part).__name__}: only dicts, lists, strings and whole numbers are read"
+            )
     return value
 
 
@@ -309,10 +315,14 @@ def merge_coco_lists(parts: list[dict]) -> dict[str, list[int]]:
         for class_id, names in part.items():
             numbers = [int(Path(name).stem.rpartition("_")[2]) for name in names]
             if numbers and table.setdefault(class_id, numbers) != numbers:
-                raise ValueError(f"the lists of two folds differ for class {class_id}: these are not the official lists")
+                raise ValueError(
+                    f"the lists of two folds differ for class {class_id}: these are not the official lists"
+                )
     missing = sorted(set(range(80)) - set(table))
     if missing or len(table) > 80:
-        raise ValueError(f"no list holds the classes {missing}, or some hold classes beyond 79: these are not the official lists")
+        raise ValueError(
+            f"no list holds the classes {missing}, or some hold classes beyond 79: these are not the official lists"
+        )
     return {str(class_id): table[class_id] for class_id in range(80)}
 
 

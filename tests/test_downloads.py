@@ -17,9 +17,9 @@ CONTENT = bytes(range(256)) * 40
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one file. `cut_at`: the connection ends there, for as long as `cuts` lasts; `ranges`: whether parts can be asked for."""
+    """Serves `files` by name, or one content under any name. `cut_at`: the connection ends there, for as long as `cuts` lasts; `ranges`: whether parts can be asked for."""
 
-    content, cut_at, cuts, ranges = CONTENT, None, 0, True
+    content, files, cut_at, cuts, ranges = CONTENT, None, None, 0, True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -39,15 +39,16 @@ class Handler(BaseHTTPRequestHandler):
         if "missing" in self.path:
             self.send_error(404)
             return
+        content = server.files[self.path[1:]] if server.files else server.content
         start = int(asked[6:-1]) if asked and server.ranges else 0
         self.send_response(206 if asked and server.ranges else 200)
-        self.send_header("Content-Length", str(len(server.content) - start))
+        self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         end = None
         if server.cuts:
             server.cuts -= 1
             end = server.cut_at
-        self.wfile.write(server.content[start:end])
+        self.wfile.write(content[start:end])
 
     def log_message(self, *_):
         pass
@@ -96,7 +97,9 @@ def test_it_goes_on_where_the_connection_broke(server, folder):
 
 def test_it_goes_on_in_a_later_call(server, folder):
     server.cut_at, server.cuts = 6000, 9
-    with pytest.raises(ConnectionError, match=r"same command again, which goes on after the 6,000 bytes that are there"):
+    with pytest.raises(
+        ConnectionError, match=r"same command again, which goes on after the 6,000 bytes that are there"
+    ):
         fetch(remote(server), folder)
     assert [p.name for p in folder.iterdir()] == ["file.bin.part"]  # never under its own name
     server.cuts = 0
@@ -194,7 +197,8 @@ def test_links_are_refused(folder):
 
 # A plain tar has no checksum of its content: the download's is for that.
 @pytest.mark.parametrize(
-    ("name", "damage"), [("a.zip", "cut"), ("a.tar", "cut"), ("a.tgz", "cut"), ("a.zip", "changed"), ("a.tgz", "changed")]
+    ("name", "damage"),
+    [("a.zip", "cut"), ("a.tar", "cut"), ("a.tgz", "cut"), ("a.zip", "changed"), ("a.tgz", "changed")],
 )
 def test_damaged_archives_leave_nothing(folder, name, damage):
     content = {f"in/{k}.txt": random.Random(k).randbytes(3200) for k in range(9)}
@@ -202,6 +206,6 @@ def test_damaged_archives_leave_nothing(folder, name, damage):
     whole, middle = archive.read_bytes(), archive.stat().st_size // 2 + 700
     rest = b"" if damage == "cut" else bytes(b ^ 255 for b in whole[middle : middle + 20]) + whole[middle + 20 :]
     archive.write_bytes(whole[:middle] + rest)
-    with pytest.raises(ValueError, match="is damaged .* delete it and run the same command again"):
+    with pytest.raises(ValueError, match=r"is damaged .* delete it and run the same command again"):
         unpack(archive, {"in": folder / "in"})
     assert [p.name for p in folder.iterdir()] == [name]
