@@ -166,7 +166,7 @@ class _Sample:
                 more = f" (and {len(flaws) - 3} more)" if len(flaws) > 3 else ""
                 yield Finding("; ".join(flaws[:3]) + more, remedy)
         if not any(self.flaws.values()):
-            yield Finding(f"{self.opened} images and masks opened: sizes and labels are right")
+            yield Finding(f"{self.opened} listed pairs of an image and a class opened: sizes and labels are right")
 
 
 def check_pascal(root: Path, sample: int = 200) -> Iterator[Finding]:

@@ -155,7 +155,7 @@ def test_pascal_from_archives_to_a_checked_folder(pascal, monkeypatch, capsys):
     assert status == 0, out
     assert "12 masks in" in out
     assert "(built here)" in out
-    assert "12 images and masks opened" not in out  # each pair is drawn: an image that shows two classes twice
+    assert "24 listed pairs" not in out
     assert "all is as it should be" in out
     own = np.asarray(Image.open(root / "SegmentationClassAug" / "2007_000009.png"))
     assert (own == labels_of([9, 17], boundary=True)).all()  # VOC's own wins
@@ -414,7 +414,7 @@ def test_fss_is_fetched_by_hand_and_checked(fss, monkeypatch, capsys, tmp_path):
     status, out = run(monkeypatch, capsys, "fss", "--root", fss)
     assert status == 0, out
     assert "all 4 listed classes are there" in out
-    assert "40 images and masks opened" in out
+    assert "40 listed pairs" in out
 
 
 def test_a_damaged_fss_folder(fss, monkeypatch, capsys):
