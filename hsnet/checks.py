@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from jaxtyping import UInt8
 from tqdm import tqdm
 
-from .benchmarks import splits
-from .masks import BOUNDARY, SOURCE, agreement, image_instances, paint, read_instances
+from .benchmarks import UnreadableFileError, splits
+from .benchmarks.coco import Coco
+from .benchmarks.fss import Fss
+from .benchmarks.pascal import Pascal
+from .benchmarks.photographs import Photographs
+from .masks import SOURCE, agreement, image_instances, paint, read_instances
 from .records import ROOT
 
 # The official lists: name -> sha256, as published.
@@ -127,45 +131,33 @@ def _files(folder: Path, suffix: str) -> set[str]:
 
 
 class _Sample:
-    """Opens images and masks, and gathers what is wrong with them."""
+    """Opens images with their masks as training does, and gathers what is wrong with them."""
 
-    def __init__(self, remedy_image: str, remedy_mask: str):
-        self.flaws: dict[str, list[str]] = {remedy_image: [], remedy_mask: []}
+    def __init__(self, benchmark: Photographs, remedy_image: str, remedy_mask: str):
+        self.benchmark, self.opened = benchmark, 0
         self.remedy_image, self.remedy_mask = remedy_image, remedy_mask
-        self.opened = 0
+        self.flaws: dict[str, list[str]] = {remedy_image: [], remedy_mask: []}
 
-    def open(self, image: Path, mask: Path, convert: str = "") -> np.ndarray | None:
-        """The mask's labels, if both can be read and have one size; `convert`: PIL's name of the mode to read it in."""
+    def labels(self, name: str) -> UInt8[np.ndarray, "h w"] | None:
+        """An image's map of labels, if both can be read and fit."""
         self.opened += 1
         try:
-            size = Image.open(image).convert("RGB").size
-        except OSError as error:
-            self.flaws[self.remedy_image].append(f"{image} cannot be read ({error})")
+            return self.benchmark.picture(name)[1]
+        except (FileNotFoundError, UnreadableFileError) as error:
+            of_mask = str(error).startswith(str(self.benchmark.mask_path(name)))
+            self.flaws[self.remedy_mask if of_mask else self.remedy_image].append(str(error))
             return None
-        try:
-            opened = Image.open(mask)
-            labels = np.asarray(opened.convert(convert) if convert else opened)
-        except OSError as error:
-            self.flaws[self.remedy_mask].append(f"{mask} cannot be read ({error})")
-            return None
-        if labels.ndim != 2:
-            self.wrong(f"{mask} holds colours, not one label a pixel")
-            return None
-        if labels.shape != (size[1], size[0]):
-            self.wrong(f"{mask} has {labels.shape[1]} × {labels.shape[0]} pixels, its image {size[0]} × {size[1]}")
-            return None
-        return labels
 
-    def wrong(self, text: str) -> None:
+    def wrong(self, name: str, text: str) -> None:
         """Note a flaw of a mask."""
-        self.flaws[self.remedy_mask].append(text)
+        self.flaws[self.remedy_mask].append(f"{self.benchmark.mask_path(name)} {text}")
 
     def findings(self) -> Iterator[Finding]:
         for remedy, flaws in self.flaws.items():
             if flaws:
                 more = f" (and {len(flaws) - 3} more)" if len(flaws) > 3 else ""
                 yield Finding("; ".join(flaws[:3]) + more, remedy)
-        if not any(self.flaws.values()):
+        if self.opened and not any(self.flaws.values()):
             yield Finding(f"{self.opened} listed pairs of an image and a class opened: sizes and labels are right")
 
 
@@ -199,18 +191,12 @@ def check_pascal(root: Path, sample: int = 200) -> Iterator[Finding]:
     names = {name for name, _ in pairs}
     yield _missing("listed images", names, there, get_images)
     yield _missing("masks of listed images", names, masked, get_masks)
-    opened = _Sample(get_images, get_masks)
+    opened = _Sample(Pascal(root), get_images, get_masks)
     for name, class_id in _draw([p for p in pairs if p[0] in there & masked], sample):
-        labels = opened.open(images / f"{name}.jpg", masks / f"{name}.png")
-        if labels is None:
-            continue
-        unknown = set(np.unique(labels).tolist()) - {*range(21), BOUNDARY}
-        if unknown:
-            opened.wrong(f"{masks / name}.png holds the labels {_named(map(str, unknown))}, beyond 20")
-        elif not (labels == class_id + 1).any():
-            opened.wrong(f"{masks / name}.png lacks class {class_id + 1}, for which its image is listed")
-    if opened.opened:
-        yield from opened.findings()
+        labels = opened.labels(name)
+        if labels is not None and not (labels == class_id + 1).any():
+            opened.wrong(name, f"lacks class {class_id + 1}, for which its image is listed")
+    yield from opened.findings()
 
 
 def check_coco(root: Path, sample: int = 200) -> Iterator[Finding]:
@@ -270,23 +256,19 @@ def _check_coco_folder(root, year, path, table, source, sample, again):
                 f"listed images that {path.name} does not know: {_named(unknown)}", f"delete {path.parent}, and {again}"
             )
     drawn = _draw([(i, c) for i, c in pairs if stems.get(i) in there & masked], sample)
-    opened, hidden, sums = _Sample(get_images, get_masks), 0, np.zeros((2, 4), int)
+    opened, hidden, sums = _Sample(Coco(root), get_images, get_masks), 0, np.zeros((2, 4), int)
     sizes = {image["id"]: (image["height"], image["width"]) for image in instances["images"]}
     without = image_instances(instances, crowd=False) if source.get("source") == "authors" else {}
     for image_id, class_id in drawn:
-        labels = opened.open(images / names[image_id], masks / f"{stems[image_id]}.png")
+        labels = opened.labels(f"{year}/{names[image_id]}")
         if labels is None:
             continue
-        if labels.max() > COUNTS["coco categories"]:
-            opened.wrong(f"{masks / stems[image_id]}.png holds the label {labels.max()}, beyond 80")
         hidden += not (labels == class_id + 1).any()
         if source.get("source") == "authors":
             for k, parts in enumerate((found[image_id], without[image_id])):
-                ours = paint(*sizes[image_id], parts)
-                if ours.shape == labels.shape:
-                    sums[k] += agreement(ours, labels)
+                sums[k] += agreement(paint(*sizes[image_id], parts), labels)
+    yield from opened.findings()
     if opened.opened:
-        yield from opened.findings()
         text = f"in {hidden} of {opened.opened} sampled masks of {year} the listed class does not show"
         yield Finding(text, get_masks) if hidden > COVERED * opened.opened else Finding(text)
     for (equal, pixels, equal_objects, objects), crowd in zip(sums, ("with", "without"), strict=True):
@@ -330,14 +312,13 @@ def check_fss(root: Path, sample: int = 200) -> Iterator[Finding]:
         yield Finding(f"{len(lacking):,} files are missing: {_named(lacking)}", by_hand)
     elif set(classes) & there:
         yield Finding(f"{COUNTS['fss images']} images and masks in each of {len(set(classes) & there):,} classes")
-    opened = _Sample(by_hand, by_hand)
-    pairs = [(name, k) for name in sorted(set(classes) & there) for k in numbers]
-    for name, k in _draw([p for p in pairs if not {f"{p[0]}/{p[1]}.jpg", f"{p[0]}/{p[1]}.png"} & lacking], sample):
-        labels = opened.open(root / name / f"{k}.jpg", root / name / f"{k}.png", "L")
-        if labels is not None and not (labels >= 128).any():
-            opened.wrong(f"{root / name / str(k)}.png marks nothing")
-    if opened.opened:
-        yield from opened.findings()
+    opened = _Sample(Fss(root), by_hand, by_hand)
+    pairs = [f"{name}/{k}" for name in sorted(set(classes) & there) for k in numbers]
+    for name in _draw([p for p in pairs if not {f"{p}.jpg", f"{p}.png"} & lacking], sample):
+        labels = opened.labels(f"{name}.jpg")
+        if labels is not None and not labels.any():
+            opened.wrong(f"{name}.jpg", "marks nothing")
+    yield from opened.findings()
 
 
 def _draw(pairs: list, count: int) -> Iterator:

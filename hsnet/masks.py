@@ -9,13 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 from pycocotools import mask as coco_masks
 from tqdm import tqdm
 
 SOURCE = "source.json"  # beside the masks: who made them and how
-BOUNDARY = 255  # PASCAL VOC's label of pixels that belong to no class for sure
 
 Instance = tuple[int, float | int, dict | list]  # label from 1, area in pixels, outline as COCO stores it
 Task = tuple[Path, int, int, list[Instance]]  # where to, height, width
@@ -180,15 +179,7 @@ def take_masks(folder: Path, target: Path) -> int:
     return len(files)
 
 
-def agreement(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Equal pixels, all pixels; the same two numbers among pixels that either calls an object: to be summed over images.
-
-    Raises:
-        ValueError: masks of different sizes.
-    """
-    if ours.shape != theirs.shape:
-        raise ValueError(
-            f"a mask of {theirs.shape[1]} × {theirs.shape[0]} pixels where ours has {ours.shape[1]} × {ours.shape[0]}"
-        )
+def agreement(ours: UInt8[np.ndarray, "h w"], theirs: UInt8[np.ndarray, "h w"]) -> Int[np.ndarray, " 4"]:
+    """Equal pixels, all pixels; the same two numbers among pixels that either calls an object: to be summed over images."""
     equal, objects = ours == theirs, (ours > 0) | (theirs > 0)
     return np.array([equal.sum(), equal.size, (equal & objects).sum(), objects.sum()])

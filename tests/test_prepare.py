@@ -17,7 +17,7 @@ from scipy.io import savemat
 from test_downloads import Server
 
 from hsnet import checks, masks, prepare
-from hsnet.benchmarks import splits
+from hsnet.benchmarks import load_benchmark, splits
 from hsnet.downloads import RemoteFile
 
 
@@ -167,6 +167,15 @@ def test_pascal_from_archives_to_a_checked_folder(pascal, monkeypatch, capsys):
     assert len(server.asked) == asked  # what is done is skipped
 
 
+def test_a_cache_of_squashed_images(pascal, monkeypatch, capsys):
+    root, _ = pascal
+    status, _ = run(monkeypatch, capsys, "pascal", "--root", root, "--cache", 16)
+    assert status == 0
+    benchmark = load_benchmark("pascal", size=16, root=str(root))
+    assert "2007_000003" in benchmark.cache
+    assert (root / "cache-16" / "labels.uint8").stat().st_size == 12 * 16 * 16
+
+
 def test_a_damaged_pascal_folder(pascal, monkeypatch, capsys):
     root, _ = pascal
     run(monkeypatch, capsys, "pascal", "--root", root)
@@ -181,7 +190,7 @@ def test_a_damaged_pascal_folder(pascal, monkeypatch, capsys):
     assert status == 1
     assert "11 images in" in out
     assert "1 of 12 listed images are missing: 2007_000003" in out
-    assert "2007_000004.png has 9 × 9 pixels, its image 30 × 20" in out
+    assert "2007_000004.png is 9 × 9 pixels, its image 30 × 20" in out
     status, out = run(monkeypatch, capsys, "pascal", "--root", root, "--check", "--sample", "1000")
     flaws = "\n".join(f.text for f in checks.check_pascal(root))
     assert f"delete {augmented}, and run `python -m hsnet.prepare pascal --root {root}`" in out
@@ -192,7 +201,7 @@ def test_a_damaged_pascal_folder(pascal, monkeypatch, capsys):
     assert "2007_000006.png cannot be read" in flaws
     monkeypatch.setattr(checks, "_draw", lambda pairs, _: [p for p in pairs if p[0] in ("2007_000007", "2007_000008")])
     flaws = "\n".join(f.text for f in checks.check_pascal(root))
-    assert "2007_000007.png holds the labels 31, beyond 20" in flaws
+    assert "2007_000007.png holds the label 31" in flaws
     assert "2007_000008.jpg cannot be read" in flaws
 
 
