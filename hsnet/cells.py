@@ -20,6 +20,7 @@ BENCHMARKS = {
     "fss": "FSS-1000",
     "coco-to-pascal": "COCO to PASCAL",
     "emoji": "emoji",
+    "shapes": "shapes",
 }
 BACKBONES = {
     "vgg16": "VGG-16",
@@ -156,8 +157,11 @@ def expected_hours(config: Config) -> float:
 
 
 def expected_bytes(config: Config) -> int:
-    """Disk that a run takes: learned values of the best and the last epoch, and two states with Adam's two moments."""
-    return 4 * _learned(tuple(sorted(config.model_settings.items()))) * (2 + 2 * 3)
+    """Disk that a run takes: learned values of the best and the last epoch, and two states to go on from.
+
+    A state holds the learned values, Adam's two moments of each, and the best epoch's values.
+    """
+    return 4 * _learned(tuple(sorted(config.model_settings.items()))) * (2 + 2 * 4)
 
 
 @cache
@@ -221,6 +225,36 @@ TABLES: dict[str, Callable[..., list[Cell]]] = {
     "ten-shot": ten_shot,
     "ablations": ablations,
 }
+
+
+def trainings(cells: list[Cell]) -> list[Config]:
+    """The trainings behind cells, each once."""
+    return list({cell.config.run: cell.config for cell in cells}.values())
+
+
+def only(cells: list[Cell], words: str) -> list[Cell]:
+    """The cells of some backbones or folds.
+
+    Args:
+        words: with commas between, such as "resnet50,0" or "resnet50,resnet101,0,1"; empty for all.
+
+    Raises:
+        ValueError: a word that is neither, with what is possible.
+    """
+    asked = [word.strip() for word in words.split(",") if word.strip()]
+    backbones = {cell.config.backbone for cell in cells}
+    folds = {str(cell.config.fold) for cell in cells}
+    if unknown := [word for word in asked if word not in backbones | folds]:
+        raise ValueError(
+            f"--only {words}: there is no {unknown[0]!r} here; name backbones ({', '.join(sorted(backbones))}) "
+            f"and folds ({', '.join(sorted(folds))}), with commas between"
+        )
+    return [
+        cell
+        for cell in cells
+        if cell.config.backbone in (backbones & set(asked) or backbones)
+        and str(cell.config.fold) in (folds & set(asked) or folds)
+    ]
 
 
 def cells_of(table: str, protocol: str = "official") -> list[Cell]:
