@@ -232,8 +232,8 @@ def trainings(cells: list[Cell]) -> list[Config]:
     return list({cell.config.run: cell.config for cell in cells}.values())
 
 
-def only(cells: list[Cell], words: str) -> list[Cell]:
-    """The cells of some backbones or folds.
+def only(tables: dict[str, list[Cell]], words: str) -> dict[str, list[Cell]]:
+    """The cells of some backbones or folds, by table; tables without any are left out.
 
     Args:
         words: with commas between, such as "resnet50,0" or "resnet50,resnet101,0,1"; empty for all.
@@ -241,20 +241,20 @@ def only(cells: list[Cell], words: str) -> list[Cell]:
     Raises:
         ValueError: a word that is neither, with what is possible.
     """
-    asked = [word.strip() for word in words.split(",") if word.strip()]
-    backbones = {cell.config.backbone for cell in cells}
-    folds = {str(cell.config.fold) for cell in cells}
-    if unknown := [word for word in asked if word not in backbones | folds]:
+    configs = [cell.config for cells in tables.values() for cell in cells]
+    asked = {word.strip() for word in words.split(",") if word.strip()}
+    backbones, folds = {config.backbone for config in configs}, {str(config.fold) for config in configs}
+    if unknown := sorted(asked - backbones - folds):
         raise ValueError(
             f"--only {words}: there is no {unknown[0]!r} here; name backbones ({', '.join(sorted(backbones))}) "
             f"and folds ({', '.join(sorted(folds))}), with commas between"
         )
-    return [
-        cell
-        for cell in cells
-        if cell.config.backbone in (backbones & set(asked) or backbones)
-        and str(cell.config.fold) in (folds & set(asked) or folds)
-    ]
+    backbones, folds = backbones & asked or backbones, folds & asked or folds
+    chosen = {
+        n: [c for c in cells if c.config.backbone in backbones and str(c.config.fold) in folds]
+        for n, cells in tables.items()
+    }
+    return {name: cells for name, cells in chosen.items() if cells}
 
 
 def cells_of(table: str, protocol: str = "official") -> list[Cell]:

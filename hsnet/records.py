@@ -169,7 +169,7 @@ def cells_table(names: Iterable[str] = TABLES, protocol: str = "official", words
     Args:
         words: as in `cells.only`.
     """
-    tables = {name: only(cells_of(name, protocol), words) for name in names}
+    tables = only({name: cells_of(name, protocol) for name in names}, words)
     folds = sorted({cell.config.fold for cells in tables.values() for cell in cells})
     counted: set[str] = set()
     rows, total = [], [0.0, 0]

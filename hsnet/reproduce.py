@@ -33,7 +33,7 @@ MACHINE = ("device", "workers", "micro_batch", "recompute")
 
 
 def reproduce(cells: list[Cell], machine: dict | None = None) -> list[str]:
-    """Train and test the cells that are not done.
+    """Train and test the cells that are not done, within `distributed.together` where there are several processes.
 
     Args:
         machine: settings of `MACHINE` that differ from the defaults.
@@ -42,27 +42,26 @@ def reproduce(cells: list[Cell], machine: dict | None = None) -> list[str]:
         What went wrong, a line a cell; the others were done all the same.
     """
     failed: list[str] = []
-    with together((machine or {}).get("device", "auto")) as device:
-        machine = (machine or {}) | {"device": device}
-        for number, cell in enumerate(cells, 1):
-            found = from_first(state(cell) if rank() == 0 else None)
-            name = f"{number} of {len(cells)}, {cell.row}, fold {cell.config.fold}"
-            if found.kind in ("done", "running"):
-                _say(f"{name}: {found}" + f" ({found.text})" * bool(found.text))
-                continue
-            try:
-                if found.kind == "other settings":
-                    raise ValueError(f"{cell.folder} was trained with {found.text}: rename it, or delete it")
-                _say(f"{name}: {found}, working in {cell.folder}")
-                fill(cell, replace(cell.config, **machine))
-                _say(f"{name}: " + "; ".join(_score(cell, shot) for shot in cell.shots))
-            except (ValueError, OSError, MemoryError) as error:
-                if world() > 1:  # the others wait for this process
-                    raise
-                failed.append(f"{name}: {error}")
-                print(f"error: {failed[-1]}", file=sys.stderr)
-            gc.collect()
-            torch.cuda.empty_cache()
+    for number, cell in enumerate(cells, 1):
+        found = from_first(state(cell) if rank() == 0 else None)
+        name = f"{number} of {len(cells)}, {cell.row}, fold {cell.config.fold}"
+        if found.kind in ("done", "running"):
+            _say(f"{name}: {found}" + f" ({found.text})" * bool(found.text))
+            continue
+        try:
+            if found.kind == "other settings":
+                raise ValueError(f"{cell.folder} was trained with {found.text}: rename it, or delete it")
+            _say(f"{name}: {found}, working in {cell.folder}")
+            fill(cell, replace(cell.config, **machine or {}))
+            if rank() == 0:  # who has written the files
+                print(f"{name}: " + "; ".join(_score(cell, shot) for shot in cell.shots), flush=True)
+        except (ValueError, OSError, MemoryError) as error:
+            if world() > 1:  # the others wait for this process
+                raise
+            failed.append(f"{name}: {error}")
+            print(f"error: {failed[-1]}", file=sys.stderr)
+        gc.collect()
+        torch.cuda.empty_cache()
     return failed
 
 
@@ -142,10 +141,12 @@ def main() -> None:
         print(records.cells_table(names, arguments.protocol, arguments.only))
         print(f"\n{records.expectation()}")
         return
-    cells = only([cell for name in names for cell in cells_of(name, arguments.protocol)], arguments.only)
-    failed = reproduce(cells, {name: getattr(arguments, name) for name in MACHINE})
-    if rank() == 0:
-        for name in names:
+    tables = only({name: cells_of(name, arguments.protocol) for name in names}, arguments.only)
+    cells = [cell for cells in tables.values() for cell in cells]
+    machine = {name: getattr(arguments, name) for name in MACHINE}
+    with together(arguments.device) as device:
+        failed = reproduce(cells, machine | {"device": device})
+        for name in tables if rank() == 0 else ():
             print(f"\n{name}\n\n{records.paper_and_ours(name, arguments.protocol)}")
     if failed:
         raise SystemExit(2)

@@ -56,15 +56,17 @@ def test_strict_is_three_trainings_a_cell():
 
 
 def test_only():
-    pascal = cells_of("pascal")
-    assert [c.config.fold for c in only(pascal, "resnet50")] == [0, 1, 2, 3]
-    assert [(c.config.backbone, c.config.fold) for c in only(pascal, "resnet50,2")] == [("resnet50", 2)]
-    assert len(only(pascal, "0, 1")) == 6
-    assert only(pascal, "") == pascal
+    tables = {name: cells_of(name) for name in ("pascal", "ablations")}
+    assert [c.config.fold for c in only(tables, "resnet50")["pascal"]] == [0, 1, 2, 3]
+    assert set(only(tables, "resnet50")) == {"pascal"}
+    (one,) = only(tables, "resnet50,2")["pascal"]
+    assert (one.config.backbone, one.config.fold) == ("resnet50", 2)
+    assert len(only(tables, "0, 1")["pascal"]) == 6
+    assert only(tables, "") == tables
     with pytest.raises(
         ValueError, match=r"no 'resnet18' here; name backbones \(resnet101, .* and folds \(0, 1, 2, 3\)"
     ):
-        only(pascal, "resnet18,0")
+        only(tables, "resnet18,0")
     with pytest.raises(ValueError, match="no table 'voc': choose one of pascal, coco"):
         cells_of("voc")
 
