@@ -79,14 +79,22 @@ class Cell:
         """The run's folder."""
         return data_folder() / "runs" / self.config.run
 
-    def tests(self, last: bool = False) -> dict[int, dict]:
+    @property
+    def kinds(self) -> list[tuple[bool, bool]]:
+        """The kinds of tests the cell needs, as `tests` takes them: the strict protocol has the original size, too."""
+        sizes = (False, True) if self.config.protocol == "strict" else (False,)
+        return [(last, original_size) for original_size in sizes for last in (False, True)]
+
+    def tests(self, last: bool = False, original_size: bool = False) -> dict[int, dict]:
         """What the run's files say of the cell's tests, by shot; only those of all episodes.
 
         Args:
             last: of the last epoch's weights instead of the best's.
+            original_size: scored at the images' own sizes.
         """
         folder = self.folder / LAST_EPOCH if last else self.folder
         before = f"{self.tested_on}-fold{self.config.fold}-" if self.tested_on else ""
+        before += "original-" if original_size else ""
         found = {}
         for shot in self.shots:
             path = folder / f"{before}test-{shot}shot.json"
@@ -135,7 +143,7 @@ def state(cell: Cell) -> State:
     epochs, hours = len(lines), lines[-1]["seconds"] / 3600 if lines else None
     if holder := lock_holder(folder):
         return State("running", epochs, holder, hours)
-    if all(set(cell.tests(last)) == set(cell.shots) for last in (False, True)):
+    if all(set(cell.tests(*kind)) == set(cell.shots) for kind in cell.kinds):
         return State("done", epochs, hours=hours)
     return State("cut", epochs, hours=hours)
 

@@ -213,9 +213,9 @@ def _printed(cell: Cell, shot: int) -> dict[str, str]:
     }
 
 
-def _measured(cells: list[Cell], shot: int, last: bool) -> dict[str, str]:
+def _measured(cells: list[Cell], shot: int, last: bool = False, original_size: bool = False) -> dict[str, str]:
     """The same of our runs: a mean only over all folds, else how many there are."""
-    tests = {cell.config.fold: cell.tests(last).get(shot) for cell in cells}
+    tests = {cell.config.fold: cell.tests(last, original_size).get(shot) for cell in cells}
     scores = {fold: test["scores"]["HSNet"] for fold, test in tests.items() if test}
     found = {f"fold {fold}": f"{score['miou']:.1f}" for fold, score in scores.items()}
     for name, key in (("mean", "miou"), ("FB-IoU", "fb_iou")):
@@ -241,12 +241,10 @@ def paper_and_ours(name: str, protocol: str = "official") -> str:
     for row in dict.fromkeys(cell.row for cell in cells):
         group = [cell for cell in cells if cell.row == row]
         for shot in group[0].shots:
-            printed = _printed(group[0], shot) if protocol == "official" else {}
-            lines = {"paper": printed} if protocol == "official" else {}
-            lines |= {
-                "ours, best epoch": _measured(group, shot, False),
-                "ours, last epoch": _measured(group, shot, True),
-            }
+            lines = {"paper": _printed(group[0], shot)} if protocol == "official" else {}
+            for last, original_size in group[0].kinds:
+                what = f"ours, {'last' if last else 'best'} epoch" + ", original size" * original_size
+                lines[what] = _measured(group, shot, last, original_size)
             rows += [[row, f"{shot}", what, *(found.get(c, "–") for c in columns)] for what, found in lines.items()]
     header = ["", "shot", "mIoU", *columns]
     return f"{markdown(header, rows)}\n\n{_caption(cells)}"
@@ -260,17 +258,13 @@ def summary_table() -> str:
         _caption(cells)  # refuses what must not stand together
         for row in dict.fromkeys(cell.row for cell in cells):
             group = [cell for cell in cells if cell.row == row]
-            found = [
-                f(s)
-                for s in group[0].shots
-                for f in (lambda s, g=group: _printed(g[0], s), lambda s, g=group: _measured(g, s, False))
-            ]
+            found = [numbers for s in group[0].shots for numbers in (_printed(group[0], s), _measured(group, s))]
             rows.append([row, *(numbers.get("mean", "–") for numbers in found)])
     return markdown(["mean mIoU over the folds", *(f"{s}-shot, {w}" for s in (1, 5) for w in ("paper", "ours"))], rows)
 
 
-# What must be equal in the tests of one benchmark that stand in one table.
-COMPARABLE = ("protocol", "size", "digest", "source", "novel_images", "boundary", "rule")
+# What must be equal in the tests of one benchmark that stand in one table, and in the trainings behind them.
+COMPARABLE, COMPARABLE_TRAINING = ("protocol", "size", "digest", "source", "rule"), ("novel_images", "boundary")
 
 
 def _caption(cells: list[Cell]) -> str:
@@ -281,12 +275,12 @@ def _caption(cells: list[Cell]) -> str:
     """
     kinds: dict[str, set[str]] = {}
     for cell in cells:
-        for last in (False, True):
-            for test in cell.tests(last).values():
-                same = {
-                    key: test[key] for key in COMPARABLE if key in test and not (key == "digest" and len(cells) > 1)
-                }
-                kinds.setdefault(cell.benchmark, set()).add(json.dumps(same, sort_keys=True))
+        for test in (test for kind in cell.kinds for test in cell.tests(*kind).values()):
+            same = {key: test[key] for key in COMPARABLE if key in test}
+            same |= {
+                key: test.get("training", {})[key] for key in COMPARABLE_TRAINING if key in test.get("training", {})
+            }
+            kinds.setdefault(cell.benchmark, set()).add(json.dumps(same, sort_keys=True))
     for benchmark, found in kinds.items():
         if len(found) > 1:
             raise ValueError(
@@ -311,9 +305,11 @@ CHOSEN = (
 def _spelled(kind: dict) -> str:
     words = [f"{kind['protocol']} protocol", f"{kind['size']} px"]
     source = kind.get("source", {})
-    if "source" in source:
+    if source.get("lists") == "annotations":
+        words.append("lists of our own")
+    if masks := {"authors": "the authors' masks", "ours": "masks built here"}.get(source.get("source")):
         crowd = {True: ", crowds included", False: ", without crowds"}.get(source.get("crowd"), "")
-        words.append({"authors": "the authors' masks", "ours": "masks built here"}[source["source"]] + crowd)
+        words.append(masks + crowd)
     if source.get("episodes") == "ours":
         words.append("our episodes")
     words += [f"{key.replace('_', ' ')}: {kind[key]}" for key in ("novel_images", "boundary", "rule") if key in kind]

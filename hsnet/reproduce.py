@@ -84,21 +84,21 @@ def fill(cell: Cell, config: Config) -> None:
     """
     train(config)
     tested = replace(config, benchmark=cell.tested_on, root="") if cell.tested_on else config
-    benchmark, prototypes = benchmark_of(tested), None
-    for last in (False, True):
-        missing = from_first([shot for shot in cell.shots if shot not in cell.tests(last)] if rank() == 0 else None)
+    benchmark, device, prototypes = benchmark_of(tested), choose_device(config.device), None
+    for last, original_size in cell.kinds:
+        there = from_first(list(cell.tests(last, original_size)) if rank() == 0 else None)
+        missing = [shot for shot in cell.shots if shot not in there]
         if not missing:
             continue
-        folder = cell.folder
+        folder = cell.folder / LAST_EPOCH if last else cell.folder
         if last:
-            folder = folder / LAST_EPOCH
             if rank() == 0:
                 keep_last_epoch(cell)
             from_first(None)  # the others wait for the file
-        model = HSNet.from_run(folder).to(choose_device(config.device))
-        prototypes = prototypes or fit_prototypes(model, tested, benchmark, choose_device(config.device))
+        model = HSNet.from_run(folder).to(device)
+        prototypes = prototypes or fit_prototypes(model, tested, benchmark, device)
         for shot in missing:
-            test_run(model, tested, benchmark, folder, shot, prototypes)
+            test_run(model, tested, benchmark, folder, shot, prototypes, original_size=original_size)
 
 
 def keep_last_epoch(cell: Cell) -> None:

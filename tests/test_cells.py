@@ -50,6 +50,7 @@ def test_a_training_without_a_name_is_the_cells(data):
 
 def test_strict_is_three_trainings_a_cell():
     strict = cells_of("pascal", "strict")
+    assert strict[0].kinds == [(False, False), (True, False), (False, True), (True, True)]
     assert Counter(cell.config.seed for cell in strict) == {0: 12, 1: 12, 2: 12}
     assert {cell.config.protocol for cell in strict} == {"strict"}
     assert "PASCAL-5i, ResNet-50, seed 2" in {cell.row for cell in strict}
