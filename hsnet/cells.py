@@ -36,6 +36,8 @@ ABLATIONS: dict[str, dict] = {
     "one shallow layer per level": {"layers": "shallow"},
     "two deepest levels": {"levels": 2},
     "deepest level alone": {"levels": 1},
+    "two 4D convolutions per block": {"convolutions": 2},
+    "one 4D convolution per block": {"convolutions": 1},
     "separable 4D kernels": {"kernel": "separable"},
     "original 4D kernels": {"kernel": "dense"},
     "backbone trained too": {"train_backbone": True},
