@@ -22,7 +22,14 @@ from hsnet.downloads import RemoteFile
 
 
 @pytest.fixture
-def serve(monkeypatch):
+def own_folders(monkeypatch):
+    """Lists and images of the test's own: never in a folder that somebody has named."""
+    monkeypatch.delenv("HSNET_SPLITS", raising=False)
+    monkeypatch.delenv("HSNET_IMAGES", raising=False)
+
+
+@pytest.fixture
+def serve(monkeypatch, own_folders):
     started = []
 
     def start(files):
@@ -368,6 +375,7 @@ def test_another_year_has_no_official_lists(coco, monkeypatch, capsys):
     status, out = run(monkeypatch, capsys, "coco", "--root", root)
     assert status == 0, out
     assert "not COCO 2014, so without the official lists" in out
+    assert load_benchmark("coco", size=16, root=str(root)).source()["lists"] == "annotations"
     assert len(server.asked) == asked
 
 
@@ -401,7 +409,7 @@ def test_many_masks_are_built_in_processes(tmp_path):
 
 
 @pytest.fixture
-def fss(monkeypatch, tmp_path):
+def fss(monkeypatch, tmp_path, own_folders):
     root = tmp_path / "fss"
     listed = {"trn": ["cup", "fan"], "val": ["owl"], "test": ["axe"]}
     for names in listed.values():

@@ -94,6 +94,7 @@ def test_one_that_fails_does_not_stop_the_others(claims, monkeypatch, capsys):
 
 
 def test_missing_images_are_an_error_with_the_next_step(monkeypatch, capsys, data):
+    monkeypatch.delenv("HSNET_IMAGES", raising=False)
     status, out = run(monkeypatch, capsys, "pascal", "--only", "vgg16,0")
     assert status == 2
     assert "python -m hsnet.prepare" in out.err
