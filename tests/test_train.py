@@ -49,7 +49,8 @@ def test_a_training_from_the_command_line(data):
     assert result.returncode == 0, result.stderr
     folder = data / "runs" / "tiny"
     assert sorted(p.name for p in folder.iterdir()) == [
-        "config.json", "episodes.png", "history.jsonl", "last.pt", "model.safetensors", "test-1shot.json", "test-2shot.json",
+        "config.json", "episodes.png", "history.jsonl", "last.pt", "model.safetensors", "previous.pt", "test-1shot.json",
+        "test-2shot.json",
     ]  # fmt: skip
     assert Config.load(folder / "config.json") == Config(**TINY)
     assert [line["epoch"] for line in history(folder)] == [1, 2]
@@ -62,11 +63,19 @@ def test_a_training_from_the_command_line(data):
     assert "epoch 1" in result.stderr  # the progress bar
     assert HSNet.from_run("tiny").training_size == 64
 
+    before = (folder / "last.pt").stat().st_mtime_ns
     again = run("train", *OPTIONS)
-    assert again.returncode == 2
-    assert again.stderr.startswith("error: the run tiny exists")
-    assert "--resume" in again.stderr
-    assert "Traceback" not in again.stderr
+    assert again.returncode == 0
+    assert "tiny is finished" in again.stdout
+    assert "prototypes" in again.stdout
+    assert (folder / "last.pt").stat().st_mtime_ns == before
+    other = run("train", *OPTIONS, "--batch=3")
+    assert other.returncode == 2
+    assert other.stderr.startswith("error: the run tiny was started with batch 2, now 3. Give the same settings")
+    listed = run("train", "--list")
+    assert "tiny" in listed.stdout
+    assert "finished" in listed.stdout
+    assert "2 of 2" in listed.stdout
 
     scored = run("evaluate", "tiny", "--shot", "3", "--test-episodes", "2")
     assert scored.returncode == 0, scored.stderr
@@ -84,37 +93,48 @@ def test_a_training_from_the_command_line(data):
 
 
 def test_resume_ends_where_an_unbroken_training_does(data, monkeypatch):
-    whole = train(Config(**{**TINY, "name": "whole", "epochs": 3}))
-    config = Config(**{**TINY, "name": "broken", "epochs": 3})
-    one_epoch = train_program.train_one_epoch
+    settings = {**TINY, "epochs": 3, "precision": "float32"}
+    whole = train(Config(**{**settings, "name": "whole"}))
+    config = Config(**{**settings, "name": "broken"})
+    learn, steps = train_program.Training.learn, []
 
-    def interrupted_in_the_second(model, loader, optimizers, clock, epoch, *rest):
-        if epoch == 1:
-            raise KeyboardInterrupt
-        return one_epoch(model, loader, optimizers, clock, epoch, *rest)
+    def interrupted(training, *inputs):
+        learn(training, *inputs)
+        steps.append(training.step)
+        if len(steps) == 5:  # the second of the second epoch
+            os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train_program, "train_one_epoch", interrupted_in_the_second)
+        patched.setattr(train_program.Training, "learn", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(config)
-    broken = train(config, resume=True)
-    assert len(history(broken)) == 3
-    assert [line["loss"] for line in history(broken)] == pytest.approx(
-        [line["loss"] for line in history(whole)], rel=1e-4
-    )
+        assert torch.load(data / "runs" / "broken" / "last.pt", weights_only=True)["step"] == 2
+        broken = train(config)
+    assert len(steps) == 9
+    assert same(broken, whole)
+    longer = train(replace(config, epochs=4), resume=True)
+    assert [line["epoch"] for line in history(longer)] == [1, 2, 3, 4]
+    with pytest.raises(ValueError, match=r"was started with epochs 4, now 3.*With --resume, epochs"):
+        train(config)
     with pytest.raises(ValueError, match="started with batch 2, now 3"):
-        train(Config(**{**TINY, "name": "broken", "batch": 3}), resume=True)
-    (broken / "last.pt").write_bytes((broken / "last.pt").read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"last.pt is damaged"):
-        train(Config(**{**TINY, "name": "broken", "epochs": 4}), resume=True)
+        train(replace(config, batch=3), resume=True)
     with pytest.raises(FileNotFoundError, match="nothing to resume"):
-        train(Config(**{**TINY, "name": "new"}), resume=True)
+        train(replace(config, name="new"), resume=True)
 
 
-def test_ctrl_c_keeps_the_last_epoch(data):
-    options = [o for o in OPTIONS if not o.startswith(("--epochs", "--workers"))]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hsnet.train", *options, "--epochs=500", "--workers=1"],
+def same(one, other):
+    """Whether two runs ended alike: weights bit for bit, losses and scores."""
+    states = [torch.load(folder / "last.pt", weights_only=True) for folder in (one, other)]
+    lines = [[{k: v for k, v in line.items() if k != "seconds"} for line in history(folder)] for folder in (one, other)]
+    tests = [json.loads((folder / "test-1shot.json").read_text()) | {"seconds": 0} for folder in (one, other)]
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (one, other)]
+    equal = (torch.equal(states[0]["model"][n], states[1]["model"][n]) for n in states[0]["model"])
+    return all(equal) and lines[0] == lines[1] and tests[0] == tests[1] and weights[0] == weights[1]
+
+
+def start(*options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "hsnet.train", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -122,19 +142,26 @@ def test_ctrl_c_keeps_the_last_epoch(data):
         # A shell starts background jobs with Ctrl-C ignored, and what they start inherits that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_signals_save_and_say_so(data, number, status):
+    options = [o for o in OPTIONS if not o.startswith(("--epochs", "--workers"))]
+    process = start(*options, "--epochs=500", "--workers=1")
     folder = data / "runs" / "tiny"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not ((folder / "history.jsonl").exists() and history(folder)):
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: workers get it too
+        time.sleep(0.1)
+    os.killpg(process.pid, number)  # as a terminal or a scheduler does: workers get it too
     out, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "--resume" in out
+    assert process.returncode == status
+    assert "the same command goes on" in out
     assert "Traceback" not in error
     stored = torch.load(folder / "last.pt", weights_only=True)
     assert stored["epoch"] == len(history(folder)) >= 1
     HSNet.from_run("tiny")
     assert not list(folder.glob("*.tmp"))
+    assert not (folder / "lock").exists()
 
 
 def test_the_loss_falls_and_all_foreground_is_beaten(data):
@@ -146,14 +173,13 @@ def test_the_loss_falls_and_all_foreground_is_beaten(data):
 
     benchmark = load_benchmark("shapes", size=64)
     batch = EpisodeDataset(benchmark, 64, fold=0, count=1)[0]
-    model = HSNet("efficientnet_lite0").train()
-    optimizers = train_program.make_optimizers(Config(), list(model.learned_parameters().values()))
-    clock = Clock(config, 30, 0.0)
-    losses = [
-        train_program.train_one_epoch(model, [batch] * 10, optimizers, clock, 0, torch.device("cpu"), torch.float32)
-        for _ in range(6)
-    ]
+    training = train_program.Training(config, data, train_program.Interruption(), None)
+    losses = []
+    for _ in range(60):
+        training.learn(batch, training.pixels(batch), 0.2)
+        losses.append(training.losses - sum(losses))
     assert losses[-1] < 0.5 * losses[0]
+    model = training.model
     masks = evaluate_program.predictor(model.eval(), torch.device("cpu"))(batch)["HSNet"]
     iou = (masks & batch.query_mask).sum() / (masks | batch.query_mask).sum()
     assert iou > 0.5 > batch.query_mask.float().mean()
