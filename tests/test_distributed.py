@@ -63,7 +63,9 @@ def test_two_processes_train_as_one_and_one_goes_on_where_two_were(data):
     from hsnet.evaluate import test_run
     from hsnet.model import HSNet
 
-    again = test_run(HSNet.from_run("two"), Config(**{**SETTINGS, "name": "two"}), load_benchmark("shapes", size=64), two, 1)
+    again = test_run(
+        HSNet.from_run("two"), Config(**{**SETTINGS, "name": "two"}), load_benchmark("shapes", size=64), two, 1
+    )
     assert again["areas"] == scores["areas"]
     assert again["scores"] == scores["scores"]
 

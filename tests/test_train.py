@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from hsnet import Config, HSNet, paper
 from hsnet import evaluate as evaluate_program
@@ -127,9 +128,12 @@ def same(one, other):
     states = [torch.load(folder / "last.pt", weights_only=True) for folder in (one, other)]
     lines = [[{k: v for k, v in line.items() if k != "seconds"} for line in history(folder)] for folder in (one, other)]
     tests = [json.loads((folder / "test-1shot.json").read_text()) | {"seconds": 0} for folder in (one, other)]
-    weights = [(folder / "model.safetensors").read_bytes() for folder in (one, other)]
-    equal = (torch.equal(states[0]["model"][n], states[1]["model"][n]) for n in states[0]["model"])
-    return all(equal) and lines[0] == lines[1] and tests[0] == tests[1] and weights[0] == weights[1]
+    weights = [load_file(folder / "model.safetensors") for folder in (one, other)]
+    pairs = (
+        *zip(*(state["model"].values() for state in states), strict=True),
+        *zip(*(w.values() for w in weights), strict=True),
+    )
+    return all(torch.equal(a, b) for a, b in pairs) and lines[0] == lines[1] and tests[0] == tests[1]
 
 
 def start(*options):
