@@ -188,17 +188,30 @@ def memory_table(result: dict) -> str:
     return markdown(["peak beyond the weights", "plain path", "library", "share"], rows)
 
 
+def fits_table(result: dict) -> str:
+    """Markdown: the memory of a training step by setting, and how many episodes at a time fit into how much."""
+    rooms = (4, 8, 12, 24)
+    rows = []
+    for r in result["rows"]:
+        what = f"{r['backbone']}, {r['size']} px, {r['precision']}" + ", `--recompute`" * r["recompute"]
+        fits = [int((room * 1e9 - r["fixed"]) // r["each"]) for room in rooms]
+        cells = [str(n) if n > 0 else "–" for n in fits]
+        rows.append([what, f"{r['fixed'] / 1e9:.2f} GB", f"{r['each'] / 1e9:.3f} GB", *cells])
+    header = ["training step", "whatever the batch", "each episode at a time"]
+    return markdown([*header, *(f"fit in {room} GB" for room in rooms)], rows)
+
+
 def render(text: str) -> str:
     """Replace what stands between `<!-- WHAT NAME -->` and `<!-- end -->` by a table from that run's files.
 
-    WHAT: "speed" and "memory", of a file of `hsnet.speed`; "run", its test scores; "controls", those of `evaluate --controls`; anything else, such as "coco-fold0", the scores
+    WHAT: "speed" and "memory", of a file of `hsnet.speed`; "fits", of one of `hsnet.memory`; "run", its test scores; "controls", those of `evaluate --controls`; anything else, such as "coco-fold0", the scores
     on another benchmark.
     """
 
     def table(match):
         what, run = match.groups()
-        if what in ("speed", "memory"):
-            made = (speed_table if what == "speed" else memory_table)(read_speed(run))
+        if what in ("speed", "memory", "fits"):
+            made = {"speed": speed_table, "memory": memory_table, "fits": fits_table}[what](read_speed(run))
             return f"<!-- {what} {run} -->\n{made}\n<!-- end -->"
         folder = data_folder() / "runs" / run
         if what == "run":

@@ -53,6 +53,7 @@ TINY = {
     "workers": 0,
     "device": "cpu",
     "precision": "float32",
+    "foreground_weight": 10.0,  # or so short a training finds nothing anywhere
 }
 FIELDS = {option.name: option for option in dataclasses.fields(Config)}
 
@@ -154,51 +155,61 @@ def measure_kills(count: int, seed: int = 0) -> dict:
     """Kill trainings with SIGKILL, `count` times at random instants and `count` // 2 times inside writes, and let them end."""
     expected, seconds = left_alone()
     rng = random.Random(seed)
-    result = {"random": 0, "inside_writes": 0, "runs": 0, "equal_runs": 0, "steps_at_kills": []}
-    # A training makes eight checkpoints in its steps, and each has six calls of fsync and rename: any of them may be the last.
     plan = ["random"] * count + ["inside_writes"] * (count // 2)
     rng.shuffle(plan)
+    result = {"tried": len(plan), "survived": 0, "runs": 0, "equal_runs": 0}
+    result |= {
+        "random": {"tried": 0, "survived": 0},
+        "inside_writes": {"tried": 0, "survived": 0},
+        "steps_at_kills": [],
+    }
+    kills: list[str] = []  # of the running training
+
+    def end(name):
+        equal = outcome(name) == expected
+        result["equal_runs"] += equal
+        for how in kills:
+            result[how]["tried"] += 1
+            result[how]["survived"] += equal
+            result["survived"] += equal
+        kills.clear()
+        shutil.rmtree(data_folder() / "runs" / name)
+
     name = None
     for how in tqdm(plan, desc="kills", unit="kill"):
-        while True:
+        killed = False
+        while not killed:
             if name is None:
                 result["runs"] += 1
                 name = f"killed-{result['runs']}"
             if how == "random":
                 child = Child(name)
-                time.sleep(rng.uniform(0, 0.7 * seconds))
+                time.sleep(rng.uniform(0, 0.6 * seconds))
                 killed = child.kill()
-            else:
-                child = Child(name, _strike(rng.randint(1, 12), rng.random() < 0.5))
-                killed = child.wait() == -signal.SIGKILL
-            if killed:
-                result[how] += 1
-                state = (
-                    load_checkpoint(data_folder() / "runs" / name) if (data_folder() / "runs" / name).exists() else None
-                )
-                result["steps_at_kills"].append(4 * state["epoch"] + state["step"] if state else 0)
-                break
-            result["equal_runs"] += _ended_as(name, expected)  # it was faster
-            name = None
-    if name is not None:
-        Child(name).wait()
-        result["equal_runs"] += _ended_as(name, expected)
-    tried = result["random"] + result["inside_writes"]
-    return {**result, "tried": tried, "survived": tried if result["equal_runs"] == result["runs"] else 0}
-
-
-def _ended_as(name, expected):
-    equal = outcome(name) == expected
-    shutil.rmtree(data_folder() / "runs" / name)
-    return equal
+            else:  # the files at the start have six such calls, each checkpoint four
+                killed = Child(name, _strike(rng.randint(1, 14), rng.random() < 0.5)).wait() == -signal.SIGKILL
+            if not killed:  # it had ended before
+                end(name)
+                name = None
+        kills.append(how)
+        folder = data_folder() / "runs" / name
+        state = load_checkpoint(folder) if folder.exists() else None
+        result["steps_at_kills"].append(4 * state["epoch"] + state["step"] if state else 0)
+    Child(name).wait()
+    end(name)
+    return result
 
 
 def _half_done(name):
-    """A training that was killed in its second epoch, with two checkpoints on the disk."""
+    """A training that was killed while it wrote its fifth checkpoint; the fourth and the third are on the disk."""
     half = data_folder() / "runs" / "half"
     if not half.exists():
-        # Each step writes one file, of two calls of fsync and, from the second on, two of rename.
-        assert Child("half", _strike(22, False)).wait() == -signal.SIGKILL
+        # Six calls of fsync and rename for the files at the start, three for the first checkpoint, four for each further one.
+        status = Child("half", _strike(6 + 3 + 3 * 4 + 1, False)).wait()
+        if status != -signal.SIGKILL or not (half / PREVIOUS).exists():
+            raise RuntimeError(
+                f"the training was not killed where it should be: {(data_folder() / 'half.log').read_text()}"
+            )
     folder = data_folder() / "runs" / name
     shutil.copytree(half, folder)
     return folder
@@ -238,10 +249,11 @@ def measure_checkpoints(count: int, seed: int = 0) -> dict:
         elif i < 2:
             result["runs"] += 1
             Child("damaged").wait()
-            result["equal_runs"] += outcome("damaged") == expected
-            result["recovered"] += 1
+            equal = outcome("damaged") == expected
+            result["equal_runs"] += equal
+            result["recovered"] += equal
         else:
-            result["recovered"] += (found["epoch"], found["step"]) != (None, step)
+            result["recovered"] += found["step"] == step - 1
     return result
 
 
@@ -521,8 +533,8 @@ def table(result: dict) -> str:
 
     if found := result.get("kills"):
         same = f"{found['equal_runs']} of {found['runs']} trainings ended with the same bits as one left alone"
-        row("killed at a random instant", found["random"], found["random"] * (found["survived"] > 0), same)
-        row("killed inside a write", found["inside_writes"], found["inside_writes"] * (found["survived"] > 0), same)
+        row("killed at a random instant", *found["random"].values(), same)
+        row("killed inside a write", *found["inside_writes"].values(), same)
     if found := result.get("checkpoints"):
         how = f"{found['named']} named and the previous one used, {found['harmless']} without effect"
         row("damaged checkpoints", found["tried"], found["recovered"] + found["harmless"], how)

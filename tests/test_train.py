@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -259,3 +260,126 @@ def test_help_explains():
     result = run("train", "--help")
     assert "Ctrl-C" in result.stdout
     assert all(f"--{name.replace('_', '-')}" in result.stdout for name in TINY)
+
+
+def gradients(config, data, **state):
+    """The gradients of a training's first step, as one vector; `state` changes the training before."""
+    torch.manual_seed(0)
+    training = train_program.Training(config, data, train_program.Interruption(), None)
+    batch = next(iter(training.dataset.loader(config.batch)))
+    loss, masks = training.gradients(batch, training.pixels(batch), config.micro_batch)
+    assert masks.shape == batch.query_mask.shape
+    scale = training.scaler.get_scale() if training.scaler.is_enabled() else 1.0
+    return loss, torch.cat([p.grad.flatten() for p in training.learned.values()]) / scale
+
+
+@pytest.mark.parametrize("kernel", ["center-pivot", "separable"])
+def test_micro_batches_and_recomputation_change_nothing(data, kernel):
+    config = Config(**{**TINY, "batch": 3, "micro_batch": 3, "precision": "float32", "kernel": kernel, "levels": 2})
+    loss, whole = gradients(config, data)
+    for change in ({"micro_batch": 1}, {"micro_batch": 2}, {"recompute": True}):
+        again, parts = gradients(replace(config, **change), data)
+        assert again.item() == pytest.approx(loss.item(), rel=1e-5)
+        assert (parts - whole).norm() <= 1e-5 * whole.norm()
+    assert torch.equal(parts, whole)  # recomputed: the same operations
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_gives_nearly_the_same_gradients(data, precision):
+    config = Config(**{**TINY, "batch": 2, "micro_batch": 2, "precision": "float32", "levels": 2})
+    loss, exact = gradients(config, data)
+    again, rounded = gradients(replace(config, precision=precision), data)
+    assert again.item() == pytest.approx(loss.item(), rel=0.02)
+    assert (rounded - exact).norm() <= 0.1 * exact.norm()
+
+
+def test_the_same_seed_gives_the_same_bits(data):
+    settings = {**TINY, "precision": "float32", "epochs": 1, "shot": "1"}
+    # The loader's processes and what they prepare ahead change nothing.
+    runs = [train(Config(**{**settings, "name": f"run{workers}", "workers": workers})) for workers in (0, 2)]
+    assert same(*runs)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_episode(data, monkeypatch):
+    config = Config(**{**TINY, "epoch_episodes": 8, "precision": "float32"})
+    backward, calls = train_program.backward, []
+
+    def spoiled(model, query, *rest, **keywords):
+        calls.append(len(query))
+        if len(calls) == 3:  # then each of the step's episodes alone
+            query = query * torch.tensor([1.0, float("nan")]).view(2, 1, 1, 1)
+        elif len(calls) == 5:
+            query = query * float("nan")
+        return backward(model, query, *rest, **keywords)
+
+    monkeypatch.setattr(train_program, "backward", spoiled)
+    monkeypatch.setattr("hsnet.model._check", lambda *_, **__: None)  # it refuses such pictures
+    monkeypatch.setattr(train_program, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(train_program, "SAVE_SHARE", float("inf"))
+    with pytest.raises(ValueError, match=r"the loss is nan in epoch 1, step 3.* 5 \(query 'train\.0\..*loss nan\)"):
+        train(config)
+    state = torch.load(data / "runs" / "tiny" / "last.pt", weights_only=True)
+    assert state["step"] == 2
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+    monkeypatch.setattr(train_program, "EXPLODED", 0.1)
+    with pytest.raises(ValueError, match=r"the loss is 0\.\d+ in epoch 1, step 3: training stops"):
+        train(config)
+
+
+def test_patience(data, monkeypatch):
+    scores = iter((5.0, 9.0, 3.0, 4.0, 5.0))
+    monkeypatch.setattr(train_program, "_validate", lambda _: next(scores))
+    folder = train(Config(**{**TINY, "epochs": 50, "patience": 2, "epoch_episodes": 2, "shot": "1"}))
+    assert [line["best"] for line in history(folder)] == [True, True, False, False]
+
+
+def test_out_of_memory_names_what_fits(data, monkeypatch):
+    config = Config(**{**TINY, "batch": 4, "epoch_episodes": 4, "precision": "float32"})
+    backward = train_program.backward
+
+    def scarce(model, query, *rest, few, **keywords):
+        if few > 1 or not model.encoder.recompute:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+        return backward(model, query, *rest, few=few, **keywords)
+
+    monkeypatch.setattr(train_program, "backward", scarce)
+    with pytest.raises(
+        MemoryError, match=r"out of memory on cpu with 4 episodes of 64 px.*--micro-batch 1 --recompute fits"
+    ):
+        train(config)
+    train(replace(config, micro_batch=1, recompute=True))  # as it says; no --resume, no other name
+
+
+def test_too_little_memory_for_real(data):
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_DATA, (1_500_000_000,) * 2); "
+    program = f"{limit}from hsnet import train; train.run_program(train.main)"
+    settings = {**TINY, "size": 400, "batch": 24, "micro_batch": 24, "epoch_episodes": 24, "epochs": 1}
+    options = [f"--{k.replace('_', '-')}={v}" for k, v in settings.items()]
+    done = subprocess.run([sys.executable, "-c", program, *options], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "error: out of memory on cpu with 24 episodes of 400 px at a time. --micro-batch" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_memory_is_estimated_and_measured(data, capsys, monkeypatch):
+    config = Config(**{**TINY, "batch": 2, "epochs": 1, "epoch_episodes": 4, "shot": "1", "precision": "float32"})
+    foreseen = train(config, memory=True)
+    out = capsys.readouterr().out
+    estimated, measured = (
+        float(re.search(pattern, out)[1]) for pattern in (r"about (\S+) GB, est", r"(\S+) GB at its")
+    )
+    assert 0.5 * measured < estimated < 2 * measured
+    # Looking at the memory changes nothing of the training.
+    assert same(foreseen, train(replace(config, name="other")))
+    monkeypatch.setattr(train_program, "free_memory", lambda _: 1e6)
+    with pytest.raises(MemoryError, match=r"GB are free on cpu: (--micro-batch|give a smaller --size)"):
+        train(replace(config, name="scarce"), memory=True)
+
+
+def test_tensorboard(data):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard")
+    folder = train(Config(**{**TINY, "tensorboard": True, "shot": "1"}))
+    board = events.EventAccumulator(str(folder / "tensorboard"))
+    board.Reload()
+    assert [event.step for event in board.Scalars("val_miou")] == [1, 2]
+    assert [event.step for event in board.Images("validation episodes")] == [1, 2]
