@@ -97,6 +97,8 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is no memory left. On a CPU PyTorch has no class of its own for that."""
-    found = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return found or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    """Whether an error says that there is no memory left. On a CPU PyTorch and oneDNN have no class of their own for that."""
+    of_cpu = isinstance(error, RuntimeError) and re.search(
+        "DefaultCPUAllocator|could not (create|execute) a", str(error)
+    )
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(of_cpu)

@@ -53,7 +53,7 @@ TINY = {
     "workers": 0,
     "device": "cpu",
     "precision": "float32",
-    "foreground_weight": 10.0,  # or so short a training finds nothing anywhere
+    "foreground_weight": 100.0,  # or so short a training finds nothing anywhere
 }
 FIELDS = {option.name: option for option in dataclasses.fields(Config)}
 

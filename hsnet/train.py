@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -565,7 +565,7 @@ def pixel_weight(
     return (weights if ignored is None else weights.masked_fill(ignored, 0)).sum().item() or 1.0
 
 
-def episodes_at_once(query: Float[Tensor, "b 3 h w"]) -> int:
+def episodes_at_once(query: Shaped[Tensor, "b 3 h w"]) -> int:
     """How many episodes `backward` takes at a time unless told: all on a GPU, few on a CPU."""
     return len(query) if query.is_cuda else max(1, FEW // query.shape[-2] ** 2 // query.shape[-1] ** 2)
 

@@ -26,7 +26,7 @@ SETTINGS = {
     "epoch_episodes": 10,
     "shot": "1",
     "precision": "float32",
-    "foreground_weight": 10.0,  # or so short a training finds nothing anywhere
+    "foreground_weight": 100.0,  # or so short a training finds nothing anywhere
 }
 
 

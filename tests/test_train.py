@@ -351,13 +351,13 @@ def test_out_of_memory_names_what_fits(data, monkeypatch):
 
 
 def test_too_little_memory_for_real(data):
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_DATA, (1_500_000_000,) * 2); "
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_DATA, (1_200_000_000,) * 2); "
     program = f"{limit}from hsnet import train; train.run_program(train.main)"
-    settings = {**TINY, "size": 400, "batch": 24, "micro_batch": 24, "epoch_episodes": 24, "epochs": 1}
+    settings = {**TINY, "size": 256, "batch": 24, "micro_batch": 24, "epoch_episodes": 24, "epochs": 1}
     options = [f"--{k.replace('_', '-')}={v}" for k, v in settings.items()]
     done = subprocess.run([sys.executable, "-c", program, *options], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
-    assert "error: out of memory on cpu with 24 episodes of 400 px at a time. --micro-batch" in done.stderr
+    assert "error: out of memory on cpu with 24 episodes of 256 px at a time. --micro-batch" in done.stderr
     assert "Traceback" not in done.stderr
 
 
