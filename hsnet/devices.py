@@ -82,8 +82,10 @@ class Memory:
             return torch.cuda.max_memory_allocated(self.device)
         if sys.platform == "linux":
             return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
-        import resource  # not on Windows
-
+        try:
+            import resource
+        except ImportError:  # Windows
+            return 0
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -113,6 +113,7 @@ def train(config: Config, resume: bool = False, memory: bool = False) -> Path:
                 training = Training(here, folder, interruption, state)
                 if memory:
                     _say(_foresee(training))
+                    peak = Memory(training.device)
             _run_epochs(training)
             _test(training)
         except KeyboardInterrupt:
@@ -124,8 +125,8 @@ def train(config: Config, resume: bool = False, memory: bool = False) -> Path:
                 raise SystemExit(RESUME_ME) from None
             raise
         if memory:
-            (peak,) = add_up([training.memory.peak() / world()], training.device)
-            _say(f"memory   {peak / 1e9:.2f} GB at its peak, measured" + " (mean of the processes)" * (world() > 1))
+            (mean,) = add_up([peak.peak() / world()], training.device)
+            _say(f"memory   {mean / 1e9:.2f} GB at its peak, measured" + " (mean of the processes)" * (world() > 1))
     return folder
 
 
@@ -185,7 +186,6 @@ class Training:
         self.config, self.folder, self.interruption = config, folder, interruption
         self.device = choose_device(config.device)
         self.dtype = choose_precision(config.precision, self.device)
-        self.memory = Memory(self.device)
         self.benchmark = benchmark_of(config)
         for split, tolerated in (("train", config.bad_files), ("val", 0), ("test", 0)):
             self.benchmark.check(config.fold, split, tolerated)
@@ -673,13 +673,13 @@ def _foresee(training):
         each = max(0, peaks[1] - peaks[0])
         needs.append((max(0, peaks[0] - each), each, count))
     training.model.zero_grad()
-    training.memory = Memory(device)
-    base = training.memory.before + state + sum(p.numel() * p.element_size() for p in training.learned.values())
+    now = Memory(device).before
+    base = now + state + sum(p.numel() * p.element_size() for p in training.learned.values())
     fixed, each, count = max(needs, key=lambda need: need[0] + need[1] * need[2])
     total = base + fixed + each * count
     free = free_memory(device)
-    if free is not None and total - training.memory.before > free:
-        fits = int((free - (total - training.memory.before - each * count)) // each)
+    if free is not None and total - now > free:
+        fits = int((free - (total - now - each * count)) // each)
         advice = f"--micro-batch {fits} fits" if fits >= 1 else "give a smaller --size or --recompute"
         raise MemoryError(
             f"about {total / 1e9:.2f} GB are needed with {count} episodes at a time, and {free / 1e9:.2f} GB are free on {device}: {advice}"
