@@ -225,7 +225,7 @@ def _too_many(messages, tolerated):
         return UnreadableFileError(next(iter(messages)))
     return UnreadableFileError(
         f"{len(messages)} training files cannot be used, {tolerated} are passed over (--bad-files): put them right, then "
-        "go on with --resume\n" + "\n".join(f"  {message}" for message in messages)
+        "start the same command again\n" + "\n".join(f"  {message}" for message in messages)
     )
 
 

@@ -124,6 +124,14 @@ def train(config: Config, resume: bool = False, memory: bool = False) -> Path:
             if interruption.number == signal.SIGTERM:
                 raise SystemExit(RESUME_ME) from None
             raise
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            few = episodes_at_a_time(here, training.device)
+            raise MemoryError(
+                f"out of memory on {training.device} with {few} episodes of {config.size} px scored at a time: the same "
+                f"command with --micro-batch {max(1, few // 2)} goes on"
+            ) from error
         if memory:
             (mean,) = add_up([peak.peak() / world()], training.device)
             _say(f"memory   {mean / 1e9:.2f} GB at its peak, measured" + " (mean of the processes)" * (world() > 1))
@@ -138,8 +146,10 @@ class Interruption:
         at_once: raise on the first one already: set where nothing has to be brought to an end.
     """
 
+    AGAIN = 3.0  # seconds; sooner, it is the same one: torchrun and Slurm hand on what a process has got already
+
     def __init__(self):
-        self.number, self.at_once, self._before = 0, False, {}
+        self.number, self.at_once, self._when, self._before = 0, False, 0.0, {}
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
@@ -153,8 +163,10 @@ class Interruption:
             signal.signal(number, handler)
 
     def _note(self, number, _):
-        again = self.number
-        self.number = number
+        again, now = self.number, time.monotonic()
+        if again and now - self._when < self.AGAIN:
+            return
+        self.number, self._when = number, now
         if again or self.at_once:
             raise KeyboardInterrupt
         print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
@@ -236,7 +248,7 @@ class Training:
             "best": self.best,
             "best_epoch": self.best_epoch,
             "best_model": self.best_model,
-            # Nothing here draws from these (see EpisodeDataset and Interruption); what is built on top may.
+            # Nothing here draws from these (see EpisodeDataset); what is built on top may.
             "generators": {
                 "python": random.getstate(),
                 "numpy": [numpy_name, torch.from_numpy(numpy_keys.astype(np.int64)), *numpy_rest],
@@ -310,7 +322,8 @@ class Training:
             score.update(masks, batch.query_mask, batch.class_id, batch.ignored)
         add_up_gradients(self.learned.values())
         self.score.rows += collect(score.rows)
-        self.score.condense()
+        if len(self.score.rows) > 1000 + len(self.score.class_ids):
+            self.score.condense()
         (loss,) = add_up([loss.item()], self.device)
         self._check(loss, batch)
         for optimizer in self.optimizers:
@@ -469,9 +482,10 @@ def train_one_epoch(training: Training) -> None:
                 break
             training.learn(batch, whole, progress)
             training.save_if_due()
-            rate = 2 * config.batch * (training.step - begun) / (time.perf_counter() - start)
-            loss, miou = training.losses / training.step, training.score.miou()
-            bar.set_postfix_str(f"loss {loss:.3f}, mIoU {miou:.1f}, {rate:.1f} images/s", refresh=False)
+            if training.step % 10 == 0 or training.step - begun < 10:
+                rate = 2 * config.batch * (training.step - begun) / (time.perf_counter() - start)
+                loss, miou = training.losses / training.step, training.score.miou()
+                bar.set_postfix_str(f"loss {loss:.3f}, mIoU {miou:.1f}, {rate:.1f} images/s", refresh=False)
             bar.update()
 
 
@@ -712,7 +726,11 @@ def _find_state(config, folder, resume):
         if resume:
             raise FileNotFoundError(f"nothing to resume: {folder} has no {LAST}. Leave --resume out to start it")
     else:
-        before = state.get("config", {})
+        before = state.get("config")
+        if before is None:
+            raise ValueError(
+                f"{folder / LAST} was written by an older version: give a new --name, or delete that folder"
+            )
         free = FREE + (LONGER if resume else ())
         other = [
             f"{k} {before.get(k)!r}, now {v!r}" for k, v in vars(config).items() if k not in free and before.get(k) != v
