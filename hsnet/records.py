@@ -355,10 +355,23 @@ def memory_table(result: dict) -> str:
     return markdown(["peak beyond the weights", "plain path", "library", "share"], rows)
 
 
+def fits_table(result: dict) -> str:
+    """Markdown: the memory of a training step by setting, and how many episodes at a time fit into how much."""
+    rooms = (4, 8, 12, 24)
+    rows = []
+    for r in result["rows"]:
+        what = f"{r['backbone']}, {r['size']} px, {r['precision']}" + ", `--recompute`" * r["recompute"]
+        fits = [int((room * 1e9 - r["fixed"]) // r["each"]) for room in rooms]
+        cells = [str(n) if n > 0 else "–" for n in fits]
+        rows.append([what, f"{r['fixed'] / 1e9:.2f} GB", f"{r['each'] / 1e9:.3f} GB", *cells])
+    header = ["training step", "whatever the batch", "each episode at a time"]
+    return markdown([*header, *(f"fit in {room} GB" for room in rooms)], rows)
+
+
 def render(text: str) -> str:
     """Replace what stands between `<!-- WHAT NAME -->` and `<!-- end -->` by a table of what files say.
 
-    WHAT: "speed" and "memory", of a file of `hsnet.speed`; "paper", a table of the paper beside ours; "results", the means
+    WHAT: "speed" and "memory", of a file of `hsnet.speed`; "fits", of one of `hsnet.memory`; "paper", a table of the paper beside ours; "results", the means
     of all; "cells", the state of all cells; "others", later methods; "run", test scores of a run; "controls", those of
     `evaluate --controls`; anything else, such as "coco-fold0", a run's scores on another benchmark.
     """
@@ -373,6 +386,7 @@ def render(text: str) -> str:
 BLOCKS: dict[str, Callable[[str], str]] = {
     "speed": lambda name: speed_table(read_speed(name)),
     "memory": lambda name: memory_table(read_speed(name)),
+    "fits": lambda name: fits_table(read_speed(name)),
     "paper": paper_and_ours,
     "results": lambda _: summary_table(),
     "cells": lambda protocol: f"{cells_table(protocol=protocol)}\n\n{expectation()}",

@@ -14,11 +14,9 @@ Written: data/speed/NAME.json with every figure and what it was measured on, and
 """
 
 import argparse
-import ctypes
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -48,7 +46,7 @@ from .checkpoints import WEIGHTS, save_model
 from .config import data_folder, run_program
 from .conv4d import KERNELS
 from .correlation import hypercorrelation_pyramid, mask_features, unit_vectors
-from .devices import choose_device, choose_precision, describe
+from .devices import Memory, choose_device, choose_precision, describe
 from .episodes import EpisodeDataset
 from .evaluate import choose_workers
 from .figures import save
@@ -336,30 +334,11 @@ def measure_one(backbone: str, what: str, path: str, size: int, device: torch.de
     bench = Bench(backbone, 64, device)
     bench.run(what, path)
     bench = Bench(backbone, size, device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        bench.run(what, path)
-        return {"bytes": torch.cuda.max_memory_allocated() - before}
-    before = _forget_peak()
+    memory = Memory(device)
     start = time.perf_counter()
     bench.run(what, path)
-    return {"bytes": _peak() - before, "seconds": time.perf_counter() - start}
-
-
-def _forget_peak() -> int:
-    """Give free memory back to the system and forget the peak so far (Linux); the memory in use now, in bytes."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-    return _peak()
-
-
-def _peak() -> int:
-    if sys.platform == "linux":
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    _wait()
+    return {"bytes": memory.peak() - memory.before, "seconds": time.perf_counter() - start}
 
 
 class _Generated(Pascal):
