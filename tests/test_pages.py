@@ -59,6 +59,14 @@ def visit(browser, address):
         page = context.new_page()
         page.on("pageerror", lambda error: KNOWN in str(error) or problems.append(f"script: {error}"))
         page.on(
+            "console",
+            lambda message: (
+                message.type != "error"
+                or "favicon" in message.location["url"]
+                or problems.append(f"console: {message.text}")
+            ),
+        )
+        page.on(
             "request", lambda r: r.url.startswith((address, "data:", "blob:")) or problems.append(f"fetched {r.url}")
         )
         page.on(
