@@ -11,9 +11,12 @@ from pathlib import Path
 PHOTOGRAPHS = ("coco",)  # benchmarks whose command line starts from the paper's settings
 
 
+ROOT = Path(__file__).resolve().parents[1]  # the checkout
+
+
 def data_folder() -> Path:
     """Where runs, drawings and downloads lie: `HSNET_DATA`, else the checkout's `data/`."""
-    return Path(os.environ.get("HSNET_DATA") or Path(__file__).resolve().parents[1] / "data")
+    return Path(os.environ.get("HSNET_DATA") or ROOT / "data")
 
 
 def _setting(default, help: str, choices: tuple | None = None):
