@@ -17,7 +17,7 @@ from .config import ROOT, data_folder
 
 WEIGHTS = "model.safetensors"
 # The runs whose weights come with the repository, by the short name that every `run` argument takes. When a better one is
-# shipped it is named here, and `python -m hsnet.export` and `python -m hsnet.photographs` are run again.
+# shipped it is named here, and `python -m hsnet.export` and `python -m hsnet.try_photographs` are run again.
 SHIPPED = {"emoji": "emoji-fold0-efficientnet_lite0"}
 BACKBONE = "backbone.network."
 
