@@ -42,11 +42,13 @@ evaluate: $(READY)
 	$(BIN)/python -m hsnet.evaluate $(RUN) --controls
 
 # Each notebook is executed once, in a copy of the book's sources, and an error in one fails here; the pages are built
-# from the copies. They run anew when a page, the library or its data has changed. What they draw is prepared first.
+# from the copies. They run anew when a page, the library or its data has changed. What they draw, and what the page that
+# computes in the browser loads, is prepared first.
 $(EXECUTED): $(READY) $(SOURCES)
 	rm -rf $(dir $@) && mkdir -p $(dir $@)
 	cp -r book _config.yml _toc.yml $(dir $@)
 	$(BIN)/python -c "from hsnet.book import emoji; emoji()"
+	$(BIN)/python -m hsnet.browser --out $(dir $@)book/browser/try
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --overwrite --nbmake-timeout=600 -n 2 $(dir $@)book/*.ipynb
 	touch $@
 
@@ -57,7 +59,7 @@ book: $(EXECUTED)
 SCREENSHOTS ?=
 pages: book
 	$(BIN)/pip install --disable-pip-version-check --quiet playwright
-	HSNET_PAGES=_build/html HSNET_SCREENSHOTS=$(SCREENSHOTS) $(BIN)/python -m pytest tests/test_pages.py -rs
+	HSNET_PAGES=_build/html HSNET_SCREENSHOTS=$(SCREENSHOTS) $(BIN)/python -m pytest tests/test_pages.py tests/test_browser.py -rs
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -318,7 +318,7 @@ def _packages():
         import onnxruntime
         import onnxscript  # noqa: F401 - torch.onnx needs it
     except ImportError as error:
-        raise ImportError(f"writing ONNX needs the package {error.name}: pip install -e '.[onnx]'") from error
+        raise ImportError(f"writing ONNX needs the package {error.name}: pip install -e '.[export]'") from error
     return onnx, onnxruntime
 
 

@@ -195,29 +195,32 @@ def _small(image, mask, side=180):
     )
 
 
-def tables(results: list[dict]) -> str:
-    """Markdown: scores by number of supports, then by the size of the object."""
+def scores_table(results: list[dict]) -> str:
+    """Markdown: scores and their difference, by the way pictures become squares and the number of supports."""
 
     def cell(score, sign=""):
         low, high = score["interval"]
         return f"{score['miou']:{sign}.1f} [{low:.1f}, {high:.1f}]"
 
-    rows, sizes = [], []
+    rows = []
     for result in results:
-        how = f"{result['aspect']}, {result['size']} px"
         for k in STORED:
             shot = result["shots"][str(k)]
-            rows.append([how, str(k), *(cell(shot[name]) for name in NAMES), cell(shot["difference"], "+")])
-            for part in shot["by_size"]:
-                share = f"{100 * part['from']:.0f} to {100 * part['to']:.0f} %"
-                scores = [f"{part[n][what]:.1f}" for what in ("miou", "useful") for n in NAMES if n in part]
-                sizes.append([how, str(k), share, str(part["episodes"]), *(scores or ["–"] * 4)])
-    columns = [f"{what}, {name}" for what in ("mIoU", f"IoU ≥ {USEFUL} %") for name in NAMES]
-    return (
-        records.markdown(["pictures", "supports", *(f"mIoU [95 %], {n}" for n in NAMES), "difference [95 %]"], rows)
-        + "\n\n"
-        + records.markdown(["pictures", "supports", "object's share", "pictures asked", *columns], sizes)
-    )
+            scores = [*(cell(shot[name]) for name in NAMES), cell(shot["difference"], "+")]
+            rows.append([f"{result['aspect']}, {result['size']} px", str(k), *scores])
+    return records.markdown(["pictures", "supports", *(f"mIoU [95 %], {n}" for n in NAMES), "difference [95 %]"], rows)
+
+
+def sizes_table(result: dict) -> str:
+    """Markdown: scores by the share of the picture that the object covers, of one way to make squares."""
+    rows = []
+    for k in STORED:
+        for part in result["shots"][str(k)]["by_size"]:
+            share = f"{100 * part['from']:.0f} to {100 * part['to']:.0f} %"
+            scores = [f"{part[n][what]:.1f}" for what in ("miou", "useful") for n in NAMES if n in part]
+            rows.append([str(k), share, str(part["episodes"]), *(scores or ["–"] * 4)])
+    columns = [f"{what}, {name}" for what in ("mIoU", f"IoU ≥ {USEFUL} %: share") for name in NAMES]
+    return records.markdown(["supports", "object's share", "pictures asked", *columns], rows)
 
 
 def main() -> None:
@@ -251,7 +254,9 @@ def main() -> None:
         print(f"written to {path}")
     elif not results:
         raise FileNotFoundError(f"no {path} yet: measure with --root FOLDER, the folder of COCO")
-    print(tables(results))
+    print(scores_table(results))
+    for result in results:
+        print(f"\n{result['aspect']}, {result['size']} px:\n{sizes_table(result)}")
 
 
 if __name__ == "__main__":
