@@ -47,13 +47,15 @@ evaluate: $(READY)
 	$(BIN)/python -m hsnet.evaluate $(RUN) --controls
 
 # Each notebook is executed once, in a copy of the book's sources, and an error in one fails here; the pages are built
-# from the copies. A notebook that has changed runs anew; when the library, its data or the environment has, all do.
+# from the copies. A notebook that has changed runs anew; when the library, its data or the environment has, all do. What
+# they draw, and what the page that computes in the browser loads, is prepared first.
 CHANGED = $(if $(filter-out $(BOOK),$?),$(BOOK),$?)
 NOTEBOOKS = $(addprefix $(dir $@),$(filter %.ipynb,$(CHANGED)))
 $(EXECUTED): $(READY) $(SOURCES) $(BOOK)
 	mkdir -p $(dir $@) && touch $(dir $@)begun  # what is edited from here on is newer than the stamp
 	for file in $(CHANGED); do mkdir -p $(dir $@)$$(dirname $$file) && cp $$file $(dir $@)$$file || exit 1; done
-	$(BIN)/python -c "from hsnet.book import emoji; emoji()"  # the drawings, once
+	$(BIN)/python -c "from hsnet.book import emoji; emoji()"
+	$(BIN)/python -m hsnet.browser --out $(dir $@)book/browser/try
 	$(if $(NOTEBOOKS),OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --overwrite --nbmake-timeout=600 -n 2 $(NOTEBOOKS))
 	touch -r $(dir $@)begun $@
 
@@ -67,7 +69,7 @@ book: $(HTML)
 SCREENSHOTS ?=
 pages: book
 	$(BIN)/pip install --disable-pip-version-check --quiet playwright
-	HSNET_PAGES=_build/html HSNET_SCREENSHOTS=$(SCREENSHOTS) $(BIN)/python -m pytest tests/test_pages.py -rs
+	HSNET_PAGES=_build/html HSNET_SCREENSHOTS=$(SCREENSHOTS) $(BIN)/python -m pytest tests/test_pages.py tests/test_browser.py -rs
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -11,9 +11,9 @@ from functools import cache
 from pathlib import Path
 
 from .checkpoints import lock_holder
-from .config import TRAINING_SEEDS, Config, data_folder, paper
+from .config import ROOT, TRAINING_SEEDS, Config, data_folder, paper
 
-PAPER = Path(__file__).resolve().parents[1] / "data" / "paper"
+PAPER = ROOT / "data" / "paper"
 BENCHMARKS = {
     "pascal": "PASCAL-5i",
     "coco": "COCO-20i",

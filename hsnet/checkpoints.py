@@ -31,10 +31,13 @@ try:
 except ImportError:  # Windows: two trainings in one folder are not noticed there
     fcntl = None
 
-from .config import data_folder
+from .config import ROOT, data_folder
 
 WEIGHTS = "model.safetensors"
 LAST, PREVIOUS, DAMAGED, LOCK = "last.pt", "previous.pt", "damaged.pt", "lock"
+# The runs whose weights come with the repository, by the short name that every `run` argument takes. When a better one is
+# shipped it is named here, and `python -m hsnet.export` and `python -m hsnet.try_photographs` are run again.
+SHIPPED = {"emoji": "emoji-fold0-efficientnet_lite0"}
 BACKBONE = "backbone.network."
 
 
@@ -233,19 +236,25 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def run_folder(run: str | Path) -> Path:
-    """The folder of a run, given as a folder or as a name under `data/runs`.
+    """The folder of a run, given as a folder, as a name under `data/runs`, or as a key of `SHIPPED`.
+
+    The weights of a shipped run that the data folder lacks are found in the checkout.
 
     Raises:
         FileNotFoundError: no such run, with the names that exist.
     """
-    named = data_folder() / "runs" / run
-    for folder in (Path(run), named):
+    runs = data_folder() / "runs"
+    shipped = SHIPPED.get(str(run))
+    if shipped and not (runs / shipped / WEIGHTS).exists():
+        runs = ROOT / "data" / "runs"
+    for folder in (runs / shipped,) if shipped else (Path(run), runs / run):
         if folder.is_dir():
             return folder
-    runs = sorted(p.name for p in named.parent.glob("*/")) if named.parent.is_dir() else []
+    names = sorted(p.name for p in runs.glob("*/")) if runs.is_dir() else []
     raise FileNotFoundError(
-        f"no run {str(run)!r}, neither as a folder nor under {named.parent}. "
-        + (f"There are: {', '.join(runs)}" if runs else "There are none yet: `make train` trains one")
+        f"no run {str(run)!r}, neither as a folder nor under {runs}. "
+        + (f"There are: {', '.join(names)}" if names else "There are none yet: `make train` trains one")
+        + f". Shipped with the repository: {', '.join(SHIPPED)}"
     )
 
 

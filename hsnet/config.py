@@ -30,9 +30,12 @@ RANGES = {  # least and most; the most are far beyond use, so that a slip of the
 }
 
 
+ROOT = Path(__file__).resolve().parents[1]  # the checkout
+
+
 def data_folder() -> Path:
     """Where runs, drawings and downloads lie: `HSNET_DATA`, else the checkout's `data/`."""
-    return Path(os.environ.get("HSNET_DATA") or Path(__file__).resolve().parents[1] / "data")
+    return Path(os.environ.get("HSNET_DATA") or ROOT / "data")
 
 
 def images_folder(benchmark: str, root: str | Path = "") -> Path:

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .cells import BACKBONES, PAPER, TABLES, Cell, cells_of, expected_bytes, expected_hours, only, state, trainings
-from .config import data_folder, run_program
+from .config import ROOT, data_folder, run_program
 from .metrics import SegmentationScore
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", ROOT / "data" / "runs" / "README.md")  # what holds tables of runs
 
 

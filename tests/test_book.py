@@ -25,7 +25,8 @@ def test_every_page_is_in_the_table_of_contents():
     contents = (BOOK.parent / "_toc.yml").read_text()
     listed = re.findall(r"book/(\w+)", contents)
     assert sorted(listed) == sorted({p.stem for p in PAGES} | {"references"})
-    assert [int(p.name[:2]) for p in CHAPTERS] == list(range(1, len(CHAPTERS) + 1))
+    numbers = [p.name[:2] for p in CHAPTERS]
+    assert len(numbers) == len(set(numbers)), "two chapters have one number"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
