@@ -194,6 +194,8 @@ def test_run(
         "digest": benchmark.digest(),
         "seconds": round(time.perf_counter() - start, 1),
         "device": describe(device),
+        "precision": str(choose_precision(config.precision, device))[6:],
+        "parameters": sum(p.numel() for p in model.learned_parameters().values()),
         "torch": torch.__version__,
         "scores": {name: score.summary() for name, score in scores.items()},
         "resample_classes": benchmark.resample_classes,

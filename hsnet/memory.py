@@ -40,7 +40,7 @@ def measure_one(backbone: str, size: int, precision: str, recompute: bool, devic
     before = Memory(device)
     model = HSNet(backbone, pretrained=False).to(device).train()
     model.encoder.recompute = recompute
-    learned = list(model.learned_parameters().values())
+    learned = model.learned_parameters()
     optimizers = make_optimizers(Config(optimizer="adam"), learned)
     peaks = []
     for count in (1, 1, 2):  # the first makes gradients and the optimizer's state, and loads what libraries need

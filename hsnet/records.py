@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from .cells import BACKBONES, PAPER, TABLES, Cell, cells_of, expected_bytes, expected_hours, only, state, trainings
+from .cells import BACKBONES, OF_PAPER, PAPER, Cell, cells_of, expected_bytes, expected_hours, only, state, trainings
 from .config import ROOT, data_folder, run_program
 from .metrics import SegmentationScore
 
@@ -160,7 +160,7 @@ def others_table() -> str:
     return markdown(header, [[*key, *(found.get((*key, b), "–") for b in benchmarks)] for key in keys])
 
 
-def cells_table(names: Iterable[str] = TABLES, protocol: str = "official", words: str = "") -> str:
+def cells_table(names: Iterable[str] = OF_PAPER, protocol: str = "official", words: str = "") -> str:
     """Markdown: every cell of tables with its state, and what the trainings cost that are not done yet.
 
     A training that several cells share is counted where it comes first.

@@ -36,7 +36,17 @@ from tqdm import tqdm
 
 from . import figures, records
 from .benchmarks import benchmark_of
-from .checkpoints import LAST, WEIGHTS, load_checkpoint, lock, lock_holder, save_checkpoint, save_model, write_whole
+from .checkpoints import (
+    BACKBONE,
+    LAST,
+    WEIGHTS,
+    load_checkpoint,
+    lock,
+    lock_holder,
+    save_checkpoint,
+    save_model,
+    write_whole,
+)
 from .config import Config, add_settings, config_from, data_folder, run_program
 from .devices import Memory, choose_device, choose_precision, free_memory, is_out_of_memory
 from .distributed import add_up, add_up_gradients, collect, from_first, part_of, rank, together, world
@@ -58,6 +68,7 @@ from .muon import Muon
 # float32, take at most 32 MB. More than that the C library takes from the system, and gives back, with every tensor.
 FEW = 2**35
 BIAS_LEARNING_RATE = 1e-3  # of Adam, for what Muon does not move
+BACKBONE_LEARNING_RATE = 1e-4  # of Adam beside Muon, for a backbone that is trained too: it starts from good values
 IGNORED = -100  # the truth of pixels that do not count in the loss
 # Within an epoch the state is saved every so many seconds, and more rarely where saving takes over 1 % of that.
 SAVE_EVERY, SAVE_SHARE = 30.0, 0.01
@@ -206,7 +217,7 @@ class Training:
         self.model.training_size = config.size
         self.model.encoder.recompute = config.recompute
         self.learned = self.model.learned_parameters()
-        self.optimizers = make_optimizers(config, list(self.learned.values()))
+        self.optimizers = make_optimizers(config, self.learned)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.weight = torch.tensor([1.0, config.foreground_weight], device=self.device)
         count = config.epoch_episodes or self.benchmark.training_queries(config.fold)
@@ -427,6 +438,7 @@ def _run_epochs(training: Training) -> None:
             "val_miou": round(miou, 3),
             "best": best,
             "seconds": round(clock.seconds(), 1),
+            "peak_bytes": training.memory.peak(),
         }
         training.history.append(line)
         training.step, training.losses, training.score.rows = 0, 0.0, []
@@ -584,15 +596,20 @@ def episodes_at_once(query: Shaped[Tensor, "b 3 h w"]) -> int:
     return len(query) if query.is_cuda else max(1, FEW // query.shape[-2] ** 2 // query.shape[-1] ** 2)
 
 
-def make_optimizers(config: Config, parameters: list[torch.nn.Parameter]) -> list[torch.optim.Optimizer]:
-    """Adam for all; or Muon for the kernels and Adam for biases and normalisations."""
+def make_optimizers(config: Config, learned: dict[str, torch.nn.Parameter]) -> list[torch.optim.Optimizer]:
+    """Adam for all; or Muon for the kernels and Adam for biases and normalisations, and for a backbone that is trained too."""
     if config.optimizer == "adam":
-        optimizers = [torch.optim.Adam(parameters, lr=config.learning_rate)]
+        optimizers = [torch.optim.Adam(learned.values(), lr=config.learning_rate)]
     else:
+        groups: dict[str, list[torch.nn.Parameter]] = {"kernels": [], "biases": [], "backbone": []}
+        for name, p in learned.items():
+            groups["backbone" if name.startswith(BACKBONE) else "kernels" if p.ndim > 1 else "biases"].append(p)
         optimizers = [
-            Muon([p for p in parameters if p.ndim > 1], lr=config.learning_rate),
-            torch.optim.Adam([p for p in parameters if p.ndim == 1], lr=BIAS_LEARNING_RATE),
+            Muon(groups["kernels"], lr=config.learning_rate),
+            torch.optim.Adam(groups["biases"], lr=BIAS_LEARNING_RATE),
         ]
+        if groups["backbone"]:
+            optimizers.append(torch.optim.Adam(groups["backbone"], lr=BACKBONE_LEARNING_RATE))
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["initial_lr"] = group["lr"]
     return optimizers

@@ -38,7 +38,7 @@ def tiny(**changes):
 @pytest.fixture
 def claims(monkeypatch):
     found = [tiny(), tiny(fold=1)]
-    monkeypatch.setitem(cells.TABLES, "claims", lambda protocol: found)
+    monkeypatch.setitem(cells.TABLES, "tried", lambda protocol: found)
     return found
 
 
@@ -53,7 +53,7 @@ def run(monkeypatch, capsys, *arguments):
 
 
 def test_a_cell_from_training_to_table(claims, monkeypatch, capsys):
-    status, out = run(monkeypatch, capsys, "claims", "--only", "0")
+    status, out = run(monkeypatch, capsys, "tried", "--only", "0")
     assert status == 0
     cell = claims[0]
     assert [state(c).kind for c in claims] == ["done", "missing"]
@@ -67,12 +67,12 @@ def test_a_cell_from_training_to_table(claims, monkeypatch, capsys):
     assert all(best[name].equal(last[name]) for name in best) == history[1]["best"]
     # What is done is skipped; what is missing is made, and nothing else.
     before = {path: path.stat().st_mtime_ns for path in cell.folder.rglob("*.json")}
-    _, out = run(monkeypatch, capsys, "claims", "--only", "0")
+    _, out = run(monkeypatch, capsys, "tried", "--only", "0")
     assert out.out.count(": done") == 1
     assert before == {path: path.stat().st_mtime_ns for path in before}
     lost = cell.folder / cells.LAST_EPOCH / "test-1shot.json"
     lost.unlink()
-    _, out = run(monkeypatch, capsys, "claims", "--only", "0")
+    _, out = run(monkeypatch, capsys, "tried", "--only", "0")
     assert "1 of 1, shapes, EfficientNet-Lite0, fold 0: cut 2, working in" in out.out
     assert state(cell).kind == "done"
     kept = cell.folder / "test-1shot.json"
@@ -86,7 +86,7 @@ def test_one_that_fails_does_not_stop_the_others(claims, monkeypatch, capsys):
     filled = []
     monkeypatch.setattr(reproduce, "fill", lambda cell, config: filled.append((cell, config)))
     monkeypatch.setattr(reproduce, "_score", lambda cell, shot: "")
-    status, out = run(monkeypatch, capsys, "claims", "--micro-batch", "1")
+    status, out = run(monkeypatch, capsys, "tried", "--micro-batch", "1")
     assert status == 2
     assert "was trained with batch 4, not 2: rename it, or delete it" in out.err
     assert [cell for cell, _ in filled] == claims[1:]
@@ -105,7 +105,7 @@ def test_a_cell_that_another_process_trains_is_left_to_it(claims, monkeypatch, c
     for cell in claims:
         cell.folder.mkdir(parents=True)
         cell.config.save(cell.folder / "config.json")
-    _, out = run(monkeypatch, capsys, "claims")
+    _, out = run(monkeypatch, capsys, "tried")
     assert out.out.count("running 0 (process 1 on here)") == 2
 
 
@@ -123,7 +123,7 @@ from hsnet import cells, reproduce
 from hsnet.cells import Cell
 from hsnet.config import Config, run_program
 one = Cell(Config(**{settings!r}), shots=(1,))
-cells.TABLES["claims"] = lambda protocol: [one]
+cells.TABLES["tried"] = lambda protocol: [one]
 run_program(reproduce.main)
 """
 
@@ -134,7 +134,7 @@ def test_several_processes_fill_a_cell_together(data, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HSNET_DATA": str(data)}
     done = subprocess.run(
-        [*command, "claims", "--device", "cpu", "--workers", "0"],
+        [*command, "tried", "--device", "cpu", "--workers", "0"],
         env=environment,
         capture_output=True,
         text=True,
