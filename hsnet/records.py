@@ -354,6 +354,16 @@ def memory_table(result: dict) -> str:
     return markdown(["peak beyond the weights", "plain path", "library", "share"], rows)
 
 
+def precision_table(result: dict) -> str:
+    """Markdown: a run's test score in each precision, and by how much it moves, from a file of `hsnet.speed --score`."""
+    rows = []
+    for r in result["rows"]:
+        low, high = r["difference_interval"]
+        moved = f"{r['difference']:+.2f} [{low:+.2f}, {high:+.2f}]" if r["precision"] != "float32" else "–"
+        rows.append([r["precision"], _cells(r)[0], moved, str(r["episodes"])])
+    return markdown(["precision", "1-shot mIoU [95 %]", "moved by [95 %]", "episodes"], rows)
+
+
 def fits_table(result: dict) -> str:
     """Markdown: the memory of a training step by setting, and how many episodes at a time fit into how much."""
     rooms = (4, 8, 12, 24)
@@ -370,7 +380,8 @@ def fits_table(result: dict) -> str:
 def render(text: str) -> str:
     """Replace what stands between `<!-- WHAT NAME -->` and `<!-- end -->` by a table of what files say.
 
-    WHAT: "speed" and "memory", of a file of `hsnet.speed`; "fits", of one of `hsnet.memory`; "paper", a table of the paper beside ours; "results", the means
+    WHAT: "speed" and "memory", of a file of `hsnet.speed`; "precision", of one of `hsnet.speed --score`; "fits",
+    of one of `hsnet.memory`; "paper", a table of the paper beside ours; "results", the means
     of all; "cells", the state of all cells; "others", later methods; "run", test scores of a run; "controls", those of
     `evaluate --controls`; anything else, such as "coco-fold0", a run's scores on another benchmark.
     """
@@ -385,6 +396,7 @@ def render(text: str) -> str:
 BLOCKS: dict[str, Callable[[str], str]] = {
     "speed": lambda name: speed_table(read_speed(name)),
     "memory": lambda name: memory_table(read_speed(name)),
+    "precision": lambda name: precision_table(read_speed(name)),
     "fits": lambda name: fits_table(read_speed(name)),
     "paper": paper_and_ours,
     "results": lambda _: summary_table(),

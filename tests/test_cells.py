@@ -222,4 +222,4 @@ def test_a_table_is_a_list_of_cells(data, monkeypatch):
     monkeypatch.setitem(cells.TABLES, "tried", lambda protocol: [one])
     write_test(one.folder, 1, episodes=10)
     assert table(records.paper_and_ours("tried"))[2][:3] == ["shapes, EfficientNet-Lite0", "1", "ours, best epoch"]
-    assert table(records.cells_table(["tried"]))[1][0] == "claims"
+    assert table(records.cells_table(["tried"]))[1][0] == "tried"
