@@ -11,16 +11,18 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
+from . import figures
 from .benchmarks import Emoji
 from .benchmarks.drawn import DrawnBenchmark
 from .benchmarks.emoji import UNSEEN_ARTIST
 from .benchmarks.scenes import Scene
-from .cells import Cell
+from .cells import Cell, expected_hours, state
 from .cells import claims as claimed_runs
 from .config import Config
 from .devices import choose_device, choose_precision
@@ -289,25 +291,81 @@ def seed_spread() -> float | None:
     return max(max(scores) - min(scores) for scores in by_fold.values())
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What the runs say of a comparison so far.
+
+    Attributes:
+        line: the comparison.
+        scores: by fold, the mIoU that is claimed to be the higher, and the other; folds that were not run are absent.
+        intervals: by fold, the paired 95 % interval of their difference.
+        verdict: see `verdict`; empty until all folds and the spread over seeds are there.
+    """
+
+    line: Comparison
+    scores: dict[int, tuple[float, float]]
+    intervals: dict[int, tuple[float, float]]
+    verdict: str
+
+
+def findings() -> list[Finding]:
+    """Every comparison with what was measured, in their order."""
+    folds = sorted({cell.config.fold for cell in claimed_runs()})
+    spread = seed_spread()
+    found = []
+    for line in comparisons():
+        pairs = {fold: (line.better(fold), line.worse(fold)) for fold in folds}
+        pairs = {fold: pair for fold, pair in pairs.items() if None not in pair}
+        scores = {fold: (better.miou(), worse.miou()) for fold, (better, worse) in pairs.items()}
+        intervals = {fold: better.interval_above(worse) for fold, (better, worse) in pairs.items()}
+        complete = len(pairs) == len(folds) and spread is not None
+        differences = [better - worse for better, worse in scores.values()]
+        text = verdict(differences, list(intervals.values()), spread) if complete else ""
+        found.append(Finding(line, scores, intervals, text))
+    return found
+
+
 def verdicts_table() -> str:
     """Markdown: each comparison with its scores, the paired differences with their 95 % intervals, and the verdict."""
     folds = sorted({cell.config.fold for cell in claimed_runs()})
-    spread = seed_spread()
     rows = []
-    for line in comparisons():
-        cells, differences, intervals = [], [], []
+    for found in findings():
+        cells = []
         for fold in folds:
-            better, worse = line.better(fold), line.worse(fold)
-            if better is None or worse is None:
+            if fold not in found.scores:
                 cells.append("–")
                 continue
-            differences.append(better.miou() - worse.miou())
-            intervals.append(better.interval_above(worse))
-            low, high = intervals[-1]
-            cells.append(f"{better.miou():.1f} − {worse.miou():.1f} = {differences[-1]:.1f} [{low:.1f}, {high:.1f}]")
-        complete = len(differences) == len(folds) and spread is not None
-        rows.append([str(line.claim), line.text, *cells, verdict(differences, intervals, spread) if complete else "–"])
+            (better, worse), (low, high) = found.scores[fold], found.intervals[fold]
+            cells.append(f"{better:.1f} − {worse:.1f} = {better - worse:.1f} [{low:.1f}, {high:.1f}]")
+        rows.append([str(found.line.claim), found.line.text, *cells, found.verdict or "–"])
     return markdown(["", "claim", *(f"fold {f}: mIoU, difference [95 %]" for f in folds), "verdict"], rows)
+
+
+def draw() -> plt.Figure:
+    """Every comparison as its differences with their intervals; one that was not run has a row without a mark."""
+    bars = {}
+    for found in findings():
+        marks = []
+        for fold, (better, worse) in found.scores.items():
+            marks.append((fold, better - worse, found.intervals[fold]))
+        bars[f"{found.line.claim}  {found.line.text}"] = (marks, found.verdict)
+    return figures.differences(bars, seed_spread())
+
+
+def progress() -> str:
+    """How many of the runs are done, what is missing, and the command that fills it: a sentence or two, rendered."""
+    cells = claimed_runs()
+    left = [cell for cell in cells if state(cell).kind != "done"]
+    done = f"{len(cells) - len(left)} of {len(cells)} runs are done"
+    decided = sum(bool(found.verdict) for found in findings())
+    lines = f"{decided} of {len(comparisons())} comparisons have a verdict"
+    if not left:
+        return f"{done}; {lines}."
+    hours = sum(expected_hours(cell.config) for cell in left)
+    return (
+        f"{done}; {lines}. `python -m hsnet.reproduce claims` trains, tests and measures what is missing: about "
+        f"{hours:.0f} hours of two cores that compute in bfloat16. It may be stopped and started again at any time."
+    )
 
 
 def runs_table() -> str:

@@ -263,6 +263,49 @@ def ladder(bars: dict[str, tuple[float, tuple[float, float]]], now: str) -> plt.
     return figure
 
 
+def differences(
+    bars: dict[str, tuple[Sequence[tuple[int, float, tuple[float, float]]], str]], spread: float | None
+) -> plt.Figure:
+    """Differences of two scores, a mark and an interval for each fold.
+
+    Args:
+        bars: by name, from top to bottom: (fold 0 to 3, difference in points, its 95 % interval) for each fold that was run,
+            perhaps none; and the verdict, or "".
+        spread: half the width of the grey band around zero, within which training seeds alone differ; None where that
+            is not known.
+    """
+    figure, axis = plt.subplots(figsize=(9, 0.34 * len(bars) + 1))
+    figure.patch.set_facecolor("white")
+    if spread is not None:
+        axis.axvspan(-spread, spread, color="#e9ecef", label="between training seeds")
+    axis.axvline(0, color="black", linewidth=0.8)
+    colours = {"holds": "#2b8a3e", "does not hold here": "#c92a2a"}
+    reach = [spread or 0.0, 1.0]
+    for i, (marks, verdict) in enumerate(bars.values()):
+        for j, (fold, difference, (low, high)) in enumerate(marks):
+            y, colour = i + 0.3 * (j - (len(marks) - 1) / 2), colours.get(verdict, "#495057")
+            axis.barh(y, difference, height=0.24, color=colour, alpha=0.55)
+            axis.plot([low, high], [y, y], color=colour, linewidth=1.6)
+            axis.plot(difference, y, "osD^"[fold], color=colour, markersize=4)
+            reach += [abs(low), abs(high)]
+        axis.annotate(
+            verdict or ("no verdict yet" if marks else "not run"),
+            (1.01, i),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=8,
+            color=colours.get(verdict, "#495057"),
+            annotation_clip=False,
+        )
+    axis.set_yticks(range(len(bars)), list(bars), fontsize=8)
+    axis.set_ylim(len(bars) - 0.5, -0.5)
+    axis.set_xlim(-1.05 * max(reach), 1.05 * max(reach))
+    axis.set_xlabel("difference of mIoU in points, with its paired 95 % bootstrap interval", fontsize=9)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    return figure
+
+
 class FrameSlider:
     """Figures to step through with a slider, in a page without kernel or network: by mouse, finger or keyboard.
 

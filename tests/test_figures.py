@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from hsnet.figures import BOXES, FrameSlider, NetworkDiagram, grid, heat, ladder, panels, two_planes
+from hsnet.figures import BOXES, FrameSlider, NetworkDiagram, differences, grid, heat, ladder, panels, two_planes
 
 
 def frames(count):
@@ -86,4 +86,19 @@ def test_two_planes_draw_a_line_for_each_pair():
     assert middles in [line.get_xydata().tolist() for line in figure.axes[0].lines]
     assert middles[0][0] + middles[1][0] == pytest.approx(3.7)
     assert figure.texts[0].get_text() == "who drew it"
+    plt.close("all")
+
+
+def test_differences_are_drawn_for_what_was_run():
+    bars = {
+        "both": ([(0, 3.0, (1.0, 5.0)), (1, 2.0, (0.5, 4.0))], "holds"),
+        "one": ([(1, -2.0, (-3.0, 1.0))], ""),
+        "none": ([], ""),
+    }
+    figure = differences(bars, spread=1.5)
+    assert [patch.get_width() for patch in figure.axes[0].patches] == [3.0, 3.0, 2.0, -2.0]  # the first is the band
+    assert [text.get_text() for text in figure.axes[0].texts] == ["holds", "no verdict yet", "not run"]
+    lines = [line.get_xdata() for line in figure.axes[0].lines if line.get_marker() == "None"]
+    assert [list(line) for line in lines[1:]] == [[1.0, 5.0], [0.5, 4.0], [-3.0, 1.0]]
+    assert not differences({"none": ([], "")}, spread=None).axes[0].patches
     plt.close("all")
