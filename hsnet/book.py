@@ -9,10 +9,14 @@ where it is missing; and as badges into README.md. Build the book again afterwar
 """
 
 import argparse
+import ast
+import inspect
 import json
 import os
 import re
-from dataclasses import replace
+import textwrap
+from dataclasses import fields, replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +24,10 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from .benchmarks import Benchmark, Episode, load_benchmark
-from .config import run_program
+from .config import Config, paper, run_program
 from .episodes import EpisodeDataset, test_episodes
 from .metrics import SegmentationScore
-from .records import ROOT, run_score, write_json
+from .records import ROOT, markdown, run_score, write_json
 
 RUN = "emoji-fold0-efficientnet_lite0"  # the trained network the pages show
 SIZE = 256  # pixels a side
@@ -83,6 +87,78 @@ def rung(chapter: int, name: str, score: SegmentationScore) -> dict[str, tuple[f
 def as_image(tensor: UInt8[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
     """A picture of a `Batch`, to be drawn."""
     return tensor.permute(1, 2, 0).numpy()
+
+
+def reference(name: str) -> str:
+    """Markdown: what the library says of one of its public names, from the code and its docstrings.
+
+    Raises:
+        AttributeError: a name that is not public.
+    """
+    thing = getattr(import_module("hsnet"), name)
+    if isinstance(thing, dict):
+        return markdown(["name", "what"], [[f"`{k}`", inspect.getdoc(v).splitlines()[0]] for k, v in thing.items()])
+    parts = [_signature(thing, name), _prose(inspect.getdoc(thing))]
+    if name == "Config":
+        of_paper = paper("pascal")
+        rows = [
+            [f"`{f.name}`", f"`{f.default!r}`", f"`{getattr(of_paper, f.name)!r}`", f.metadata["help"]]
+            for f in fields(Config)
+        ]
+        parts.append(markdown(["setting", "default", "of `paper('pascal')`", "meaning"], rows))
+    methods = {} if not inspect.isclass(thing) else vars(thing)
+    for method, function in methods.items():
+        function = getattr(function, "__func__", function)  # of a class method
+        if inspect.isfunction(function) and not method.startswith("_") and inspect.getdoc(function):
+            parts += [_signature(function, f"{name}.{method}"), _prose(inspect.getdoc(function))]
+    return "\n\n".join(parts)
+
+
+def _signature(thing, name: str) -> str:
+    """As the source has it: with the shapes."""
+    definition = ast.parse(textwrap.dedent(inspect.getsource(thing))).body[0]
+    if isinstance(definition, ast.ClassDef):
+        inner = [part for part in definition.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"]
+        if not inner:  # a dataclass
+            return f"```python\nclass {name}\n```"
+        definition = inner[0]
+    arguments = definition.args
+    every = [*arguments.posonlyargs, *arguments.args]
+    if every and every[0].arg in ("self", "cls"):
+        (arguments.posonlyargs or arguments.args).pop(0)
+    returns = f" -> {ast.unparse(definition.returns)}" if definition.returns else ""
+    line = f"{name}({ast.unparse(arguments)}){returns}"
+    if len(line) > 88:  # an argument a line; commas inside brackets belong to shapes
+        depth, lines, start = 0, [], 0
+        text = ast.unparse(arguments)
+        for i, letter in enumerate(text):
+            depth += (letter in "[(") - (letter in "])")
+            if letter == "," and not depth:
+                lines.append(text[start : i + 1].strip())
+                start = i + 1
+        lines.append(text[start:].strip() + ",")
+        inner = "".join(f"    {one}\n" for one in lines)
+        line = f"{name}(\n{inner}){returns}"
+    return f"```python\n{line}\n```"
+
+
+def _prose(docstring: str) -> str:
+    """A docstring as Markdown: its sections as lists."""
+    blocks = []
+    for block in docstring.split("\n\n"):
+        title, *lines = block.splitlines()
+        if not re.fullmatch(r"(Args|Attributes|Returns|Raises):", title):
+            blocks.append(block)
+            continue
+        entries: list[str] = []
+        for line in lines:
+            deeper = line.startswith("        ")
+            if deeper or title == "Returns:":
+                entries[-1:] = [" ".join([*entries[-1:], line.strip()])]
+            else:
+                entries.append(re.sub(r"^([\w, *]+):", r"`\1`:", line.strip()))
+        blocks.append(f"**{title[:-1]}**\n\n" + "\n".join(f"- {entry}" for entry in entries))
+    return "\n\n".join(blocks)
 
 
 # The address is a plain string in it, for Colab is given the notebook alone.

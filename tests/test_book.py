@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hsnet.book import FIRST_CELL, publish, published
+import hsnet
+from hsnet.book import FIRST_CELL, publish, published, reference
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
 PAGES = sorted(BOOK.glob("*.ipynb"))
@@ -24,7 +25,7 @@ def cells(page, kind):
 def test_every_page_is_in_the_table_of_contents():
     contents = (BOOK.parent / "_toc.yml").read_text()
     listed = re.findall(r"book/(\w+)", contents)
-    assert sorted(listed) == sorted({p.stem for p in PAGES} | {"references"})
+    assert sorted(listed) == sorted({p.stem for p in [*PAGES, *BOOK.glob("*.md")]})
     numbers = [p.name[:2] for p in CHAPTERS]
     assert len(numbers) == len(set(numbers)), "two chapters have one number"
 
@@ -80,6 +81,45 @@ def test_labels_are_unique():
         if label
     ]
     assert len(found) == len(set(found)), sorted({label for label in found if found.count(label) > 1})
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "reproduce the paper's number",
+        "fair comparison",
+        "prepare COCO masks",
+        "use my own images",
+        "validation equals test",
+        "how does 5-shot vote",
+        "out of memory",
+        "how long does training take",
+        "which pixels are ignored",
+        "why pre-ReLU features",
+    ],
+)
+def test_a_question_is_answered_in_the_words_people_use(words):
+    answers = (BOOK / "questions.md").read_text().split("\n## ")[1:]
+    [answer] = [text for text in answers if words.lower() in text.partition("\n")[2].lower()]
+    linked = re.findall(r"\{doc\}`(\w+)`", answer)
+    assert linked, "no page is named that has the long answer"
+    assert set(linked) <= {p.stem for p in [*PAGES, *BOOK.glob("*.md")]}
+
+
+def test_the_reference_has_every_public_name():
+    text = "\n".join(cells(BOOK / "api.ipynb", "markdown"))
+    assert sorted(re.findall(r"^## (\w+)", text, re.MULTILINE)) == sorted(hsnet.__all__)
+
+
+def test_a_reference_says_what_the_docstring_says():
+    text = reference("vote")
+    assert "masks: Bool[Tensor, 'b k h w']" in text
+    assert '- `rule`: "paper": foreground where the votes' in text
+    assert "- `ValueError`: another rule." in text
+    assert "| `fold` " in reference("Config")
+    assert "HSNet.from_run(run: str | Path)" in reference("HSNet")
+    with pytest.raises(AttributeError, match="squeeze"):
+        reference("squeeze")
 
 
 def first_cell(page):
