@@ -418,7 +418,7 @@ class Training:
 def _run_epochs(training: Training) -> None:
     """All epochs that are left: training, validation, checkpoint, a line of history."""
     clock = training.clock
-    history = training.folder / "history.jsonl"
+    history, memory = training.folder / "history.jsonl", Memory(training.device)
     if rank() == 0:  # what follows from the state: a kill may have left it ahead or behind
         training.save_best()
         write_whole(history, "".join(json.dumps(line) + "\n" for line in training.history).encode())
@@ -438,7 +438,7 @@ def _run_epochs(training: Training) -> None:
             "val_miou": round(miou, 3),
             "best": best,
             "seconds": round(clock.seconds(), 1),
-            "peak_bytes": training.memory.peak(),
+            "peak_bytes": memory.peak(),
         }
         training.history.append(line)
         training.step, training.losses, training.score.rows = 0, 0.0, []
