@@ -515,7 +515,7 @@ def _rates(row):
 
 def draw(result: dict) -> plt.Figure:
     """Curves: time of the kernels, time of the stages, memory by size."""
-    figure, (kernels, stages, memory) = plt.subplots(1, 3, figsize=(14, 3.8))
+    figure, (kernels, stages, memory) = plt.subplots(1, 3, figsize=(10.5, 3.6))
     figure.patch.set_facecolor("white")
     styles = {
         "dense": ("o-", "#495057"),
