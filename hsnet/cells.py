@@ -42,8 +42,6 @@ ABLATIONS: dict[str, dict] = {
     "original 4D kernels": {"kernel": "dense"},
     "backbone trained too": {"train_backbone": True},
 }
-# Settings that say where and how fast a run is computed, not what comes out.
-FREE = {"root", "workers", "device", "name", "shot", "tensorboard", "micro_batch", "recompute", "bad_files"}
 LAST_EPOCH = "last-epoch"  # folder in a run's: the weights of its last epoch, and their tests
 
 

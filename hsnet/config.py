@@ -32,6 +32,9 @@ RANGES = {  # least and most; the most are far beyond use, so that a slip of the
 
 ROOT = Path(__file__).resolve().parents[1]  # the checkout
 
+# Settings that may differ between the sittings of a run: they change where and how it is computed, not what.
+FREE = ("workers", "device", "name", "root", "bad_files", "micro_batch", "recompute", "tensorboard")
+
 
 def data_folder() -> Path:
     """Where runs, drawings and downloads lie: `HSNET_DATA`, else the checkout's `data/`."""

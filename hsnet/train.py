@@ -47,7 +47,7 @@ from .checkpoints import (
     save_model,
     write_whole,
 )
-from .config import Config, add_settings, config_from, data_folder, run_program
+from .config import FREE, Config, add_settings, config_from, data_folder, run_program
 from .devices import Memory, choose_device, choose_precision, free_memory, is_out_of_memory
 from .distributed import add_up, add_up_gradients, collect, from_first, part_of, rank, together, world
 from .episodes import Batch, EpisodeDataset, test_episodes
@@ -75,9 +75,11 @@ SAVE_EVERY, SAVE_SHARE = 30.0, 0.01
 # A mean cross-entropy above this has exploded: an untrained network has 0.7, one that is sure and wrong everywhere 20.
 EXPLODED = 20.0
 RESUME_ME = 75  # exit status after SIGTERM: "temporary failure" of sysexits.h
-# Settings that may differ between the sittings of a run: they change where and how it is computed, not what.
-FREE = ("workers", "device", "name", "root", "bad_files", "micro_batch", "recompute", "tensorboard")
-LONGER = ("epochs", "minutes", "patience")  # these too, where --resume asks for it
+LONGER = (
+    "epochs",
+    "minutes",
+    "patience",
+)  # may differ between the sittings of a run, beside FREE, where --resume asks for it
 
 
 def train(config: Config, resume: bool = False, memory: bool = False) -> Path:
