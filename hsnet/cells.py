@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from .checkpoints import lock_holder
-from .config import ROOT, TRAINING_SEEDS, Config, data_folder, paper
+from .config import FREE, ROOT, TRAINING_SEEDS, Config, data_folder, paper
 
 PAPER = ROOT / "data" / "paper"
 BENCHMARKS = {
