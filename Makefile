@@ -18,10 +18,15 @@ RUN ?= emoji-fold0-efficientnet_lite0
 BIN := .venv/bin
 READY := .venv/ready
 EXECUTED := .executed/stamp
-SOURCES := _config.yml _toc.yml $(shell find book hsnet -type f -not -name '*.pyc') \
-	$(wildcard data/emoji/*.csv data/runs/*/*.json data/runs/*/*.safetensors tests/golden/*)
+HTML := _build/html/index.html
+BOOK := _config.yml _toc.yml $(shell find book -type f -not -path '*/.*')
+# What the notebooks compute with.
+SOURCES := $(shell find hsnet -name '*.py') \
+	$(wildcard data/*.json data/emoji/*.csv data/paper/* data/speed/* tests/golden/* \
+	data/runs/*.md data/runs/*/*.json data/runs/*/*.jsonl data/runs/*/*.safetensors)
 
 .PHONY: train test evaluate book pages lint clean
+.DELETE_ON_ERROR:
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -42,22 +47,29 @@ evaluate: $(READY)
 	$(BIN)/python -m hsnet.evaluate $(RUN) --controls
 
 # Each notebook is executed once, in a copy of the book's sources, and an error in one fails here; the pages are built
-# from the copies. They run anew when a page, the library or its data has changed. What they draw is prepared first.
-$(EXECUTED): $(READY) $(SOURCES)
-	rm -rf $(dir $@) && mkdir -p $(dir $@)
-	cp -r book _config.yml _toc.yml $(dir $@)
+# from the copies. A notebook that has changed runs anew; when the library, its data or the environment has, all do. What
+# they draw, and what the page that computes in the browser loads, is prepared first.
+CHANGED = $(if $(filter-out $(BOOK),$?),$(BOOK),$?)
+NOTEBOOKS = $(addprefix $(dir $@),$(filter %.ipynb,$(CHANGED)))
+$(EXECUTED): $(READY) $(SOURCES) $(BOOK)
+	mkdir -p $(dir $@) && touch $(dir $@)begun  # what is edited from here on is newer than the stamp
+	for file in $(CHANGED); do mkdir -p $(dir $@)$$(dirname $$file) && cp $$file $(dir $@)$$file || exit 1; done
 	$(BIN)/python -c "from hsnet.book import emoji; emoji()"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --overwrite --nbmake-timeout=600 -n 2 $(dir $@)book/*.ipynb
-	touch $@
+	$(BIN)/python -m hsnet.browser --out $(dir $@)book/browser/try
+	$(if $(NOTEBOOKS),OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --overwrite --nbmake-timeout=600 -n 2 $(NOTEBOOKS))
+	touch -r $(dir $@)begun $@
 
-book: $(EXECUTED)
+$(HTML): $(EXECUTED)
 	$(BIN)/jupyter-book build .executed --path-output . --all -n -W --keep-going
+
+book: $(HTML)
+	@echo "the book: file://$(CURDIR)/$(HTML)"
 
 # Looks at the built pages in Chromium; SCREENSHOTS=FOLDER keeps pictures of all of them.
 SCREENSHOTS ?=
 pages: book
 	$(BIN)/pip install --disable-pip-version-check --quiet playwright
-	HSNET_PAGES=_build/html HSNET_SCREENSHOTS=$(SCREENSHOTS) $(BIN)/python -m pytest tests/test_pages.py -rs
+	HSNET_PAGES=_build/html HSNET_SCREENSHOTS=$(SCREENSHOTS) $(BIN)/python -m pytest tests/test_pages.py tests/test_browser.py -rs
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,41 +1,206 @@
-"""What a saved model holds, and the reader of the authors' checkpoints.
+"""What a saved model holds, what a training needs to go on, and the reader of the authors' checkpoints.
 
 A model is one safetensors file: the tensors that training changed, and in its metadata the settings that rebuild the
 rest. A frozen backbone with its ImageNet weights is not stored: every installation can load it again.
+
+A training's state is `last.pt`, beside it `previous.pt`, the one before: whatever instant a process is killed at, one of
+them is whole. Nothing is unpickled freely: weights are read by safetensors or with `weights_only=True`.
 """
 
+import errno
 import hashlib
+import io
 import json
+import os
 import re
+import socket
+import sys
+import zipfile
 from collections.abc import Callable
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from .config import data_folder
+try:
+    import fcntl
+except ImportError:  # Windows: two trainings in one folder are not noticed there
+    fcntl = None
+
+from .config import ROOT, data_folder
 
 WEIGHTS = "model.safetensors"
+LAST, PREVIOUS, DAMAGED, LOCK = "last.pt", "previous.pt", "damaged.pt", "lock"
+# The runs whose weights come with the repository, by the short name that every `run` argument takes. When a better one is
+# shipped it is named here, and `python -m hsnet.export` and `python -m hsnet.try_photographs` are run again.
+SHIPPED = {"emoji": "emoji-fold0-efficientnet_lite0"}
 BACKBONE = "backbone.network."
 
 
-def save_model(path: Path, model: nn.Module) -> None:
-    """Write a model's learned tensors and settings. To a temporary name first: never half a file.
-
-    Raises:
-        PermissionError: a folder that cannot be written.
-    """
-    stored = {name: t.detach().contiguous() for name, t in model.state_dict().items() if _is_stored(name, model)}
+def save_model(path: Path, model: nn.Module, learned: dict[str, Tensor] | None = None) -> None:
+    """Write a model's learned tensors and settings, by `write_whole`; `learned` stand in for some of its own."""
+    tensors = model.state_dict() | (learned or {})
+    stored = {name: t.detach().contiguous() for name, t in tensors.items() if _is_stored(name, model)}
     metadata = {
         "settings": json.dumps(model.settings),
         "training_size": json.dumps(model.training_size),
         "backbone_stored": json.dumps(not model.backbone.pretrained or model.backbone.trainable),
     }
+    write_whole(path, safetensors.torch.save(stored, metadata))
+
+
+def write_whole(path: Path, content: bytes, check: Callable[[Path], object] | None = None) -> None:
+    """Write a file so that its name never shows half of it: under a temporary name, on the disk, checked, renamed.
+
+    Args:
+        check: reads the temporary file, and raises where it is not what it should be.
+
+    Raises:
+        OSError: a folder that cannot be written, a full disk; what had the name before is still there.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    safetensors.torch.save_file(stored, temporary, metadata)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if check:
+            check(temporary)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise type(error)(
+            f"{path} cannot be written ({error.strerror}; {len(content) / 1e6:.0f} MB): make room, or put the folder's "
+            "permissions right. What was there before is untouched"
+        ) from error
     temporary.replace(path)
+    _fsync_folder(path.parent)
+
+
+def _fsync_folder(folder):
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+    """Write a training's state as `last.pt`; what had that name becomes `previous.pt`, once the new one has been read.
+
+    Args:
+        state: tensors, numbers, text, lists and dicts.
+
+    Raises:
+        OSError: it cannot be written; what was there before is untouched.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+
+    def check(temporary):
+        _read_checkpoint(temporary)
+        if (folder / LAST).exists():
+            (folder / LAST).replace(folder / PREVIOUS)
+
+    write_whole(folder / LAST, buffer.getvalue(), check)
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The last whole state of a training; None where there is none yet.
+
+    A damaged `last.pt` is named on stderr, kept as `damaged.pt`, and `previous.pt` is read instead.
+
+    Raises:
+        ValueError: all there is, is damaged, naming it.
+    """
+    problems = []
+    for name in (LAST, PREVIOUS):
+        if not (folder / name).exists():
+            continue
+        try:
+            state = _read_checkpoint(folder / name)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        if problems:
+            (folder / LAST).replace(folder / DAMAGED)  # or it would take the place of the good one
+            print(f"warning: {problems[0]}: kept as {DAMAGED}, going on from {PREVIOUS}", file=sys.stderr)
+        return state
+    if problems:
+        raise ValueError(f"{'; '.join(problems)}: delete the folder and train anew, or train another with --name")
+    return None
+
+
+def _read_checkpoint(path):
+    try:
+        with zipfile.ZipFile(path) as parts:  # PyTorch itself does not compare the checksums
+            if part := parts.testzip():
+                raise ValueError(f"wrong checksum of {part}")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and zipfile raise many kinds for a damaged file
+        raise ValueError(f"{path} is damaged ({(str(error) or type(error).__name__).splitlines()[0]})") from error
+
+
+@contextmanager
+def lock(folder: Path):
+    """Keep other trainings out of a run's folder. The system lets go of it when the process ends, however that happens.
+
+    Raises:
+        FileExistsError: another process trains there, naming it.
+    """
+    if fcntl is None:
+        yield
+        return
+    path = folder / LOCK
+    while True:
+        file = path.open("a+")
+        try:
+            # Not flock, which the loader's workers would inherit: they outlive a killed training by seconds.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system that has no locks
+                print(
+                    f"warning: {path} cannot be locked ({error.strerror}): start no other training there",
+                    file=sys.stderr,
+                )
+                break
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise FileExistsError(
+                f"the run {folder.name} is being trained already by {holder} ({path}): let it end, or train another with --name"
+            ) from error
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            break
+        file.close()  # its holder was just done, and has removed it
+    try:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+
+
+def lock_holder(folder: Path) -> str | None:
+    """Who trains in a run's folder, as far as this machine can tell; None for nobody."""
+    try:
+        holder = (folder / LOCK).read_text().strip()
+        number, _, host = holder.removeprefix("process ").partition(" on ")
+        if host == socket.gethostname():
+            os.kill(int(number), 0)
+    except (FileNotFoundError, ProcessLookupError, ValueError):
+        return None
+    except PermissionError:  # somebody else's process
+        pass
+    return holder
 
 
 def load_model(run: str | Path, build: Callable[..., nn.Module]) -> nn.Module:
@@ -71,19 +236,25 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def run_folder(run: str | Path) -> Path:
-    """The folder of a run, given as a folder or as a name under `data/runs`.
+    """The folder of a run, given as a folder, as a name under `data/runs`, or as a key of `SHIPPED`.
+
+    The weights of a shipped run that the data folder lacks are found in the checkout.
 
     Raises:
         FileNotFoundError: no such run, with the names that exist.
     """
-    named = data_folder() / "runs" / run
-    for folder in (Path(run), named):
+    runs = data_folder() / "runs"
+    shipped = SHIPPED.get(str(run))
+    if shipped and not (runs / shipped / WEIGHTS).exists():
+        runs = ROOT / "data" / "runs"
+    for folder in (runs / shipped,) if shipped else (Path(run), runs / run):
         if folder.is_dir():
             return folder
-    runs = sorted(p.name for p in named.parent.glob("*/")) if named.parent.is_dir() else []
+    names = sorted(p.name for p in runs.glob("*/")) if runs.is_dir() else []
     raise FileNotFoundError(
-        f"no run {str(run)!r}, neither as a folder nor under {named.parent}. "
-        + (f"There are: {', '.join(runs)}" if runs else "There are none yet: `make train` trains one")
+        f"no run {str(run)!r}, neither as a folder nor under {runs}. "
+        + (f"There are: {', '.join(names)}" if names else "There are none yet: `make train` trains one")
+        + f". Shipped with the repository: {', '.join(SHIPPED)}"
     )
 
 

@@ -13,9 +13,29 @@ TEST_LISTS = {"official": 1, "strict": 5}  # by protocol: how many lists of test
 TRAINING_SEEDS = {"official": 1, "strict": 3}  # by protocol: how many trainings, seeded 0, 1, …
 
 
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+RANGES = {  # least and most; the most are far beyond use, so that a slip of the finger is an error at once
+    "size": (32, 8192),
+    "epochs": (1, 10**6),
+    "batch": (1, 10**5),
+    "micro_batch": (0, 10**5),
+    "val_episodes": (1, 10**7),
+    "test_episodes": (1, 10**7),
+    "epoch_episodes": (0, 10**9),
+    "patience": (0, 10**6),
+    "bad_files": (0, 10**9),
+    "minutes": (0, 10**7),
+    "workers": (-1, 1024),
+    "seed": (0, 2**63 - 1),
+}
+
+
+ROOT = Path(__file__).resolve().parents[1]  # the checkout
+
+
 def data_folder() -> Path:
     """Where runs, drawings and downloads lie: `HSNET_DATA`, else the checkout's `data/`."""
-    return Path(os.environ.get("HSNET_DATA") or Path(__file__).resolve().parents[1] / "data")
+    return Path(os.environ.get("HSNET_DATA") or ROOT / "data")
 
 
 def images_folder(benchmark: str, root: str | Path = "") -> Path:
@@ -76,7 +96,14 @@ class Config:
     epoch_episodes: int = _setting(
         400, "training episodes per epoch (0: as many as the benchmark has training queries)"
     )
-    batch: int = _setting(4, "episodes per training step")
+    batch: int = _setting(4, "episodes per training step, of all processes together")
+    micro_batch: int = _setting(
+        0, "compute so many of them at a time: less memory, the same step (0: as many as a GPU is given, few on a CPU)"
+    )
+    recompute: bool = _setting(
+        False,
+        "forget what the squeezing layers computed, and compute it again for the gradients: less memory, the same step",
+    )
     optimizer: str = _setting(
         "muon", "adam, as in the paper, or muon, which learns more in a thousand steps", ("adam", "muon")
     )
@@ -99,7 +126,9 @@ class Config:
         "stop training after this many minutes, whatever the epochs; the schedule then follows the clock (0: no limit)",
     )
     precision: str = _setting(
-        "auto", "auto takes bfloat16 where the hardware computes in it, else float32", ("auto", "float32", "bfloat16")
+        "auto",
+        "auto takes bfloat16 where the hardware computes in it, float16 with a scaled loss on a GPU without, else float32",
+        ("auto", "float32", "bfloat16", "float16"),
     )
     val_episodes: int = _setting(92, "episodes that choose the best epoch")
     test_episodes: int = _setting(
@@ -114,29 +143,31 @@ class Config:
     workers: int = _setting(-1, "processes that prepare episodes (-1: chosen by the machine)")
     device: str = _setting("auto", "auto, cpu, cuda, cuda:1, mps, …")
     seed: int = _setting(0, "of the first weights and the training episodes")
+    tensorboard: bool = _setting(
+        False, "write losses, scores and pictures for TensorBoard, too (needs `pip install tensorboard`)"
+    )
     name: str = _setting("", "of the run's folder under data/runs (empty: benchmark-foldF-backbone)")
 
     def __post_init__(self):
         for option in dataclasses.fields(self):
             value, choices = getattr(self, option.name), option.metadata["choices"]
+            if option.type is float and type(value) is int:
+                value = float(value)
+                setattr(self, option.name, value)
+            if type(value) is not option.type:
+                raise ValueError(f"{option.name} is {value!r}: it must be {KINDS[option.type]}")
             if choices and value not in choices:
                 raise ValueError(f"{option.name} is {value!r}: choose one of {', '.join(map(str, choices))}")
-        for name, least in (
-            ("size", 32),
-            ("epochs", 1),
-            ("batch", 1),
-            ("val_episodes", 1),
-            ("test_episodes", 1),
-            ("epoch_episodes", 0),
-            ("patience", 0),
-            ("bad_files", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be {least} or more")
+        for name, (least, most) in RANGES.items():
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be {least} or more, at most {most}")
         for name in ("learning_rate", "foreground_weight"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
-
+            if not 0 < getattr(self, name) <= 1000:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0, at most 1000")
+        if self.name != Path(self.name).name or self.name == ".." or len(self.name.encode()) > 200:
+            raise ValueError(
+                f"name is {self.name!r}: it must be a folder's name, without a path, of at most 200 letters"
+            )
         self.shots  # noqa: B018 - raises where the list is wrong
 
     @property
@@ -146,8 +177,8 @@ class Config:
             shots = [int(part) for part in self.shot.split(",")]
         except ValueError:
             shots = [0]
-        if min(shots) < 1:
-            raise ValueError(f"shot is {self.shot!r}: give numbers of supports, 1 or more, with commas between: 1,5")
+        if min(shots) < 1 or max(shots) > 100:
+            raise ValueError(f"shot is {self.shot!r}: give numbers of supports, 1 to 100, with commas between: 1,5")
         return shots
 
     @property
@@ -171,14 +202,38 @@ class Config:
         )
         return {name: getattr(self, name) for name in names}
 
+    def as_json(self) -> str:
+        """The content of `config.json`."""
+        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
     def save(self, path: Path) -> None:
-        """Write as JSON."""
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        """Write a `config.json`."""
+        path.write_text(self.as_json())
 
     @classmethod
     def load(cls, path: Path) -> "Config":
-        """Read what `save` wrote."""
-        return cls(**json.loads(path.read_text()))
+        """Read a `config.json`. Settings that an older version did not have take their defaults.
+
+        Raises:
+            ValueError: no such file's content, or a setting that is unknown or wrong, naming it.
+        """
+        try:
+            content = json.loads(path.read_text())
+        except ValueError as error:  # no JSON, or no text
+            raise ValueError(f"{path} is not JSON ({error}): put it right, or train anew") from error
+        if not isinstance(content, dict):
+            raise ValueError(
+                f"{path} holds {type(content).__name__}, not settings by name: put it right, or train anew"
+            )
+        unknown = sorted(set(content) - {option.name for option in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(
+                f"{path} has {', '.join(map(repr, unknown))}: no such setting. A newer version may have written it"
+            )
+        try:
+            return cls(**content)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
 def paper(benchmark: str, backbone: str = "resnet50", fold: int = 0) -> Config:
@@ -239,12 +294,12 @@ def config_from(arguments: argparse.Namespace) -> Config:
 def run_program(main) -> None:
     """Call a program's `main`; expected errors end it with one line instead of a traceback.
 
-    Wrong values, missing files, folders that cannot be written and missing packages are a user's to put right; anything
+    Wrong values, missing files, folders that cannot be written, missing packages and too little memory are a user's to put right; anything
     else is ours and keeps its traceback. Ctrl-C ends with status 130.
     """
     try:
         main()
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

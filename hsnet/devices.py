@@ -1,8 +1,15 @@
-"""Which device computes, and in which precision."""
+"""Which device computes, in which precision, and how much memory it takes."""
 
+import contextlib
+import ctypes
 import platform
+import re
+import sys
+from pathlib import Path
 
 import torch
+
+DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -14,26 +21,31 @@ def choose_device(name: str = "auto") -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
+        if name.partition(":")[0] not in DEVICES:
+            raise RuntimeError(f"known are {', '.join(DEVICES)}")
         return torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}): try --device auto") from error
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of the network's arithmetic; "auto" takes bfloat16 where the hardware computes in it.
+    """The dtype of the network's arithmetic; "auto" takes what the hardware is fastest in.
 
-    A CPU without such instructions emulates it, hundreds of times slower than float32. Who asks for "float32" gets it on a
-    GPU too, where PyTorch by itself lets convolutions round their factors to 10 bits (TF32).
+    That is bfloat16 where the hardware has it. A CPU without such instructions emulates it, hundreds of times slower than
+    float32. A GPU without it that has units for float16 (compute capability 7, from 2017 on) takes that, with a scaled loss.
+    Who asks for "float32" gets it on a GPU too, where PyTorch by itself lets convolutions round their factors to 10 bits
+    (TF32).
     """
     if precision == "float32":
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    if precision == "auto":
-        if device.type == "cuda":
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-        return torch.bfloat16 if fast else torch.float32
-    return getattr(torch, precision)
+    if precision != "auto":
+        return getattr(torch, precision)
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16
+        return torch.float16 if torch.cuda.get_device_capability(device) >= (7, 0) else torch.float32
+    fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
 
 
 def describe(device: torch.device) -> str:
@@ -41,3 +53,54 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+class Memory:
+    """The memory in use and its peak: a GPU's, of PyTorch's tensors; on a CPU this process's, of everything.
+
+    Attributes:
+        before: bytes in use when this was made.
+    """
+
+    def __init__(self, device: torch.device):
+        """Forget the peak so far. On a CPU that needs Linux: elsewhere the peak is of the process's whole life."""
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+            self.before = torch.cuda.memory_allocated(device)
+            return
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError, AttributeError):  # another C library, or a container that forbids it
+                ctypes.CDLL(None).malloc_trim(0)  # give free memory back to the system
+                Path("/proc/self/clear_refs").write_text("5")
+        self.before = self.peak()
+
+    def peak(self) -> int:
+        """The largest number of bytes in use at any time since."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        if sys.platform == "linux":
+            return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+        try:
+            import resource
+        except ImportError:  # Windows
+            return 0
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be taken on a GPU, or on a CPU under Linux; None where nobody knows."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cpu" and sys.platform == "linux":
+        return 1024 * int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1])
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left. On a CPU PyTorch and oneDNN have no class of their own for that."""
+    of_cpu = isinstance(error, RuntimeError) and re.search(
+        "DefaultCPUAllocator|could not (create|execute) a", str(error)
+    )
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(of_cpu)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from .benchmarks import Benchmark, Episode, Sample, Square, UnreadableFileError
 from .benchmarks.squash import resize_image, resize_mask, squash
 from .config import TEST_LISTS
+from .distributed import part_of
 
 __all__ = [
     "Batch",
@@ -187,15 +188,26 @@ class EpisodeDataset(torch.utils.data.Dataset):
             self._order = self.epoch, np.concatenate(orders)
         return self.benchmark.draw(rng, self.fold, place=int(self._order[1][index]))
 
-    def loader(self, batch: int, workers: int = 0) -> torch.utils.data.DataLoader:
+    def loader(
+        self, batch: int, workers: int = 0, *, first: int = 0, share: tuple[int, int] = (0, 1)
+    ) -> torch.utils.data.DataLoader:
         """The episodes in order, `batch` at a time; the last batch may be smaller.
+
+        Args:
+            first: leave out so many batches at the beginning.
+            share: (i, n) for the i-th of n equal parts of each batch, counted from 0; None where a part is empty.
 
         Raises:
             UnreadableFileError: when iterated, more unreadable files than are passed over, with their list.
         """
         batch = 1 if self.original_size else batch
         return _Loader(
-            _Catching(self), batch, num_workers=workers, collate_fn=_collate, pin_memory=torch.cuda.is_available()
+            _Catching(self),
+            batch_sampler=_Steps(len(self), batch, first, share),
+            num_workers=workers,
+            collate_fn=_collate,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # its own: the training's is not drawn from
         )
 
     def note(self, batch: Batch) -> None:
@@ -213,7 +225,7 @@ def _too_many(messages, tolerated):
         return UnreadableFileError(next(iter(messages)))
     return UnreadableFileError(
         f"{len(messages)} training files cannot be used, {tolerated} are passed over (--bad-files): put them right, then "
-        "go on with --resume\n" + "\n".join(f"  {message}" for message in messages)
+        "start the same command again\n" + "\n".join(f"  {message}" for message in messages)
     )
 
 
@@ -234,23 +246,44 @@ class _Catching(torch.utils.data.Dataset):
 
 
 def _collate(items):
+    if not items:  # a process without a part of this batch
+        return None
     return next((item for item in items if isinstance(item, Exception)), None) or Batch.stack(items)
 
 
+@dataclass
+class _Steps:
+    """The indices of each step's episodes; see `EpisodeDataset.loader`."""
+
+    count: int
+    batch: int
+    first: int
+    share: tuple[int, int]
+
+    def __len__(self):
+        return max(0, -(-self.count // self.batch) - self.first)
+
+    def __iter__(self):
+        for begin in range(self.first * self.batch, self.count, self.batch):
+            indices = range(begin, min(begin + self.batch, self.count))
+            yield list(indices[slice(*part_of(len(indices), *self.share))])
+
+
 class _Loader(torch.utils.data.DataLoader):
-    """Starts its workers with Ctrl-C blocked: it is the program's to answer, and a worker's traceback would only confuse."""
+    """Starts its workers with Ctrl-C and SIGTERM blocked: they are the program's to answer, for which it needs its workers."""
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self._start():
             if isinstance(batch, Exception):
                 raise batch
-            self.dataset.episodes.note(batch)
+            if batch is not None:
+                self.dataset.episodes.note(batch)
             yield batch
 
     def _start(self):
         if not hasattr(signal, "pthread_sigmask"):  # Windows
             return super().__iter__()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
         try:
             return super().__iter__()
         finally:

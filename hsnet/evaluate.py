@@ -26,7 +26,8 @@ from .benchmarks.drawn import DrawnBenchmark
 from .checkpoints import load_reference, run_folder
 from .config import PHOTOGRAPHS, Config, data_folder, paper, run_program
 from .devices import choose_device, choose_precision, describe
-from .episodes import Batch, EpisodeDataset, test_episodes, test_lists
+from .distributed import collect, rank, world
+from .episodes import Batch, EpisodeDataset, shard, test_episodes, test_lists
 from .metrics import SegmentationScore
 from .model import HSNet
 
@@ -39,6 +40,11 @@ def choose_workers(workers: int) -> int:
     if workers >= 0:
         return workers
     return max(1, min(8, torch.get_num_threads() - 2))
+
+
+def episodes_at_a_time(config: Config, device: torch.device) -> int:
+    """How many episodes are scored together: as many as are trained together, on a CPU few."""
+    return config.micro_batch or (min(config.batch, FEW) if device.type == "cpu" else config.batch)
 
 
 def predictor(
@@ -74,16 +80,27 @@ def predictor(
 def evaluate(
     predict: Predictor, dataset: EpisodeDataset, class_ids: list[int], *, batch: int, workers: int, title: str
 ) -> dict[str, SegmentationScore]:
-    """Score all masks that `predict` returns for the same episodes, with a progress bar."""
+    """Score all masks that `predict` returns for the same episodes, with a progress bar.
+
+    Several processes take the episodes in turn, none twice, and each returns the scores of all.
+    """
     scores: dict[str, SegmentationScore] = {}
-    with tqdm(total=len(dataset), desc=title, unit="episode", leave=False) as bar:
-        for episodes in dataset.loader(batch, workers):
+    own = shard(dataset.episodes, rank(), world())
+    dealt = EpisodeDataset(dataset.benchmark, dataset.size, own, original_size=dataset.original_size)
+    with tqdm(total=len(dealt), desc=title, unit="episode", leave=False, disable=rank() > 0) as bar:
+        for episodes in dealt.loader(batch, workers):
             for name, mask in predict(episodes).items():
                 score = scores.setdefault(name, SegmentationScore(class_ids, dataset.benchmark.resample_classes))
                 score.update(mask, episodes.query_mask, episodes.class_id, episodes.ignored)
             bar.update(len(episodes.class_id))
             first, score = next(iter(scores.items()))
             bar.set_postfix_str(f"{first} mIoU {score.miou():.1f}")
+    areas = [dict(zip(scores, rows, strict=True)) for rows in zip(*(s.rows for s in scores.values()), strict=True)]
+    for i, episode in enumerate(collect(areas) if world() > 1 else []):
+        for name, row in episode.items():
+            if i == 0:
+                scores[name] = SegmentationScore(class_ids, dataset.benchmark.resample_classes)
+            scores[name].rows.append(row)
     return scores
 
 
@@ -157,7 +174,7 @@ def test_run(
             benchmark, config.size, [e for episodes in lists for e in episodes], original_size=original_size
         ),
         benchmark.classes(config.fold, "test"),
-        batch=min(config.batch, FEW) if device.type == "cpu" else config.batch,
+        batch=episodes_at_a_time(config, device),
         workers=choose_workers(config.workers),
         title=f"test, {shot}-shot",
     )
@@ -177,6 +194,8 @@ def test_run(
         "digest": benchmark.digest(),
         "seconds": round(time.perf_counter() - start, 1),
         "device": describe(device),
+        "precision": str(choose_precision(config.precision, device))[6:],
+        "parameters": sum(p.numel() for p in model.learned_parameters().values()),
         "torch": torch.__version__,
         "scores": {name: score.summary() for name, score in scores.items()},
         "resample_classes": benchmark.resample_classes,
@@ -189,7 +208,8 @@ def test_run(
         result |= {"training": checkpoint}
     if len(lists) > 1:
         result["lists"] = [_list_scores(scores["HSNet"], seed, len(lists)) for seed in range(len(lists))]
-    records.write_json(test_path(folder, config, shot, original_size), result)
+    if rank() == 0:
+        records.write_json(test_path(folder, config, shot, original_size), result)
     return result
 
 

@@ -311,12 +311,12 @@ class FrameSlider:
 
 
 BOXES = {  # the boxes of the network's figure, in the order of the data
-    "backbone": "features at\nmany depths",
-    "masking": "hide the support's\nbackground",
-    "correlation": "compare all\npositions",
-    "squeezing": "shrink the\nsupport dims",
-    "mixing": "coarse to\nfine",
-    "decoder": "context\nto mask",
+    "backbone": "features at many depths",
+    "masking": "hide the support's background",
+    "correlation": "compare all positions",
+    "squeezing": "shrink the support dims",
+    "mixing": "coarse to fine",
+    "decoder": "context to mask",
 }
 
 
@@ -336,26 +336,18 @@ class NetworkDiagram:
         self.lit = lit
 
     def _repr_html_(self) -> str:
-        width, height, gap = 118, 74, 14
+        arrow = '<span style="position:absolute;right:100%;top:50%;width:1.2em;transform:translateY(-50%)">→</span>'
         parts = []
         for i, (name, words) in enumerate(BOXES.items()):
-            x, lit = i * (width + gap) + 2, name == self.lit
-            fill, ink = ("#d9480f", "white") if lit else ("none", "currentColor")
-            lines = "".join(
-                f'<text x="{x + width / 2}" y="{44 + 15 * j}" font-size="12" text-anchor="middle" fill="{ink}">{line}</text>'
-                for j, line in enumerate(html.escape(words).split("\n"))
-            )
+            colours = "border-color:#d9480f;background:#d9480f;color:white" if name == self.lit else ""
             parts.append(
-                f'<rect x="{x}" y="2" width="{width}" height="{height}" rx="6" fill="{fill}" stroke="{"#d9480f" if lit else "currentColor"}"/>'
-                f'<text x="{x + width / 2}" y="22" font-size="14" font-weight="bold" text-anchor="middle" fill="{ink}">{name}</text>{lines}'
+                '<div style="position:relative;border:1px solid;border-radius:6px;padding:.4em .2em;'
+                f'{colours}">{arrow if i else ""}<b>{name}</b><br>{html.escape(words)}</div>'
             )
-            if i:
-                parts.append(f'<path d="M{x - gap} {2 + height / 2}h{gap}" stroke="currentColor" stroke-width="2"/>')
-        total = len(BOXES) * (width + gap) - gap + 4
         where = f"; this chapter: {self.lit}" if self.lit else ""
+        # As many boxes in a row as there is room for: three on a phone.
         return (
-            f'<svg class="hsnet-network" role="img" viewBox="0 0 {total} {height + 4}" style="width:100%;max-width:{total}px" '
-            f'font-family="system-ui,sans-serif" aria-label="The network: {", ".join(BOXES)}{where}">'
-            + "".join(parts)
-            + "</svg>"
+            f'<div class="hsnet-network" role="img" aria-label="The network: {", ".join(BOXES)}{where}" '
+            'style="display:grid;grid-template-columns:repeat(auto-fit,minmax(6.4em,1fr));gap:.8em 1.2em;'
+            'max-width:60em;font:0.8em/1.35 system-ui,sans-serif;text-align:center">' + "".join(parts) + "</div>"
         )

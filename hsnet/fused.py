@@ -95,7 +95,10 @@ def _span(inside: list[bool], kernel_size: int, stride: int) -> tuple[int, int]:
 
 
 def correlate_and_convolve(
-    conv: CenterPivotConv4d, query: list[Float[Tensor, "b _c hq wq"]], supports: list[SupportLevel]
+    conv: CenterPivotConv4d,
+    query: list[Float[Tensor, "b _c hq wq"]],
+    supports: list[SupportLevel],
+    keep: bool = True,
 ) -> Float[Tensor, "b d hq wq h2 w2"]:
     """`conv` of the hypercorrelation of one level; see the module's docstring.
 
@@ -104,19 +107,20 @@ def correlate_and_convolve(
     Args:
         query: unit vectors of each layer, see `correlation.unit_vectors`.
         supports: of `cut` with the same `conv`, one for each item of the batch.
+        keep: small correlations for the backward pass; without, all are computed again.
 
     Returns:
         The same as `conv(hypercorrelation)`, channels innermost in memory.
     """
     bias = conv.query.bias + conv.support.bias
     weights = conv.query.weight.to(query[0].dtype), conv.support.weight.to(query[0].dtype), bias.to(query[0].dtype)
-    rows = _CorrelateAndConvolve.apply(*weights, conv.stride, query, supports)  # b (hq wq) h2 w2 d
+    rows = _CorrelateAndConvolve.apply(*weights, conv.stride, query, supports, KEEP if keep else 0)  # b (hq wq) h2 w2 d
     return rows.unflatten(1, query[0].shape[2:]).movedim(-1, 1)
 
 
 class _CorrelateAndConvolve(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query_weight, support_weight, bias, stride, query, supports):
+    def forward(ctx, query_weight, support_weight, bias, stride, query, supports, most):
         ctx.save_for_backward(query_weight, support_weight)
         ctx.stride, ctx.query, ctx.supports, ctx.kept = stride, query, supports, {}
         b, (hq, wq), (hs, ws) = len(supports), query[0].shape[2:], supports[0].size
@@ -125,7 +129,7 @@ class _CorrelateAndConvolve(torch.autograd.Function):
         for i, support in enumerate(supports):
             box = _box_of_output(result[i], support, stride)
             size = hq * wq * len(query) * support.inside.numel() * query[0].element_size()
-            keep = ctx.kept.setdefault(i, ([], [])) if any(ctx.needs_input_grad) and size <= KEEP else None
+            keep = ctx.kept.setdefault(i, ([], [])) if any(ctx.needs_input_grad) and size <= most else None
             for rows, correlation in _over_support(query, support, i):
                 convolved = F.conv2d(correlation, support_weight, None, stride, support_weight.shape[-1] // 2)
                 box[rows] += convolved.permute(0, 2, 3, 1)
@@ -157,7 +161,7 @@ class _CorrelateAndConvolve(torch.autograd.Function):
             for outputs, correlation in over_query:
                 part = torch.stack([box[:, row, column].mT.unflatten(1, (hq, wq)) for row, column in outputs])
                 of_query += nn.grad.conv2d_weight(correlation, query_weight.shape, part, 1, query_weight.shape[-1] // 2)
-        return of_query, of_support, gradient.sum(dim=(0, 1, 2, 3)), None, None, None
+        return of_query, of_support, gradient.sum(dim=(0, 1, 2, 3)), None, None, None, None
 
 
 def _box_of_output(whole: Tensor, support: SupportLevel, stride: int) -> Tensor:

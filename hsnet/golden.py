@@ -2,13 +2,14 @@
 
 import json
 import runpy
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-FOLDER = Path(__file__).resolve().parents[1] / "tests" / "golden"
+from .config import ROOT
+
+FOLDER = ROOT / "tests" / "golden"
 
 
 def golden(name: str):

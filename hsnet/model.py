@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .backbone import Backbone, pyramid_layers
 from .checkpoints import BACKBONE, from_reference, load_model
@@ -219,10 +220,11 @@ class PyramidEncoder(nn.Module):
         )
         # [i] mixes level i + 1 into level i
         self.mixing = nn.ModuleList(MixingBlock(kernel, convolutions) for _ in channels[1:])
+        self.recompute = False  # squeeze a second time for the gradients, rather than keep what they need: less memory
 
     def forward(self, pyramid: list[Float[Tensor, "b _l _hq _wq _hs _ws"]]) -> Float[Tensor, "b 128 hq wq"]:
         """The context: one vector for each query position of the finest level."""
-        return self.mix([block(x) for block, x in zip(self.squeezing, pyramid, strict=True)])
+        return self.mix([self._squeeze(block, x) for block, x in zip(self.squeezing, pyramid, strict=True)])
 
     def from_features(
         self, query_levels: list[list[Float[Tensor, "b _c _hq _wq"]]], supports: list[list[SupportLevel]]
@@ -235,8 +237,18 @@ class PyramidEncoder(nn.Module):
         """
         squeezed = []
         for block, query, support in zip(self.squeezing, query_levels, supports, strict=True):
-            squeezed.append(block.after_first(correlate_and_convolve(block.layers[0], query, support)))
+
+            def squeeze(query, support, block=block):
+                first = correlate_and_convolve(block.layers[0], query, support, keep=not self.recompute)
+                return block.after_first(first)
+
+            squeezed.append(self._squeeze(squeeze, query, support))
         return self.mix(squeezed)
+
+    def _squeeze(self, squeeze, *inputs):
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(squeeze, *inputs, use_reentrant=False)
+        return squeeze(*inputs)
 
     def mix(self, squeezed: list[Float[Tensor, "b 128 _hq _wq _hs _ws"]]) -> Float[Tensor, "b 128 hq wq"]:
         """Mix the squeezed levels from coarse to fine, and average over the support dims. The list is used up."""

@@ -7,12 +7,14 @@ A support is a picture and its mask (white or 1 on the object), or a cut-out who
 pictures or folders of pictures. The folder of --out then holds, for each query NAME, NAME-mask.png (255 on the object, in
 the query's size), NAME-overlay.jpg, and, for all of them, index.html to look at.
 
-A query that cannot be read is named and left out, and the exit status is 1.
+A query that cannot be read is named and left out, and the exit status is 1. Without --run the weights that come with the
+repository are used.
 """
 
 import argparse
 import html
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -20,11 +22,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from .config import Config, run_program
+from .config import run_program
 from .figures import overlay
 from .pictures import find_pictures, read_image
-from .segmenter import RULES, Segmenter, read_support
+from .segmenter import ASPECTS, RULES, Segmenter, read_support
 
+BATCH = 8  # queries that pass the network at once
 SHOWN = 1600  # longest side of an overlay, in pixels
 THUMBNAIL = 480
 
@@ -69,9 +72,10 @@ def predict_files(
     cells, wrong = [], []
     names = _names(queries)
     try:
-        for query in tqdm(queries, desc="segmenting", unit="picture"):
+        for query, mask in tqdm(_answers(segmenter, queries), total=len(queries), desc="segmenting", unit="picture"):
             try:
-                mask = segmenter.predict(query)
+                if isinstance(mask, Exception):
+                    raise mask
                 pixels, _ = read_image(query, least=SHOWN)
             except (ValueError, OSError) as error:
                 wrong.append(str(error))
@@ -90,6 +94,20 @@ def predict_files(
         )
         (out / "index.html").write_text(page, encoding="utf-8")
     return wrong
+
+
+def _answers(segmenter, queries) -> Iterator[tuple[Path, np.ndarray | Exception]]:
+    """Each query with its mask, or with the error that tells why it has none."""
+    for begin in range(0, len(queries), BATCH):
+        batch = queries[begin : begin + BATCH]
+        try:
+            yield from zip(batch, segmenter.predict(batch), strict=True)
+        except (ValueError, OSError):  # one of them cannot be read: which?
+            for query in batch:
+                try:
+                    yield query, segmenter.predict(query)
+                except (ValueError, OSError) as error:
+                    yield query, error
 
 
 def _names(queries):
@@ -137,10 +155,18 @@ def main() -> None:
     )
     parser.add_argument("--query", nargs="+", required=True, help="pictures to segment, or folders of them")
     parser.add_argument("--out", type=Path, default=Path("masks"), help="folder for what is written (default: masks)")
-    default = Config().run
-    parser.add_argument("--run", default=default, help=f"trained run, by name or folder (default: {default})")
+    parser.add_argument(
+        "--run",
+        default="emoji",
+        help="trained run, by name or folder (default: emoji, which comes with the repository)",
+    )
     parser.add_argument(
         "--rule", default="paper", help=f"how several supports decide: {', '.join(RULES)} (default: paper)"
+    )
+    parser.add_argument(
+        "--aspect",
+        default="squash",
+        help=f"how a picture becomes a square: {' or '.join(ASPECTS)}, which keeps its proportions (default: squash)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
     arguments = parser.parse_args()
@@ -151,7 +177,7 @@ def main() -> None:
                 "repeat --support for each pair"
             )
     queries = find_pictures(arguments.query)
-    segmenter = Segmenter(arguments.run, rule=arguments.rule, device=arguments.device)
+    segmenter = Segmenter(arguments.run, rule=arguments.rule, aspect=arguments.aspect, device=arguments.device)
     supports = [(s[0], s[1] if len(s) == 2 else None) for s in arguments.support]
     wrong = predict_files(segmenter, supports, queries, arguments.out, str(arguments.run))
     print(f"{len(queries) - len(wrong)} masks in {arguments.out}\nlook at   {arguments.out / 'index.html'}")

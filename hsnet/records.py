@@ -7,12 +7,13 @@ import argparse
 import csv
 import json
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from .config import data_folder, run_program
+from .cells import BACKBONES, OF_PAPER, PAPER, Cell, cells_of, expected_bytes, expected_hours, only, state, trainings
+from .config import ROOT, data_folder, run_program
 from .metrics import SegmentationScore
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", ROOT / "data" / "runs" / "README.md")  # what holds tables of runs
 
 
@@ -126,14 +127,14 @@ def runs_table() -> str:
 
 def paper_results() -> list[dict[str, str]]:
     """What the paper reports: the rows of `data/paper/results.csv`."""
-    return list(csv.DictReader((ROOT / "data" / "paper" / "results.csv").open()))
+    return list(csv.DictReader((PAPER / "results.csv").open()))
 
 
 def paper_table() -> str:
     """Markdown: the paper's mean mIoU, 1- and 5-shot, by benchmark and backbone; in brackets how many sources agree."""
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for row in paper_results():
-        if row["what"] == "mean" and row["sources"] != "unconfirmed":
+        if row["what"] == "mean" and not row["variant"] and row["sources"] != "unconfirmed":
             cells.setdefault((row["benchmark"], row["backbone"]), {})[row["shot"]] = (
                 f"{row['value']} [{row['sources']}]"
             )
@@ -143,10 +144,175 @@ def paper_table() -> str:
 
 def paper_kernels_table() -> str:
     """Markdown: what the paper reports of the cost of its kernels."""
-    rows = csv.DictReader((ROOT / "data" / "paper" / "kernels.csv").open())
+    rows = csv.DictReader((PAPER / "kernels.csv").open())
     header = ["kernel", "time", "memory", "FLOPs", "parameters"]
     forms = ("{kernel}", "{milliseconds} ms", "{gigabytes} GB", "{gflops} G", "{million_parameters} M")
     return markdown(header, [[form.format(**row) for form in forms] for row in rows])
+
+
+def others_table() -> str:
+    """Markdown: what later methods report on the same task, 1-shot mIoU; one source each, the method's own paper."""
+    rows = list(csv.DictReader((PAPER / "others.csv").open()))
+    benchmarks = list(dict.fromkeys(row["benchmark"] for row in rows))
+    found = {(r["method"], r["backbone"], r["benchmark"]): r["value"] for r in rows}
+    keys = dict.fromkeys((r["method"], r["backbone"]) for r in rows)
+    header = ["method", "backbone", *(f"{b}, 1-shot mIoU" for b in benchmarks)]
+    return markdown(header, [[*key, *(found.get((*key, b), "–") for b in benchmarks)] for key in keys])
+
+
+def cells_table(names: Iterable[str] = OF_PAPER, protocol: str = "official", words: str = "") -> str:
+    """Markdown: every cell of tables with its state, and what the trainings cost that are not done yet.
+
+    A training that several cells share is counted where it comes first.
+
+    Args:
+        words: as in `cells.only`.
+    """
+    tables = only({name: cells_of(name, protocol) for name in names}, words)
+    folds = sorted({cell.config.fold for cells in tables.values() for cell in cells})
+    counted: set[str] = set()
+    rows, total = [], [0.0, 0]
+    for name, cells in tables.items():
+        for row in dict.fromkeys(cell.row for cell in cells):
+            states = {cell.config.fold: state(cell) for cell in cells if cell.row == row}
+            new = [c for c in trainings([c for c in cells if c.row == row]) if c.run not in counted]
+            counted |= {config.run for config in new}
+            left = [config for config in new if states[config.fold].kind != "done"]
+            cost = [sum(map(expected_hours, left)), sum(map(expected_bytes, left))]
+            total = [a + b for a, b in zip(total, cost, strict=True)]
+            rows.append(
+                [name, row, *(str(states.get(f, "")) for f in folds), *(_cost(*cost) if new else ["above"] * 2)]
+            )
+    rows.append(["all", "", *("" for _ in folds), *_cost(*total)])
+    return markdown(["table", "row", *(f"fold {f}" for f in folds), "GPU hours", "disk"], rows)
+
+
+def expectation() -> str:
+    """Where the GPU hours and the disk of `cells_table` come from."""
+    facts = csv.DictReader((PAPER / "training.csv").open())
+    took = ", ".join(f"{row['benchmark']} {row['days']} days on {row['gpus']} GPUs" for row in facts)
+    return (
+        f"GPU hours: what a training took the authors, on GPUs of 2021 ({took}), taken to be the same for every backbone and "
+        "ablation; tests take minutes. Disk: learned values and the states to go on from, without the images. A training "
+        "that several cells share is counted where it comes first."
+    )
+
+
+def _cost(hours, size):
+    return [f"{hours:,.0f}", f"{size / 1e9:.1f} GB"]
+
+
+def _printed(cell: Cell, shot: int) -> dict[str, str]:
+    """What the paper prints of a cell's row: "fold 0" …, "mean", "FB-IoU" -> the number, with "?" where unconfirmed."""
+    key = {"benchmark": cell.benchmark, "backbone": BACKBONES[cell.config.backbone], "variant": cell.variant}
+    return {
+        row["what"]: row["value"] + " ?" * (row["sources"] == "unconfirmed")
+        for row in paper_results()
+        if row["shot"] == str(shot) and all(row[k] == v for k, v in key.items())
+    }
+
+
+def _measured(cells: list[Cell], shot: int, last: bool = False, original_size: bool = False) -> dict[str, str]:
+    """The same of our runs: a mean only over all folds, else how many there are."""
+    tests = {cell.config.fold: cell.tests(last, original_size).get(shot) for cell in cells}
+    scores = {fold: test["scores"]["HSNet"] for fold, test in tests.items() if test}
+    found = {f"fold {fold}": f"{score['miou']:.1f}" for fold, score in scores.items()}
+    for name, key in (("mean", "miou"), ("FB-IoU", "fb_iou")):
+        if len(scores) == len(cells):
+            found[name] = f"{sum(score[key] for score in scores.values()) / len(cells):.1f}"
+        elif scores:
+            found[name] = f"– ({len(scores)}/{len(cells)})"
+    return found
+
+
+def paper_and_ours(name: str, protocol: str = "official") -> str:
+    """Markdown: a table of the paper beside our runs, best and last epoch, and under it how ours came about.
+
+    "–" was not reported or not run; a mean is one over all folds, never over some.
+
+    Raises:
+        ValueError: an unknown table; runs that must not stand in one table, such as those of two protocols.
+    """
+    cells = cells_of(name, protocol)
+    folds = [f"fold {f}" for f in sorted({cell.config.fold for cell in cells})]
+    columns = [*(folds if len(folds) > 1 else []), "mean", "FB-IoU"]
+    rows = []
+    for row in dict.fromkeys(cell.row for cell in cells):
+        group = [cell for cell in cells if cell.row == row]
+        for shot in group[0].shots:
+            lines = {"paper": _printed(group[0], shot)} if protocol == "official" else {}
+            for last, original_size in group[0].kinds:
+                what = f"ours, {'last' if last else 'best'} epoch" + ", original size" * original_size
+                lines[what] = _measured(group, shot, last, original_size)
+            rows += [[row, f"{shot}", what, *(found.get(c, "–") for c in columns)] for what, found in lines.items()]
+    header = ["", "shot", "mIoU", *columns]
+    return f"{markdown(header, rows)}\n\n{_caption(cells)}"
+
+
+def summary_table() -> str:
+    """Markdown: the means of the paper's main tables beside ours."""
+    rows = []
+    for name in ("pascal", "coco", "fss", "coco-to-pascal"):
+        cells = cells_of(name)
+        _caption(cells)  # refuses what must not stand together
+        for row in dict.fromkeys(cell.row for cell in cells):
+            group = [cell for cell in cells if cell.row == row]
+            found = [numbers for s in group[0].shots for numbers in (_printed(group[0], s), _measured(group, s))]
+            rows.append([row, *(numbers.get("mean", "–") for numbers in found)])
+    return markdown(["mean mIoU over the folds", *(f"{s}-shot, {w}" for s in (1, 5) for w in ("paper", "ours"))], rows)
+
+
+# What must be equal in the tests of one benchmark that stand in one table, and in the trainings behind them.
+COMPARABLE, COMPARABLE_TRAINING = ("protocol", "size", "digest", "source", "rule"), ("novel_images", "boundary")
+
+
+def _caption(cells: list[Cell]) -> str:
+    """How our numbers came about, of the tests' own files.
+
+    Raises:
+        ValueError: tests that cannot be compared, naming what differs.
+    """
+    kinds: dict[str, set[str]] = {}
+    for cell in cells:
+        for test in (test for kind in cell.kinds for test in cell.tests(*kind).values()):
+            same = {key: test[key] for key in COMPARABLE if key in test}
+            same |= {
+                key: test.get("training", {})[key] for key in COMPARABLE_TRAINING if key in test.get("training", {})
+            }
+            kinds.setdefault(cell.benchmark, set()).add(json.dumps(same, sort_keys=True))
+    for benchmark, found in kinds.items():
+        if len(found) > 1:
+            raise ValueError(
+                f"tests of {benchmark} that must not stand in one table: {' and '.join(sorted(found))}. Test the runs again "
+                "with `python -m hsnet.reproduce`"
+            )
+    ours = [f"{benchmark}: {_spelled(json.loads(next(iter(found))))}" for benchmark, found in kinds.items()]
+    return (
+        "`–`: not reported, or not run; `?`: a number of the paper found in no second place; a mean is one over all folds. "
+        + CHOSEN
+        + (f" Ours: {'; '.join(ours)}." if ours else " Ours: nothing was run yet.")
+    )
+
+
+CHOSEN = (
+    "The best epoch is the one with the highest 1-shot validation mIoU. On PASCAL-5i and COCO-20i the paper validates on "
+    "the very episodes that it reports, and so do we under the official protocol: such a best epoch is chosen on the test. "
+    "FSS-1000 has validation classes of its own. Nobody chose the last epoch: the difference is what choosing gains."
+)
+
+
+def _spelled(kind: dict) -> str:
+    words = [f"{kind['protocol']} protocol", f"{kind['size']} px"]
+    source = kind.get("source", {})
+    if source.get("lists") == "annotations":
+        words.append("lists of our own")
+    if masks := {"authors": "the authors' masks", "ours": "masks built here"}.get(source.get("source")):
+        crowd = {True: ", crowds included", False: ", without crowds"}.get(source.get("crowd"), "")
+        words.append(masks + crowd)
+    if source.get("episodes") == "ours":
+        words.append("our episodes")
+    words += [f"{key.replace('_', ' ')}: {kind[key]}" for key in ("novel_images", "boundary", "rule") if key in kind]
+    return ", ".join(words)
 
 
 def read_speed(name: str) -> dict:
@@ -188,28 +354,64 @@ def memory_table(result: dict) -> str:
     return markdown(["peak beyond the weights", "plain path", "library", "share"], rows)
 
 
-def render(text: str) -> str:
-    """Replace what stands between `<!-- WHAT NAME -->` and `<!-- end -->` by a table from that run's files.
+def precision_table(result: dict) -> str:
+    """Markdown: a run's test score in each precision, and by how much it moves, from a file of `hsnet.speed --score`."""
+    rows = []
+    for r in result["rows"]:
+        low, high = r["difference_interval"]
+        moved = f"{r['difference']:+.2f} [{low:+.2f}, {high:+.2f}]" if r["precision"] != "float32" else "–"
+        rows.append([r["precision"], _cells(r)[0], moved, str(r["episodes"])])
+    return markdown(["precision", "1-shot mIoU [95 %]", "moved by [95 %]", "episodes"], rows)
 
-    WHAT: "speed" and "memory", of a file of `hsnet.speed`; "run", its test scores; "controls", those of `evaluate --controls`; anything else, such as "coco-fold0", the scores
-    on another benchmark.
+
+def fits_table(result: dict) -> str:
+    """Markdown: the memory of a training step by setting, and how many episodes at a time fit into how much."""
+    rooms = (4, 8, 12, 24)
+    rows = []
+    for r in result["rows"]:
+        what = f"{r['backbone']}, {r['size']} px, {r['precision']}" + ", `--recompute`" * r["recompute"]
+        fits = [int((room * 1e9 - r["fixed"]) // r["each"]) for room in rooms]
+        cells = [str(n) if n > 0 else "–" for n in fits]
+        rows.append([what, f"{r['fixed'] / 1e9:.2f} GB", f"{r['each'] / 1e9:.3f} GB", *cells])
+    header = ["training step", "whatever the batch", "each episode at a time"]
+    return markdown([*header, *(f"fit in {room} GB" for room in rooms)], rows)
+
+
+def render(text: str) -> str:
+    """Replace what stands between `<!-- WHAT NAME -->` and `<!-- end -->` by a table of what files say.
+
+    WHAT: "speed" and "memory", of a file of `hsnet.speed`; "precision", of one of `hsnet.speed --score`; "fits",
+    of one of `hsnet.memory`; "paper", a table of the paper beside ours; "results", the means
+    of all; "cells", the state of all cells; "others", later methods; "run", test scores of a run; "controls", those of
+    `evaluate --controls`; anything else, such as "coco-fold0", a run's scores on another benchmark.
     """
 
     def table(match):
-        what, run = match.groups()
-        if what in ("speed", "memory"):
-            made = (speed_table if what == "speed" else memory_table)(read_speed(run))
-            return f"<!-- {what} {run} -->\n{made}\n<!-- end -->"
-        folder = data_folder() / "runs" / run
-        if what == "run":
-            tests = read_tests(folder)
-        elif what == "controls":
-            tests = [json.loads(p.read_text()) for p in folder.glob("controls.json")]
-        else:
-            tests = read_tests(folder, f"{what}-")
-        return f"<!-- {what} {run} -->\n{scores_table(tests) if tests else '–'}\n<!-- end -->"
+        what, name = match.groups()
+        return f"<!-- {what} {name} -->\n{BLOCKS.get(what, lambda n: _run_table(n, what))(name)}\n<!-- end -->"
 
     return re.sub(r"<!-- (\S+) (\S+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+BLOCKS: dict[str, Callable[[str], str]] = {
+    "speed": lambda name: speed_table(read_speed(name)),
+    "memory": lambda name: memory_table(read_speed(name)),
+    "precision": lambda name: precision_table(read_speed(name)),
+    "fits": lambda name: fits_table(read_speed(name)),
+    "paper": paper_and_ours,
+    "results": lambda _: summary_table(),
+    "cells": lambda protocol: f"{cells_table(protocol=protocol)}\n\n{expectation()}",
+    "others": lambda _: others_table(),
+}
+
+
+def _run_table(run: str, what: str) -> str:
+    folder = data_folder() / "runs" / run
+    if what == "controls":
+        tests = [json.loads(path.read_text()) for path in folder.glob("controls.json")]
+    else:
+        tests = read_tests(folder, "" if what == "run" else f"{what}-")
+    return scores_table(tests) if tests else "–"
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
     python -m hsnet.speed                  everything: about a quarter of an hour on two cores
     python -m hsnet.speed --quick          fewer sizes and repetitions: two minutes
     python -m hsnet.speed --reading        instead: how many episodes a second are read, and how many the network takes
+    python -m hsnet.speed --score RUN      instead: by how much half precision moves a run's test score
 
 The plain path is the same mathematics written the obvious way: BatchNorm beside its convolution, correlations computed
 one by one and copied into stacks, 4D convolutions as permute, copy, reshape, and one whole network pass per support.
@@ -14,11 +15,9 @@ Written: data/speed/NAME.json with every figure and what it was measured on, and
 """
 
 import argparse
-import ctypes
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -40,21 +39,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from . import naive
-from .benchmarks import Episode
+from .benchmarks import Episode, benchmark_of
 from .benchmarks.cache import Cache, build_cache
 from .benchmarks.pascal import Pascal
 from .benchmarks.photographs import BOUNDARY
-from .checkpoints import WEIGHTS, save_model
-from .config import data_folder, run_program
+from .checkpoints import WEIGHTS, run_folder, save_model
+from .config import Config, data_folder, run_program
 from .conv4d import KERNELS
 from .correlation import hypercorrelation_pyramid, mask_features, unit_vectors
-from .devices import choose_device, choose_precision, describe
-from .episodes import EpisodeDataset
-from .evaluate import choose_workers
+from .devices import Memory, choose_device, choose_precision, describe
+from .episodes import EpisodeDataset, test_episodes
+from .evaluate import choose_workers, evaluate, predictor
 from .figures import save
 from .fused import correlate_and_convolve, cut
 from .model import HSNet
-from .records import markdown, memory_table, speed_table, write_json
+from .records import markdown, memory_table, precision_table, speed_table, write_json
 from .segmenter import Segmenter
 from .train import backward
 
@@ -336,30 +335,11 @@ def measure_one(backbone: str, what: str, path: str, size: int, device: torch.de
     bench = Bench(backbone, 64, device)
     bench.run(what, path)
     bench = Bench(backbone, size, device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        bench.run(what, path)
-        return {"bytes": torch.cuda.max_memory_allocated() - before}
-    before = _forget_peak()
+    memory = Memory(device)
     start = time.perf_counter()
     bench.run(what, path)
-    return {"bytes": _peak() - before, "seconds": time.perf_counter() - start}
-
-
-def _forget_peak() -> int:
-    """Give free memory back to the system and forget the peak so far (Linux); the memory in use now, in bytes."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-    return _peak()
-
-
-def _peak() -> int:
-    if sys.platform == "linux":
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    _wait()
+    return {"bytes": memory.peak() - memory.before, "seconds": time.perf_counter() - start}
 
 
 class _Generated(Pascal):
@@ -432,6 +412,41 @@ def measure_consumption(backbone: str, size: int, device: torch.device, repetiti
     ]
 
 
+def measure_score(run: str, device: torch.device) -> dict:
+    """The 1-shot test of a run in float32 and in the precision that is fast here: the same episodes, the same weights."""
+    folder = run_folder(run)
+    config = Config.load(folder / "config.json")
+    benchmark = benchmark_of(config)
+    model = HSNet.from_run(folder).to(device).eval()
+    precisions = list(dict.fromkeys([torch.float32, choose_precision("auto", device)]))
+    predictors = {str(dtype)[6:]: predictor(model, device, dtype, rule=config.rule) for dtype in precisions}
+    episodes = test_episodes(benchmark, fold=config.fold, shot=1, count=config.test_episodes)
+    scores = evaluate(
+        lambda batch: {name: predict(batch)["HSNet"] for name, predict in predictors.items()},
+        EpisodeDataset(benchmark, config.size, episodes),
+        benchmark.classes(config.fold, "test"),
+        batch=config.batch,
+        workers=choose_workers(config.workers),
+        title="test in each precision",
+    )
+    exact = scores["float32"]
+    rows = [
+        {"precision": name, **score.summary(), "difference": score.miou() - exact.miou()}
+        | {"difference_interval": score.interval_above(exact)}
+        for name, score in scores.items()
+    ]
+    return {"run": folder.name, "size": config.size, "digest": benchmark.digest(), "rows": rows}
+
+
+def about(device: torch.device) -> dict:
+    """What a measurement was made on."""
+    return {
+        "device": describe(device),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+
+
 def measure(backbone: str, size: int, device: torch.device, quick: bool) -> dict:
     """Everything, as the JSON file holds it."""
     repetitions = 2 if quick else 5
@@ -441,9 +456,7 @@ def measure(backbone: str, size: int, device: torch.device, quick: bool) -> dict
     sizes = [size] if quick else [256, 400, 600, 800, 1200]
     memory = {"1-shot": sizes} | ({} if quick else {"training step": [256, 400]})
     result = {
-        "device": describe(device),
-        "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        **about(device),
         "backbone": backbone,
         "size": size,
         "batch": BATCH,
@@ -550,6 +563,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="threads on a CPU (default: PyTorch's choice)")
     parser.add_argument("--name", help="name of the files under data/speed (default: device and backbone)")
     parser.add_argument("--reading", action="store_true", help="instead: episodes a second, read and trained on")
+    parser.add_argument("--score", metavar="RUN", help="instead: the test score of a run in each precision")
     parser.add_argument("--one", nargs=2, metavar=("WHAT", "PATH"), help=argparse.SUPPRESS)  # see measure_memory
     arguments = parser.parse_args()
     device = choose_device(arguments.device)
@@ -562,9 +576,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.reading:
         result = {
-            "device": describe(device),
-            "threads": torch.get_num_threads(),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            **about(device),
             "size": arguments.size,
             "reading": measure_reading(
                 arguments.size, 200 if arguments.quick else 1000, sorted({0, 1, choose_workers(-1)})
@@ -574,6 +586,12 @@ def main() -> None:
         path = folder / f"{arguments.name or f'{device.type}-{arguments.backbone}-reading'}.json"
         write_json(path, result)
         print(f"{reading_report(result)}\n\nfigures  {path}")
+        return
+    if arguments.score:
+        result = about(device) | measure_score(arguments.score, device)
+        path = folder / f"{arguments.name or f'{device.type}-score'}.json"
+        write_json(path, result)
+        print(f"{precision_table(result)}\n\nfigures  {path}")
         return
     result = measure(arguments.backbone, arguments.size, device, arguments.quick)
     name = arguments.name or f"{device.type}-{arguments.backbone}" + "-quick" * arguments.quick

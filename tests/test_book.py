@@ -1,10 +1,16 @@
 """What can be seen of the book's pages without running them; `make test` runs them, `make pages` looks at them built."""
 
+import importlib.util
 import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from hsnet.book import FIRST_CELL, publish, published
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
 PAGES = sorted(BOOK.glob("*.ipynb"))
@@ -19,7 +25,8 @@ def test_every_page_is_in_the_table_of_contents():
     contents = (BOOK.parent / "_toc.yml").read_text()
     listed = re.findall(r"book/(\w+)", contents)
     assert sorted(listed) == sorted({p.stem for p in PAGES} | {"references"})
-    assert [int(p.name[:2]) for p in CHAPTERS] == list(range(1, len(CHAPTERS) + 1))
+    numbers = [p.name[:2] for p in CHAPTERS]
+    assert len(numbers) == len(set(numbers)), "two chapters have one number"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
@@ -73,3 +80,109 @@ def test_labels_are_unique():
         if label
     ]
     assert len(found) == len(set(found)), sorted({label for label in found if found.count(label) > 1})
+
+
+def first_cell(page):
+    return json.loads(page.read_text())["cells"][0]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_the_first_cell_knows_the_address(page):
+    address, branch = published()
+    cell = first_cell(page)
+    assert "".join(cell["source"]) == FIRST_CELL.format(address=address, branch=branch), "run python -m hsnet.book"
+    assert cell["metadata"]["tags"] == ["remove-cell"]
+
+
+@pytest.fixture
+def run_first_cell(monkeypatch):
+    """A function that runs the first cell as IPython does, and returns the commands that it called."""
+    manager = pytest.importorskip("IPython.core.inputtransformer2").TransformerManager()
+    commands = []
+
+    class Shell:
+        def system(self, command):
+            commands.append(command)
+
+        def run_line_magic(self, name, line):
+            commands.append(f"%{name} {line}")
+
+    def run(address, found):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        source = manager.transform_cell(FIRST_CELL.format(address=address, branch="main"))
+        exec(source, {"get_ipython": Shell})
+        return commands
+
+    return run
+
+
+def test_the_first_cell_fetches_the_library_where_it_is_missing(run_first_cell):
+    assert run_first_cell("https://github.com/somebody/hsnet", found=object()) == []
+    clone, install = run_first_cell("https://github.com/somebody/hsnet", found=None)
+    assert clone == "git clone --depth=1 --branch={branch} {address}"
+    assert install == "%pip install --editable {folder}"
+    assert sys.path[0] == str(Path("hsnet").resolve())
+
+
+def test_the_first_cell_says_what_to_do_where_there_is_no_address(run_first_cell):
+    with pytest.raises(ModuleNotFoundError, match="make test"):
+        run_first_cell("", found=None)
+
+
+@pytest.fixture
+def small_book(tmp_path):
+    """A checkout whose book is the introduction and a chapter."""
+    for name in ("_config.yml", "README.md", "book/references.md", "book/references.bib"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(BOOK.parent / name, tmp_path / name)
+    for name in ("static", "vendor"):
+        shutil.copytree(BOOK / name, tmp_path / "book" / name)
+    for name in ("intro", "01_few_shot_segmentation"):
+        notebook = json.loads((BOOK / f"{name}.ipynb").read_text())
+        title = next(cell for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+        title["source"] = [f"# {name}"]
+        notebook["cells"] = [notebook["cells"][0], title]
+        (tmp_path / "book" / f"{name}.ipynb").write_text(json.dumps(notebook))
+    contents = "format: jb-book\nroot: book/intro\nchapters:\n- file: book/01_few_shot_segmentation\n"
+    (tmp_path / "_toc.yml").write_text(contents + "- file: book/references\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("address", ["", "https://github.com/somebody/hsnet"])
+def test_launch_buttons(small_book, address):
+    pytest.importorskip("jupyter_book")
+    publish(address, "main", small_book)
+    program = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "build", small_book, "--all", "--keep-going"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (small_book / "_build" / "html" / "book" / "01_few_shot_segmentation.html").read_text()
+    notebook = "book/01_few_shot_segmentation.ipynb"
+    buttons = [
+        f"https://colab.research.google.com/github/somebody/hsnet/blob/main/{notebook}",
+        f"https://mybinder.org/v2/gh/somebody/hsnet/main?urlpath=lab/tree/{notebook}",
+    ]
+    assert [button in page for button in buttons] == [bool(address)] * 2
+    assert "_sources/book/01_few_shot_segmentation.ipynb" in page  # the download button
+    assert "find_spec" not in page
+    badges = (small_book / "README.md").read_text().count("[![Open")
+    assert badges == (2 if address else 0)
+
+
+def test_publishing_again_changes_nothing_and_can_be_undone(small_book):
+    files = [path for path in small_book.rglob("*") if path.suffix in (".ipynb", ".md", ".yml")]
+    publish("", "main", small_book)
+    without = [path.read_text() for path in files]
+    publish("https://github.com/somebody/hsnet/", "main", small_book)
+    once = [path.read_text() for path in files]
+    assert published(small_book) == ("https://github.com/somebody/hsnet", "main")
+    publish("https://github.com/somebody/hsnet.git", "main", small_book)
+    assert [path.read_text() for path in files] == once != without
+    publish("", "main", small_book)
+    assert [path.read_text() for path in files] == without
+
+
+def test_an_address_that_colab_cannot_open_is_refused(small_book):
+    with pytest.raises(ValueError, match=r"gitlab.*github\.com/NAME"):
+        publish("https://gitlab.com/somebody/hsnet", "main", small_book)

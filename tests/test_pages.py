@@ -59,6 +59,14 @@ def visit(browser, address):
         page = context.new_page()
         page.on("pageerror", lambda error: KNOWN in str(error) or problems.append(f"script: {error}"))
         page.on(
+            "console",
+            lambda message: (
+                message.type != "error"
+                or "favicon" in message.location["url"]
+                or problems.append(f"console: {message.text}")
+            ),
+        )
+        page.on(
             "request", lambda r: r.url.startswith((address, "data:", "blob:")) or problems.append(f"fetched {r.url}")
         )
         page.on(
@@ -93,6 +101,21 @@ def test_page(visit, name, view, scheme):
     if folder:
         path = Path(folder) / f"{Path(name).stem}-{view}-{scheme}.png"
         page.screenshot(path=path, full_page=True)
+
+
+# Formulas and what cells print, with the solutions open, that have to be scrolled sideways.
+CUT = """() => {
+    document.querySelectorAll(".toggle-hidden").forEach(e => e.classList.remove("toggle-hidden"));
+    return [...document.querySelectorAll("mjx-container[display=true], .cell_output pre")]
+        .filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1)
+        .map(e => (e.closest("[id]").id + ": " + e.textContent).slice(0, 120));
+}"""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_formulas_and_outputs_fit_on_a_desk(visit, name):
+    cut = visit(name).evaluate(CUT)
+    assert not cut, "wider than the page:\n" + "\n".join(cut)
 
 
 @pytest.mark.parametrize("name", NAMES)

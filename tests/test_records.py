@@ -1,6 +1,7 @@
 """Tables are made from files, and refuse to mix what cannot be compared."""
 
 import json
+import re
 
 import pytest
 
@@ -90,17 +91,42 @@ def test_the_same_query_is_asked_for_its_other_objects():
         assert shapes.read(other.supports[0], other.class_id).mask.any()
 
 
+def _key(row):
+    return row["benchmark"], row["backbone"], row["variant"], row["shot"]
+
+
 def test_the_papers_means_are_those_of_its_folds():
     rows = records.paper_results()
     folds: dict[tuple, list[float]] = {}
     for row in rows:
         if row["what"].startswith("fold"):
-            folds.setdefault((row["benchmark"], row["backbone"], row["shot"]), []).append(float(row["value"]))
-    means = {(r["benchmark"], r["backbone"], r["shot"]): float(r["value"]) for r in rows if r["what"] == "mean"}
-    assert len(folds) == 10
+            folds.setdefault(_key(row), []).append(float(row["value"]))
+    means = {_key(row): float(row["value"]) for row in rows if row["what"] == "mean"}
+    assert len(folds) == 11
     for key, values in folds.items():
         assert len(values) == 4
         assert means[key] == pytest.approx(sum(values) / 4, abs=0.1), key
-    assert "| PASCAL-5i | ResNet-101 | 66.2 [7]    | 70.4 [5]    |" in records.paper_table()
+    assert "| PASCAL-5i      | ResNet-101 | 66.2 [7]    | 70.4 [5]    |" in records.paper_table()
     assert "VGG-16   | 82.3" not in records.paper_table()  # not confirmed
     assert "| center-pivot 4D | 25.51 ms" in records.paper_kernels_table()
+
+
+def test_every_number_of_the_paper_says_how_sure_it_is():
+    rows = records.paper_results()
+    assert all(row["sources"] == "unconfirmed" or int(row["sources"]) >= 1 for row in rows)
+    assert len({(*_key(row), row["what"]) for row in rows}) == len(rows)
+    assert "| ASNet                     | ResNet-101 | 66.9" in records.others_table()
+
+
+def test_no_number_is_typed_in_a_table_of_the_readme():
+    page = records.ROOT / "README.md"
+    text = re.sub(r"<!-- \S+ \S+ -->\n.*?<!-- end -->", "", page.read_text(), flags=re.DOTALL)
+    rows = [line for line in text.splitlines() if re.match(r"\s*\|.*\|", line)]
+    typed = [row for row in rows if re.search(r"\d+\.\d", re.sub(r"`[^`]*`", "", row))]
+    assert not typed, "render these from a file: " + "\n".join(typed)
+
+
+@pytest.mark.parametrize("page", records.PAGES, ids=lambda page: str(page.relative_to(records.ROOT)))
+def test_what_is_rendered_is_up_to_date(page, monkeypatch):
+    monkeypatch.delenv("HSNET_DATA")
+    assert records.render(page.read_text()) == page.read_text(), "write it anew with `python -m hsnet.records`"

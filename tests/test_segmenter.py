@@ -10,11 +10,13 @@ import torch
 from PIL import Image
 
 from hsnet import HSNet, Segmenter
-from hsnet.checkpoints import WEIGHTS, save_model
+from hsnet.checkpoints import SHIPPED, WEIGHTS, run_folder, save_model
+from hsnet.config import ROOT
 from hsnet.episodes import resize_image, resize_mask
 from hsnet.model import vote
-from hsnet.pictures import read_image
+from hsnet.pictures import BEHIND, read_image
 from hsnet.predict import _names
+from hsnet.segmenter import square_image, square_mask
 
 RNG = np.random.default_rng(0)
 SIZE = 64
@@ -110,6 +112,44 @@ def test_features_of_supports_are_computed_once(run, monkeypatch):
     assert passed == [3, 1, 1]
 
 
+def test_a_list_is_answered_like_its_pictures(run):
+    images, queries = [picture(), picture()], [picture(33, 44), picture(), picture(90, 20)]
+    for aspect in ("squash", "pad"):
+        segmenter = Segmenter(run, aspect=aspect).fit(images, [mask_of(i) for i in images])
+        together = segmenter.predict(queries)
+        assert [m.shape for m in together] == [q.shape[:2] for q in queries]
+        for query, mask in zip(queries, together, strict=True):
+            sure = abs(segmenter.predict_proba(query) - 0.5) > 1e-4
+            assert (segmenter.predict(query) == mask)[sure].all()
+            each = torch.tensor(segmenter.predict_each(query))
+            assert (vote(each[None])[0].numpy() == segmenter.predict(query)).all()
+
+
+def test_padding_keeps_proportions_and_is_no_part_of_the_answer(run):
+    wide = picture(20, 60)
+    square = square_image(wide, SIZE, "pad")
+    height = round(20 * SIZE / 60)
+    top = (SIZE - height) // 2
+    small = Image.fromarray(wide).resize((SIZE, height), Image.Resampling.BILINEAR)
+    assert (square[:, top : top + height].permute(1, 2, 0).numpy() == np.asarray(small)).all()
+    assert (square[:, :top] == BEHIND).all()
+    assert (square[:, top + height :] == BEHIND).all()
+    everything = square_mask(np.ones((20, 60), bool), SIZE, "pad")
+    assert everything.sum() == height * SIZE
+    assert everything[top : top + height].all()
+    # A picture with its padding is the same square, and the answer is what lies inside.
+    padded, inside = square.permute(1, 2, 0).numpy(), everything.numpy()
+    by_hand = Segmenter(run).fit(padded, inside).predict_proba(padded)[top : top + height]
+    kept = Segmenter(run, aspect="pad").fit(wide, np.ones((20, 60), bool)).predict_proba(wide)
+    assert kept.shape == (20, 60)
+    again = torch.nn.functional.interpolate(
+        torch.tensor(by_hand)[None, None], (20, 60), mode="bilinear", align_corners=True
+    )
+    assert np.abs(kept - again[0, 0].numpy()).max() < 0.02  # resized as logits there, as probabilities here
+    with pytest.raises(ValueError, match="unknown aspect 'crop': choose one of squash, pad"):
+        Segmenter(run, aspect="crop")
+
+
 def test_files_images_and_arrays_agree(run, tmp_path):
     image, query = picture(), picture(33, 44)
     cutout = Image.fromarray(np.dstack([image, mask_of(image) * np.uint8(255)]))
@@ -175,7 +215,8 @@ def test_the_command_line(run, tmp_path):
     Image.fromarray(picture()).save(tmp_path / "b" / "a.jpg")  # another a.jpg
     out = tmp_path / "masks"
     result = predict(
-        "--run", run, "--support", folder / "a.jpg", tmp_path / "a.png", "--query", folder, tmp_path / "b" / "a.jpg", "--out", out
+        "--run", run, "--support", folder / "a.jpg", tmp_path / "a.png", "--query", folder, tmp_path / "b" / "a.jpg", "--out", out,
+        "--aspect", "pad", "--rule", "mean",
     )  # fmt: skip
     assert result.returncode == 1
     assert "broken.jpg is not a picture" in result.stderr
@@ -210,11 +251,20 @@ def test_errors_of_the_command_line(run, tmp_path):
         assert "Traceback" not in result.stderr
 
 
-def test_no_run_yet_says_how_to_get_one(tmp_path):
-    Image.fromarray(picture()).save(tmp_path / "a.png")
-    result = predict("--support", tmp_path / "a.png", "--query", tmp_path)
-    assert result.returncode == 2
-    assert "make train" in result.stderr
+def test_without_a_run_the_shipped_weights_are_used(data, tmp_path):
+    image = picture()
+    Image.fromarray(np.dstack([image, mask_of(image) * np.uint8(255)])).save(tmp_path / "a.png")
+    result = predict("--support", tmp_path / "a.png", "--query", tmp_path / "a.png", "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    shipped = HSNet.from_run(ROOT / "data" / "runs" / SHIPPED["emoji"])
+    assert Segmenter("emoji").size == shipped.training_size
+    for ours, theirs in zip(Segmenter("emoji").model.parameters(), shipped.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    # A folder without weights of that name, as a training leaves it that has just begun, does not hide them.
+    (data / "runs" / SHIPPED["emoji"]).mkdir(parents=True)
+    assert run_folder("emoji") == ROOT / "data" / "runs" / SHIPPED["emoji"]
+    with pytest.raises(FileNotFoundError, match=r"no run 'emojis'.*Shipped with the repository: emoji"):
+        Segmenter("emojis")
 
 
 def test_names_never_collide(tmp_path):

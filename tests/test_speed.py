@@ -4,7 +4,8 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from hsnet import records, speed
+from hsnet import Config, HSNet, records, speed
+from hsnet.checkpoints import save_model
 
 CPU = torch.device("cpu")
 
@@ -70,6 +71,24 @@ def test_memory_is_measured_beyond_the_weights():
     measured = speed.measure_one("efficientnet_lite0", "1-shot", "fast", 96, CPU)
     assert 0 < measured["bytes"] < 10**9
     assert measured["seconds"] > 0
+
+
+def test_half_precision_is_scored_on_the_same_episodes(data, monkeypatch):
+    monkeypatch.setattr(speed, "choose_precision", lambda *_: torch.bfloat16)  # emulated where the processor lacks it
+    folder = data / "runs" / "tiny"
+    folder.mkdir(parents=True)
+    Config(benchmark="shapes", size=64, test_episodes=6, workers=0).save(folder / "config.json")
+    model = HSNet("efficientnet_lite0", pretrained=False)
+    model.training_size = 64
+    save_model(folder / "model.safetensors", model)
+    exact, half = speed.measure_score("tiny", CPU)["rows"]
+    assert (exact["precision"], half["precision"]) == ("float32", "bfloat16")
+    assert exact["episodes"] == half["episodes"] == 6
+    assert exact["difference"] == 0
+    low, high = half["difference_interval"]
+    assert low <= half["difference"] <= high
+    table = records.precision_table({"rows": [exact, half]})
+    assert f"| {half['difference']:+.2f} [" in table
 
 
 def test_a_figure_that_is_not_there(data):

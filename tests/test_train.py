@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from hsnet import Config, HSNet, paper
 from hsnet import evaluate as evaluate_program
@@ -49,7 +51,8 @@ def test_a_training_from_the_command_line(data):
     assert result.returncode == 0, result.stderr
     folder = data / "runs" / "tiny"
     assert sorted(p.name for p in folder.iterdir()) == [
-        "config.json", "episodes.png", "history.jsonl", "last.pt", "model.safetensors", "test-1shot.json", "test-2shot.json",
+        "config.json", "episodes.png", "history.jsonl", "last.pt", "model.safetensors", "previous.pt", "test-1shot.json",
+        "test-2shot.json",
     ]  # fmt: skip
     assert Config.load(folder / "config.json") == Config(**TINY)
     assert [line["epoch"] for line in history(folder)] == [1, 2]
@@ -62,11 +65,19 @@ def test_a_training_from_the_command_line(data):
     assert "epoch 1" in result.stderr  # the progress bar
     assert HSNet.from_run("tiny").training_size == 64
 
+    before = (folder / "last.pt").stat().st_mtime_ns
     again = run("train", *OPTIONS)
-    assert again.returncode == 2
-    assert again.stderr.startswith("error: the run tiny exists")
-    assert "--resume" in again.stderr
-    assert "Traceback" not in again.stderr
+    assert again.returncode == 0
+    assert "tiny is finished" in again.stdout
+    assert "prototypes" in again.stdout
+    assert (folder / "last.pt").stat().st_mtime_ns == before
+    other = run("train", *OPTIONS, "--batch=3")
+    assert other.returncode == 2
+    assert other.stderr.startswith("error: the run tiny was started with batch 2, now 3. Give the same settings")
+    listed = run("train", "--list")
+    assert "tiny" in listed.stdout
+    assert "finished" in listed.stdout
+    assert "2 of 2" in listed.stdout
 
     scored = run("evaluate", "tiny", "--shot", "3", "--test-episodes", "2")
     assert scored.returncode == 0, scored.stderr
@@ -84,37 +95,51 @@ def test_a_training_from_the_command_line(data):
 
 
 def test_resume_ends_where_an_unbroken_training_does(data, monkeypatch):
-    whole = train(Config(**{**TINY, "name": "whole", "epochs": 3}))
-    config = Config(**{**TINY, "name": "broken", "epochs": 3})
-    one_epoch = train_program.train_one_epoch
+    settings = {**TINY, "epochs": 3, "precision": "float32"}
+    whole = train(Config(**{**settings, "name": "whole"}))
+    config = Config(**{**settings, "name": "broken"})
+    learn, steps = train_program.Training.learn, []
 
-    def interrupted_in_the_second(model, loader, optimizers, clock, epoch, *rest):
-        if epoch == 1:
-            raise KeyboardInterrupt
-        return one_epoch(model, loader, optimizers, clock, epoch, *rest)
+    def interrupted(training, *inputs):
+        learn(training, *inputs)
+        steps.append(training.step)
+        if len(steps) == 5:  # the second of the second epoch
+            os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train_program, "train_one_epoch", interrupted_in_the_second)
+        patched.setattr(train_program.Training, "learn", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(config)
-    broken = train(config, resume=True)
-    assert len(history(broken)) == 3
-    assert [line["loss"] for line in history(broken)] == pytest.approx(
-        [line["loss"] for line in history(whole)], rel=1e-4
-    )
+        assert torch.load(data / "runs" / "broken" / "last.pt", weights_only=True)["step"] == 2
+        broken = train(config)
+    assert len(steps) == 9
+    assert same(broken, whole)
+    longer = train(replace(config, epochs=4), resume=True)
+    assert [line["epoch"] for line in history(longer)] == [1, 2, 3, 4]
+    with pytest.raises(ValueError, match=r"was started with epochs 4, now 3.*With --resume, epochs"):
+        train(config)
     with pytest.raises(ValueError, match="started with batch 2, now 3"):
-        train(Config(**{**TINY, "name": "broken", "batch": 3}), resume=True)
-    (broken / "last.pt").write_bytes((broken / "last.pt").read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"last.pt is damaged"):
-        train(Config(**{**TINY, "name": "broken", "epochs": 4}), resume=True)
+        train(replace(config, batch=3), resume=True)
     with pytest.raises(FileNotFoundError, match="nothing to resume"):
-        train(Config(**{**TINY, "name": "new"}), resume=True)
+        train(replace(config, name="new"), resume=True)
 
 
-def test_ctrl_c_keeps_the_last_epoch(data):
-    options = [o for o in OPTIONS if not o.startswith(("--epochs", "--workers"))]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hsnet.train", *options, "--epochs=500", "--workers=1"],
+def same(one, other):
+    """Whether two runs ended alike: weights bit for bit, losses and scores."""
+    states = [torch.load(folder / "last.pt", weights_only=True) for folder in (one, other)]
+    lines = [[{k: v for k, v in line.items() if k != "seconds"} for line in history(folder)] for folder in (one, other)]
+    tests = [json.loads((folder / "test-1shot.json").read_text()) | {"seconds": 0} for folder in (one, other)]
+    weights = [load_file(folder / "model.safetensors") for folder in (one, other)]
+    pairs = (
+        *zip(*(state["model"].values() for state in states), strict=True),
+        *zip(*(w.values() for w in weights), strict=True),
+    )
+    return all(torch.equal(a, b) for a, b in pairs) and lines[0] == lines[1] and tests[0] == tests[1]
+
+
+def start(*options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "hsnet.train", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -122,19 +147,26 @@ def test_ctrl_c_keeps_the_last_epoch(data):
         # A shell starts background jobs with Ctrl-C ignored, and what they start inherits that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_signals_save_and_say_so(data, number, status):
+    options = [o for o in OPTIONS if not o.startswith(("--epochs", "--workers"))]
+    process = start(*options, "--epochs=500", "--workers=1")
     folder = data / "runs" / "tiny"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not ((folder / "history.jsonl").exists() and history(folder)):
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: workers get it too
+        time.sleep(0.1)
+    os.killpg(process.pid, number)  # as a terminal or a scheduler does: workers get it too
     out, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "--resume" in out
+    assert process.returncode == status
+    assert "the same command goes on" in out
     assert "Traceback" not in error
     stored = torch.load(folder / "last.pt", weights_only=True)
     assert stored["epoch"] == len(history(folder)) >= 1
     HSNet.from_run("tiny")
     assert not list(folder.glob("*.tmp"))
+    assert not (folder / "lock").exists()
 
 
 def test_the_loss_falls_and_all_foreground_is_beaten(data):
@@ -146,14 +178,13 @@ def test_the_loss_falls_and_all_foreground_is_beaten(data):
 
     benchmark = load_benchmark("shapes", size=64)
     batch = EpisodeDataset(benchmark, 64, fold=0, count=1)[0]
-    model = HSNet("efficientnet_lite0").train()
-    optimizers = train_program.make_optimizers(Config(), list(model.learned_parameters().values()))
-    clock = Clock(config, 30, 0.0)
-    losses = [
-        train_program.train_one_epoch(model, [batch] * 10, optimizers, clock, 0, torch.device("cpu"), torch.float32)
-        for _ in range(6)
-    ]
+    training = train_program.Training(config, data, train_program.Interruption(), None)
+    losses = []
+    for _ in range(60):
+        training.learn(batch, training.pixels(batch), 0.2)
+        losses.append(training.losses - sum(losses))
     assert losses[-1] < 0.5 * losses[0]
+    model = training.model
     masks = evaluate_program.predictor(model.eval(), torch.device("cpu"))(batch)["HSNet"]
     iou = (masks & batch.query_mask).sum() / (masks | batch.query_mask).sum()
     assert iou > 0.5 > batch.query_mask.float().mean()
@@ -229,3 +260,126 @@ def test_help_explains():
     result = run("train", "--help")
     assert "Ctrl-C" in result.stdout
     assert all(f"--{name.replace('_', '-')}" in result.stdout for name in TINY)
+
+
+def gradients(config, data, **state):
+    """The gradients of a training's first step, as one vector; `state` changes the training before."""
+    torch.manual_seed(0)
+    training = train_program.Training(config, data, train_program.Interruption(), None)
+    batch = next(iter(training.dataset.loader(config.batch)))
+    loss, masks = training.gradients(batch, training.pixels(batch), config.micro_batch)
+    assert masks.shape == batch.query_mask.shape
+    scale = training.scaler.get_scale() if training.scaler.is_enabled() else 1.0
+    return loss, torch.cat([p.grad.flatten() for p in training.learned.values()]) / scale
+
+
+@pytest.mark.parametrize("kernel", ["center-pivot", "separable"])
+def test_micro_batches_and_recomputation_change_nothing(data, kernel):
+    config = Config(**{**TINY, "batch": 3, "micro_batch": 3, "precision": "float32", "kernel": kernel, "levels": 2})
+    loss, whole = gradients(config, data)
+    for change in ({"micro_batch": 1}, {"micro_batch": 2}, {"recompute": True}):
+        again, parts = gradients(replace(config, **change), data)
+        assert again.item() == pytest.approx(loss.item(), rel=1e-5)
+        assert (parts - whole).norm() <= 1e-5 * whole.norm()
+    assert torch.equal(parts, whole)  # recomputed: the same operations
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_gives_nearly_the_same_gradients(data, precision):
+    config = Config(**{**TINY, "batch": 2, "micro_batch": 2, "precision": "float32", "levels": 2})
+    loss, exact = gradients(config, data)
+    again, rounded = gradients(replace(config, precision=precision), data)
+    assert again.item() == pytest.approx(loss.item(), rel=0.02)
+    assert (rounded - exact).norm() <= 0.1 * exact.norm()
+
+
+def test_the_same_seed_gives_the_same_bits(data):
+    settings = {**TINY, "precision": "float32", "epochs": 1, "shot": "1"}
+    # The loader's processes and what they prepare ahead change nothing.
+    runs = [train(Config(**{**settings, "name": f"run{workers}", "workers": workers})) for workers in (0, 2)]
+    assert same(*runs)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_episode(data, monkeypatch):
+    config = Config(**{**TINY, "epoch_episodes": 8, "precision": "float32"})
+    backward, calls = train_program.backward, []
+
+    def spoiled(model, query, *rest, **keywords):
+        calls.append(len(query))
+        if len(calls) == 3:  # then each of the step's episodes alone
+            query = query * torch.tensor([1.0, float("nan")]).view(2, 1, 1, 1)
+        elif len(calls) == 5:
+            query = query * float("nan")
+        return backward(model, query, *rest, **keywords)
+
+    monkeypatch.setattr(train_program, "backward", spoiled)
+    monkeypatch.setattr("hsnet.model._check", lambda *_, **__: None)  # it refuses such pictures
+    monkeypatch.setattr(train_program, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(train_program, "SAVE_SHARE", float("inf"))
+    with pytest.raises(ValueError, match=r"the loss is nan in epoch 1, step 3.* 5 \(query 'train\.0\..*loss nan\)"):
+        train(config)
+    state = torch.load(data / "runs" / "tiny" / "last.pt", weights_only=True)
+    assert state["step"] == 2
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+    monkeypatch.setattr(train_program, "EXPLODED", 0.1)
+    with pytest.raises(ValueError, match=r"the loss is 0\.\d+ in epoch 1, step 3: training stops"):
+        train(config)
+
+
+def test_patience(data, monkeypatch):
+    scores = iter((5.0, 9.0, 3.0, 4.0, 5.0))
+    monkeypatch.setattr(train_program, "_validate", lambda _: next(scores))
+    folder = train(Config(**{**TINY, "epochs": 50, "patience": 2, "epoch_episodes": 2, "shot": "1"}))
+    assert [line["best"] for line in history(folder)] == [True, True, False, False]
+
+
+def test_out_of_memory_names_what_fits(data, monkeypatch):
+    config = Config(**{**TINY, "batch": 4, "epoch_episodes": 4, "precision": "float32"})
+    backward = train_program.backward
+
+    def scarce(model, query, *rest, few, **keywords):
+        if few > 1 or not model.encoder.recompute:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+        return backward(model, query, *rest, few=few, **keywords)
+
+    monkeypatch.setattr(train_program, "backward", scarce)
+    with pytest.raises(
+        MemoryError, match=r"out of memory on cpu with 4 episodes of 64 px.*--micro-batch 1 --recompute fits"
+    ):
+        train(config)
+    train(replace(config, micro_batch=1, recompute=True))  # as it says; no --resume, no other name
+
+
+def test_too_little_memory_for_real(data):
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_DATA, (1_200_000_000,) * 2); "
+    program = f"{limit}from hsnet import train; train.run_program(train.main)"
+    settings = {**TINY, "size": 256, "batch": 24, "micro_batch": 24, "epoch_episodes": 24, "epochs": 1}
+    options = [f"--{k.replace('_', '-')}={v}" for k, v in settings.items()]
+    done = subprocess.run([sys.executable, "-c", program, *options], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "error: out of memory on cpu with 24 episodes of 256 px at a time. --micro-batch" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_memory_is_estimated_and_measured(data, capsys, monkeypatch):
+    config = Config(**{**TINY, "batch": 2, "epochs": 1, "epoch_episodes": 4, "shot": "1", "precision": "float32"})
+    foreseen = train(config, memory=True)
+    out = capsys.readouterr().out
+    estimated, measured = (
+        float(re.search(pattern, out)[1]) for pattern in (r"about (\S+) GB, est", r"(\S+) GB at its")
+    )
+    assert 0.5 * measured < estimated < 2 * measured
+    # Looking at the memory changes nothing of the training.
+    assert same(foreseen, train(replace(config, name="other")))
+    monkeypatch.setattr(train_program, "free_memory", lambda _: 1e6)
+    with pytest.raises(MemoryError, match=r"GB are free on cpu: (--micro-batch|give a smaller --size)"):
+        train(replace(config, name="scarce"), memory=True)
+
+
+def test_tensorboard(data):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard")
+    folder = train(Config(**{**TINY, "tensorboard": True, "shot": "1"}))
+    board = events.EventAccumulator(str(folder / "tensorboard"))
+    board.Reload()
+    assert [event.step for event in board.Scalars("val_miou")] == [1, 2]
+    assert [event.step for event in board.Images("validation episodes")] == [1, 2]

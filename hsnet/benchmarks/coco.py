@@ -168,8 +168,8 @@ class AnnotatedCoco(CocoFolds):
 
 
 def open_coco(root: str | Path = "", novel_images: str = "keep") -> CocoFolds:
-    """COCO-20i where its masks have been made, else what the annotations give. Raises as `AnnotatedCoco` does."""
-    prepared = (images_folder("coco", root) / "masks").is_dir()
+    """COCO-20i where the masks of 2014 have been made, else what the annotations give. Raises as `AnnotatedCoco` does."""
+    prepared = any((images_folder("coco", root) / "masks" / year).is_dir() for year in ("train2014", "val2014"))
     return (Coco if prepared else AnnotatedCoco)(root, novel_images)
 
 

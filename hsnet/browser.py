@@ -1,0 +1,159 @@
+"""Everything that the book's in-browser page loads, written beside its script.
+
+    python -m hsnet.browser --out FOLDER
+
+- the run's graphs (`hsnet.export`);
+- onnxruntime-web, which computes them in a browser: with the processor (WebAssembly) or the graphics card (WebGPU). Its
+  files are tens of megabytes and are not kept in the repository: npm fetches the published package once into the data
+  folder, and its sha256 is compared;
+- a few episodes of the embedded benchmark to begin with.
+
+Each file becomes a script that holds it in base64. Browsers let a page that was opened from a folder (file://) load
+scripts but not fetch files: so it works there too, and from any static server.
+"""
+
+import argparse
+import base64
+import hashlib
+import io
+import json
+import tarfile
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .benchmarks import Episode, load_benchmark
+from .benchmarks.drawn import DrawnBenchmark
+from .benchmarks.sprites import SpriteError, _npm_pack
+from .book import THREAD
+from .config import data_folder, run_program
+from .episodes import test_episodes
+from .export import GRAPHS, export
+from .model import HSNet
+
+PACKAGE = "onnxruntime-web@1.30.0"
+TARBALL = "onnxruntime-web-1.30.0.tgz"
+SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
+# Loaded as scripts, and held in base64: the runtime's glue and its code, for the processor and for the graphics card.
+SCRIPTS = ("ort.wasm.min.js", "ort.webgpu.min.js")
+BINARIES = tuple(f"ort-wasm-simd-threaded{kind}.{suffix}" for kind in ("", ".asyncify") for suffix in ("mjs", "wasm"))
+PLACES = (
+    THREAD,
+    3,
+    17,
+)  # of the built-in episodes among the 5-shot test episodes; the first is asked for both its objects
+
+
+def runtime(folder: Path) -> Path:
+    """The tarball of onnxruntime-web in `folder`, fetched with npm where it is missing.
+
+    Raises:
+        ConnectionError: npm cannot fetch it, or it is not as published.
+    """
+    path = folder / TARBALL
+    if _sha256(path) == SHA256:
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        try:
+            result = _npm_pack(PACKAGE, Path(scratch))
+        except SpriteError as error:
+            raise ConnectionError(str(error).split(" Or use")[0]) from error
+        fetched = Path(scratch, TARBALL)
+        if result.returncode or not fetched.exists():
+            raise ConnectionError(
+                f"npm could not fetch {PACKAGE}:\n{result.stderr.strip()}\nCheck the connection and run again, or put "
+                f"{TARBALL} into {folder}"
+            )
+        if (found := _sha256(fetched)) != SHA256:
+            raise ConnectionError(
+                f"{TARBALL} is not the file that was published: sha256 {found} instead of {SHA256}. Run again; if it "
+                f"still differs, put a good copy into {folder}"
+            )
+        fetched.replace(path)
+    return path
+
+
+def _sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+
+
+def write_runtime(tarball: Path, out: Path) -> None:
+    """Write what a browser needs of onnxruntime-web."""
+    with tarfile.open(tarball) as archive:
+        for name in SCRIPTS:
+            (out / name).write_bytes(archive.extractfile(f"package/dist/{name}").read())
+        for name in BINARIES:
+            write_script(out, name, archive.extractfile(f"package/dist/{name}").read())
+
+
+def write_script(out: Path, name: str, content: bytes) -> None:
+    """Write a file as a script that leaves it in `hsnetFiles`, in base64."""
+    text = base64.b64encode(content).decode()
+    (out / f"{name}.js").write_text(f"globalThis.hsnetFiles[{json.dumps(name)}]={json.dumps(text)};\n")
+
+
+def built_in(benchmark: DrawnBenchmark) -> list[Episode]:
+    """The episodes to begin with."""
+    episodes, tests = [], test_episodes(benchmark, fold=0, shot=5)
+    for place in PLACES:
+        episode = replace(tests[place], supports=tests[place].supports[:1])
+        episodes += [episode, *(benchmark.other_questions(episode)[:1] if place == THREAD else [])]
+    return episodes
+
+
+def write_episodes(out: Path, side: int) -> None:
+    """Write the built-in episodes as pictures in a script."""
+    benchmark = load_benchmark("emoji", size=side)
+    shown = []
+    for episode in built_in(benchmark):
+        query = benchmark.read(episode.query, episode.class_id)
+        support = benchmark.read(episode.supports[0], episode.class_id)
+        mask = support.mask.astype(np.uint8) * 255
+        pictures = {"support": support.image, "mask": mask, "query": query.image}
+        shown.append(
+            {
+                "name": benchmark.class_names[episode.class_id],
+                **{what: _address(picture) for what, picture in pictures.items()},
+            }
+        )
+    content = {"side": side, "attribution": benchmark.attribution, "episodes": shown}
+    (out / "episodes.js").write_text(f"globalThis.hsnetEpisodes={json.dumps(content)};\n")
+
+
+def _address(picture):
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format="png")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def write(run: str, out: Path, precision: str = "float16") -> None:
+    """Write everything. Raises as `HSNet.from_run`, `export` and `runtime` do."""
+    out.mkdir(parents=True, exist_ok=True)
+    model = HSNet.from_run(run)
+    with tempfile.TemporaryDirectory() as scratch:
+        export(model, Path(scratch), precision)
+        for name in GRAPHS:
+            write_script(out, f"{name}.onnx", Path(scratch, f"{name}.onnx").read_bytes())
+    write_episodes(out, model.training_size)
+    write_runtime(runtime(data_folder() / "browser"), out)
+
+
+def main() -> None:
+    """The program."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hsnet.browser", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", nargs="?", default="emoji", help="trained run, by name or folder (default: emoji)")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--precision", default="float16", help="of the weights, see hsnet.export (default: float16)")
+    arguments = parser.parse_args()
+    write(arguments.run, arguments.out, arguments.precision)
+    print(f"written to {arguments.out}")
+
+
+if __name__ == "__main__":
+    run_program(main)

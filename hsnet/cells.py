@@ -1,0 +1,325 @@
+"""The cells of the paper's tables: which training and which tests stand behind each, and how far they are.
+
+A table is a list of cells; another table is another function that returns such a list, entered in `TABLES`.
+"""
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from pathlib import Path
+
+from .checkpoints import lock_holder
+from .config import ROOT, TRAINING_SEEDS, Config, data_folder, paper
+
+PAPER = ROOT / "data" / "paper"
+BENCHMARKS = {
+    "pascal": "PASCAL-5i",
+    "coco": "COCO-20i",
+    "fss": "FSS-1000",
+    "coco-to-pascal": "COCO to PASCAL",
+    "emoji": "emoji",
+    "shapes": "shapes",
+}
+BACKBONES = {
+    "vgg16": "VGG-16",
+    "resnet50": "ResNet-50",
+    "resnet101": "ResNet-101",
+    "efficientnet_lite0": "EfficientNet-Lite0",
+}
+# The paper's ablations: as `results.csv` names them -> the settings that differ.
+ABLATIONS: dict[str, dict] = {
+    "": {},
+    "no support masking": {"mask_support": False},
+    "one deep layer per level": {"layers": "deep"},
+    "one shallow layer per level": {"layers": "shallow"},
+    "two deepest levels": {"levels": 2},
+    "deepest level alone": {"levels": 1},
+    "two 4D convolutions per block": {"convolutions": 2},
+    "one 4D convolution per block": {"convolutions": 1},
+    "separable 4D kernels": {"kernel": "separable"},
+    "original 4D kernels": {"kernel": "dense"},
+    "backbone trained too": {"train_backbone": True},
+}
+# Settings that say where and how fast a run is computed, not what comes out.
+FREE = {"root", "workers", "device", "name", "shot", "tensorboard", "micro_batch", "recompute", "bad_files"}
+LAST_EPOCH = "last-epoch"  # folder in a run's: the weights of its last epoch, and their tests
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training, and the tests a table shows of it.
+
+    Attributes:
+        config: of the training; cells of several tables may share one.
+        shots: of the tests.
+        tested_on: the benchmark of the tests, where it is not the training's.
+        variant: what is changed of the published network, as in `results.csv`; empty for nothing.
+        last: whether the last epoch's weights are tested beside the best's.
+        more: files of further measurements in the run's folder, see `claims.MEASUREMENTS`.
+    """
+
+    config: Config
+    shots: tuple[int, ...] = (1, 5)
+    tested_on: str = ""
+    variant: str = ""
+    last: bool = True
+    more: tuple[str, ...] = ()
+
+    @property
+    def benchmark(self) -> str:
+        """The benchmark of the tests, as tables call it."""
+        return BENCHMARKS[self.tested_on or self.config.benchmark]
+
+    @property
+    def row(self) -> str:
+        """The cell's row in its table; cells of a row differ by fold."""
+        parts = [self.benchmark, BACKBONES[self.config.backbone], self.variant]
+        if self.config.protocol != "official" or self.config.seed:
+            parts.append(f"seed {self.config.seed}")
+        return ", ".join(part for part in parts if part)
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return data_folder() / "runs" / self.config.run
+
+    @property
+    def kinds(self) -> list[tuple[bool, bool]]:
+        """The kinds of tests the cell needs, as `tests` takes them: the strict protocol has the original size, too."""
+        sizes = (False, True) if self.config.protocol == "strict" else (False,)
+        epochs = (False, True) if self.last else (False,)
+        return [(last, original_size) for original_size in sizes for last in epochs]
+
+    def history(self) -> list[dict]:
+        """The lines of the run's history so far."""
+        path = self.folder / "history.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def tests(self, last: bool = False, original_size: bool = False) -> dict[int, dict]:
+        """What the run's files say of the cell's tests, by shot; only those of all episodes.
+
+        Args:
+            last: of the last epoch's weights instead of the best's.
+            original_size: scored at the images' own sizes.
+        """
+        folder = self.folder / LAST_EPOCH if last else self.folder
+        before = f"{self.tested_on}-fold{self.config.fold}-" if self.tested_on else ""
+        before += "original-" if original_size else ""
+        found = {}
+        for shot in self.shots:
+            path = folder / f"{before}test-{shot}shot.json"
+            if path.exists():
+                test = json.loads(path.read_text())
+                if test["scores"]["HSNet"]["episodes"] >= self.config.test_episodes:
+                    found[shot] = test
+        return found
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a cell is.
+
+    Attributes:
+        kind: "done", "running", "cut" (begun, and nobody at work), "missing", or "other settings".
+        epochs: how many are trained.
+        text: what else there is to say.
+        hours: of training so far, wall time; None where nothing was trained.
+    """
+
+    kind: str
+    epochs: int = 0
+    text: str = ""
+    hours: float | None = None
+
+    def __str__(self) -> str:
+        epochs = f" {self.epochs}" if self.kind in ("running", "cut") else ""
+        return self.kind + epochs
+
+
+def state(cell: Cell) -> State:
+    """How far a cell is, from the files of its run."""
+    folder, config = cell.folder, cell.config
+    if not (folder / "config.json").exists():
+        return State("missing")
+    found = Config.load(folder / "config.json")
+    other = [
+        f"{f.name} {getattr(found, f.name)!r}, not {getattr(config, f.name)!r}"
+        for f in fields(Config)
+        if f.name not in FREE and getattr(found, f.name) != getattr(config, f.name)
+    ]
+    if other:
+        return State("other settings", text="; ".join(other))
+    lines = cell.history()
+    epochs, hours = len(lines), lines[-1]["seconds"] / 3600 if lines else None
+    if holder := lock_holder(folder):
+        return State("running", epochs, holder, hours)
+    tested = all(set(cell.tests(*kind)) == set(cell.shots) for kind in cell.kinds)
+    if tested and all((folder / name).exists() for name in cell.more):
+        return State("done", epochs, hours=hours)
+    return State("cut", epochs, hours=hours)
+
+
+def expected_hours(config: Config) -> float:
+    """GPU hours that a training is expected to take: what it took the authors, on GPUs of 2021; or its own limit.
+
+    They did not say for which backbone, nor for ablations: taken to be the same. Of the embedded benchmark: hours of two
+    cores that compute in bfloat16.
+    """
+    if config.minutes:
+        return config.minutes / 60
+    if config.benchmark == "emoji":
+        more = CLAIMS_COST.get(config.kernel, 1.0) * (CLAIMS_COST["backbone"] if config.train_backbone else 1)
+        return config.epochs * config.epoch_episodes * CLAIMS_SECONDS * more / 3600
+    facts = {row["benchmark"]: row for row in csv.DictReader((PAPER / "training.csv").open())}
+    row = facts[BENCHMARKS[config.benchmark]]
+    return 24 * float(row["days"]) * float(row["gpus"])
+
+
+def expected_bytes(config: Config) -> int:
+    """Disk that a run takes: learned values of the best and the last epoch, and two states to go on from.
+
+    A state holds the learned values, Adam's two moments of each, and the best epoch's values.
+    """
+    return 4 * _learned(tuple(sorted(config.model_settings.items()))) * (2 + 2 * 4)
+
+
+@cache
+def _learned(settings: tuple) -> int:
+    import torch
+
+    from .model import HSNet
+
+    with torch.device("meta"):
+        model = HSNet(**dict(settings) | {"pretrained": False})
+    return sum(p.numel() for p in model.learned_parameters().values())
+
+
+def _cell(benchmark, backbone, fold, protocol, seed=0, variant="", **options):
+    config = replace(paper(benchmark, backbone, fold), protocol=protocol, seed=seed, **ABLATIONS[variant])
+    marks = [variant.replace(" ", "-")] * bool(variant) + [f"seed{seed}"] * bool(seed)
+    return Cell(replace(config, name="-".join([config.run, *marks]) if marks else ""), variant=variant, **options)
+
+
+def _cells(benchmark: str, backbones: tuple[str, ...], protocol: str, **options) -> list[Cell]:
+    folds = range(1 if benchmark == "fss" else 4)
+    seeds = range(TRAINING_SEEDS[protocol])
+    return [_cell(benchmark, b, f, protocol, s, **options) for b in backbones for s in seeds for f in folds]
+
+
+def pascal(protocol: str = "official") -> list[Cell]:
+    """PASCAL-5i."""
+    return _cells("pascal", ("vgg16", "resnet50", "resnet101"), protocol)
+
+
+def coco(protocol: str = "official") -> list[Cell]:
+    """COCO-20i."""
+    return _cells("coco", ("resnet50", "resnet101"), protocol)
+
+
+def fss(protocol: str = "official") -> list[Cell]:
+    """FSS-1000."""
+    return _cells("fss", ("vgg16", "resnet50", "resnet101"), protocol)
+
+
+def coco_to_pascal(protocol: str = "official") -> list[Cell]:
+    """Trained on COCO-20i, tested on PASCAL's images: no class of a fold was trained on."""
+    return _cells("coco", ("resnet50", "resnet101"), protocol, tested_on="coco-to-pascal")
+
+
+def ten_shot(protocol: str = "official") -> list[Cell]:
+    """Ten supports."""
+    return [c for b in ("pascal", "coco") for c in _cells(b, ("resnet50",), protocol, shots=(10,))]
+
+
+def ablations(protocol: str = "official") -> list[Cell]:
+    """Parts of the network changed or left out, on PASCAL-5i."""
+    return [c for variant in ABLATIONS for c in _cells("pascal", ("resnet101",), protocol, variant=variant)]
+
+
+# 6400 episodes, warmed up and let down to zero: about twenty minutes of two cores that compute in bfloat16, two and a half
+# times as many where they do not. At 288 px the squeezed support has 2 × 2 positions, and every weight learns.
+CLAIMS = Config(size=288, minutes=0.0, epochs=8, epoch_episodes=800, shot="1")
+CLAIMS_FOLDS = (0, 1)
+CLAIMS_SECONDS = 0.15  # a training episode of these, on two cores that compute in bfloat16; to plan with
+CLAIMS_COST = {"dense": 3.4, "backbone": 1.8}  # times as much
+
+
+def claims(protocol: str = "official") -> list[Cell]:
+    """What the paper claims, on the embedded benchmark; see `hsnet.claims`."""
+    cells = []
+    for variant, seed in (("", 0), ("", 1), *((variant, 0) for variant in CLAIMED)):
+        for fold in CLAIMS_FOLDS:
+            mark = "-".join([variant.replace(" ", "-") or "published", *[f"seed{seed}"] * bool(seed)])
+            config = replace(CLAIMS, fold=fold, seed=seed, name=f"claims-fold{fold}-{mark}", **ABLATIONS[variant])
+            more = ("episodes.json", "shots.json", "backgrounds.json") if not variant and not seed else ()
+            cells.append(Cell(config, shots=(1,), variant=variant, last=False, more=more))
+    return cells
+
+
+# The order in which they are trained; dense kernels, which cost four times as much, are the last.
+CLAIMED = (
+    "separable 4D kernels",
+    "no support masking",
+    "one deep layer per level",
+    "one shallow layer per level",
+    "two deepest levels",
+    "deepest level alone",
+    "two 4D convolutions per block",
+    "one 4D convolution per block",
+    "backbone trained too",
+    "original 4D kernels",
+)
+
+TABLES: dict[str, Callable[..., list[Cell]]] = {
+    "pascal": pascal,
+    "coco": coco,
+    "fss": fss,
+    "coco-to-pascal": coco_to_pascal,
+    "ten-shot": ten_shot,
+    "ablations": ablations,
+    "claims": claims,
+}
+OF_PAPER = tuple(name for name in TABLES if name != "claims")
+
+
+def trainings(cells: list[Cell]) -> list[Config]:
+    """The trainings behind cells, each once."""
+    return list({cell.config.run: cell.config for cell in cells}.values())
+
+
+def only(tables: dict[str, list[Cell]], words: str) -> dict[str, list[Cell]]:
+    """The cells of some backbones or folds, by table; tables without any are left out.
+
+    Args:
+        words: with commas between, such as "resnet50,0" or "resnet50,resnet101,0,1"; empty for all.
+
+    Raises:
+        ValueError: a word that is neither, with what is possible.
+    """
+    configs = [cell.config for cells in tables.values() for cell in cells]
+    asked = {word.strip() for word in words.split(",") if word.strip()}
+    backbones, folds = {config.backbone for config in configs}, {str(config.fold) for config in configs}
+    if unknown := sorted(asked - backbones - folds):
+        raise ValueError(
+            f"--only {words}: there is no {unknown[0]!r} here; name backbones ({', '.join(sorted(backbones))}) "
+            f"and folds ({', '.join(sorted(folds))}), with commas between"
+        )
+    backbones, folds = backbones & asked or backbones, folds & asked or folds
+    chosen = {
+        n: [c for c in cells if c.config.backbone in backbones and str(c.config.fold) in folds]
+        for n, cells in tables.items()
+    }
+    return {name: cells for name, cells in chosen.items() if cells}
+
+
+def cells_of(table: str, protocol: str = "official") -> list[Cell]:
+    """The cells of a table.
+
+    Raises:
+        ValueError: a table that does not exist.
+    """
+    if table not in TABLES:
+        raise ValueError(f"no table {table!r}: choose one of {', '.join(TABLES)}")
+    return TABLES[table](protocol)

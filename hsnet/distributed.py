@@ -1,0 +1,132 @@
+"""Several processes that train one network: rank, sums, and what happens when one of them ends.
+
+    torchrun --nproc-per-node 4 -m hsnet.train
+
+starts them; with a single process everything here does nothing. Each process computes the gradients of its part of a
+batch, and the parts are added up once a step. PyTorch's `DistributedDataParallel` is not used: it averages what processes
+compute, where the loss here is a mean over the pixels of the whole batch; it needs every process to call the model equally
+often, where the last batch of an epoch may leave some without an episode; and what it gains, sending gradients while
+others are computed, is nothing for ten megabytes a step.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from torch import distributed as processes
+
+# How long a process waits for another one. One that has died is noticed at once; this is for one that hangs.
+PATIENCE = timedelta(minutes=30)
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return processes.get_rank() if _several() else 0
+
+
+def world() -> int:
+    """How many processes train together."""
+    return processes.get_world_size() if _several() else 1
+
+
+def _several() -> bool:
+    return processes.is_available() and processes.is_initialized()
+
+
+@contextmanager
+def together(device: str):
+    """Join the processes that `torchrun` has started; alone without it. Yields the name of this process's device.
+
+    Args:
+        device: as in `devices.choose_device`; "auto" and "cuda" give each process of a machine a GPU of its own.
+
+    Raises:
+        ConnectionError: another process has ended, or did not come.
+        ValueError: more processes than GPUs on this machine.
+    """
+    if not {"RANK", "LOCAL_RANK", "MASTER_ADDR"} <= os.environ.keys() or _several():
+        yield device
+        return
+    local = int(os.environ["LOCAL_RANK"])
+    if device == "auto" and not torch.cuda.is_available():
+        device = "cpu"
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        if local >= torch.cuda.device_count():
+            raise ValueError(
+                f"device is {device!r}: {os.environ['LOCAL_WORLD_SIZE']} processes on a machine with "
+                f"{torch.cuda.device_count()} GPUs: start at most one for each (torchrun --nproc-per-node)"
+            )
+        device = f"cuda:{local}"
+        torch.cuda.set_device(local)
+    backend = "nccl" if device.startswith("cuda") else "gloo"
+    with _others():
+        processes.init_process_group(backend, timeout=PATIENCE)
+    yield device
+    processes.destroy_process_group()  # not after an error: another process may wait for this one to end
+
+
+@contextmanager
+def _others():
+    """What waits for other processes: an error names the cause in one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        where = f"process {rank()} of {world()}"
+        raise ConnectionError(
+            f"{where}: another process has ended, so this one stops too ({str(error).splitlines()[0][:200]}). Its own message "
+            "says why; the same command, with any number of processes, goes on from the last checkpoint"
+        ) from error
+
+
+def add_up(values: Sequence[float], device: torch.device) -> list[float]:
+    """Each value summed over all processes, in float64. Alone, the values themselves."""
+    if not _several():
+        return list(values)
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    with _others():
+        processes.all_reduce(total)
+        return total.tolist()
+
+
+def add_up_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Sum the gradients of all processes, in one message. A parameter without one here counts as zero."""
+    if not _several():
+        return
+    parameters = list(parameters)
+    bucket = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters])
+    with _others():
+        processes.all_reduce(bucket)
+    for p, gradient in zip(parameters, bucket.split([p.numel() for p in parameters]), strict=True):
+        p.grad = gradient.view_as(p)
+
+
+def collect(rows: list) -> list:
+    """The rows of items that were dealt to the processes in turn (`items[rank::world]`), in the items' order again."""
+    if not _several():
+        return rows
+    dealt: list[list] = [[]] * world()
+    with _others():
+        processes.all_gather_object(dealt, rows)
+    return [part[i] for i in range(max(map(len, dealt))) for part in dealt if i < len(part)]
+
+
+def from_first(value):
+    """The first process's value, in all of them."""
+    if not _several():
+        return value
+    values = [value]
+    with _others():
+        processes.broadcast_object_list(values)
+    return values[0]
+
+
+def part_of(count: int, number: int, of: int) -> tuple[int, int]:
+    """Begin and end of one of `of` shares of `count` neighbours, as equal as can be.
+
+    Example:
+        >>> [part_of(7, r, 3) for r in range(3)]
+        [(0, 2), (2, 4), (4, 7)]
+    """
+    return count * number // of, count * (number + 1) // of

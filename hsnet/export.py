@@ -1,0 +1,355 @@
+"""Write a trained run as ONNX: two graphs that run without PyTorch, in a browser for instance.
+
+    python -m hsnet.export RUN --out FOLDER                         features.onnx and match.onnx, weights in float16
+    python -m hsnet.export RUN --precision int8 --out FOLDER        weights in 8 bits
+    python -m hsnet.export RUN --check 200                          measures all precisions; writes export.json into the run's folder
+
+features.onnx: a picture -> its features. Each picture passes it once, support or query.
+match.onnx: the features of a query and of one support, and the support's mask -> the query's probabilities. K supports are
+K passes; their masks are put to the vote (`hsnet.vote`) by whoever runs it.
+
+The pictures are squares of the side the run was trained at. Weights are stored small and computed with in float32.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from . import records
+from .benchmarks import load_benchmark
+from .checkpoints import run_folder
+from .config import Config, run_program
+from .conv4d import CenterPivotConv4d, convolve
+from .correlation import mask_features, unit_vectors
+from .episodes import EpisodeDataset, test_episodes
+from .metrics import SegmentationScore
+from .model import HSNet
+
+OPSET = 18
+PRECISIONS = ("float32", "float16", "int8")
+GRAPHS = ("features", "match")
+SMALLEST = 256  # values: smaller tensors, such as biases, stay as they are
+
+
+class Features(nn.Module):
+    """The backbone as a graph of its own.
+
+    Forward: a picture with values 0 … 255, (1, 3, s, s), to all features, levels fine to coarse, in one tuple.
+    """
+
+    def __init__(self, model: HSNet):
+        super().__init__()
+        self.backbone = model.backbone
+
+    def forward(self, picture: Float[Tensor, "1 3 s s"]) -> tuple[Float[Tensor, "1 _c _h _w"], ...]:
+        """Normalise, and run the backbone."""
+        levels = self.backbone(self.backbone.normalize(picture))
+        return tuple(feature for level in levels for feature in level)
+
+
+class Match(nn.Module):
+    """Equations (1) and (2), encoder and decoder, written with shapes that are known beforehand.
+
+    `HSNet` looks at the mask to skip work; a graph cannot. Here every position takes part, in tensors of at most four dims:
+    query positions before channels before support dims, (q, c, hs, ws).
+
+    Args:
+        model: with center-pivot kernels.
+
+    Raises:
+        ValueError: another kernel.
+    """
+
+    def __init__(self, model: HSNet):
+        super().__init__()
+        if model.settings["kernel"] != "center-pivot":
+            raise ValueError(
+                f"only center-pivot kernels can be exported, this run has {model.settings['kernel']!r} ones"
+            )
+        self.encoder, self.decoder = model.encoder, model.decoder
+        self.mask_support = model.settings["mask_support"]
+
+    def forward(
+        self,
+        mask: Float[Tensor, "1 s s"],
+        query: list[Float[Tensor, "1 _c _h _w"]],
+        support: list[Float[Tensor, "1 _c _h _w"]],
+    ) -> Float[Tensor, "s s"]:
+        """The query's probability of being the object. `query` and `support`: as `Features` returns them."""
+        query, support = self._levels(query), self._levels(support)
+        if self.mask_support:
+            support = mask_features(support, mask)
+        squeezed = []
+        for block, q, s in zip(self.encoder.squeezing, query, support, strict=True):
+            squeezed.append((_run(block.layers, _hypercorrelation(q, s), q[0].shape[-2:]), q[0].shape[-2:]))
+        mixed, size = squeezed.pop()
+        for block in reversed(self.encoder.mixing):
+            fine, fine_size = squeezed.pop()
+            coarse = F.interpolate(_images(mixed, size), fine_size, mode="bilinear", align_corners=True)
+            mixed, size = _run(block.layers, fine + _rows(coarse, mixed.shape[2:]), fine_size), fine_size
+        context = mixed.mean(dim=(2, 3)).mT.unflatten(1, size)[None]
+        logits = F.interpolate(self.decoder(context), mask.shape[-2:], mode="bilinear", align_corners=True)
+        return torch.sigmoid(logits[0, 1] - logits[0, 0])  # the softmax of two
+
+    def _levels(self, features):
+        features = iter(features)
+        return [[next(features) for _ in range(_layers(block))] for block in self.encoder.squeezing]
+
+
+def _layers(block) -> int:
+    return block.layers[0].in_channels
+
+
+def _hypercorrelation(query, support) -> Float[Tensor, "q l hs ws"]:
+    rows = [
+        (unit_vectors(q)[0].flatten(1).mT @ unit_vectors(s)[0].flatten(1)).relu()
+        for q, s in zip(query, support, strict=True)
+    ]
+    return torch.stack(rows, dim=1).unflatten(2, support[0].shape[-2:])
+
+
+def _run(layers, x, size):
+    """The layers of a squeezing or mixing block; `size` is the query's."""
+    for layer in layers:
+        if isinstance(layer, CenterPivotConv4d):
+            of_support = convolve(layer.support, x)
+            pruned = _images(x[..., :: layer.stride, :: layer.stride], size)
+            x = of_support + _rows(convolve(layer.query, pruned), of_support.shape[2:])
+        elif isinstance(layer, nn.GroupNorm):
+            grouped = x.reshape(len(x), layer.num_groups, -1)
+            grouped = grouped - grouped.mean(dim=(0, 2), keepdim=True)
+            variance = (grouped * grouped).mean(dim=(0, 2), keepdim=True)
+            normal = (grouped / (variance + layer.eps).sqrt()).reshape(x.shape)
+            x = normal * layer.weight.view(1, -1, 1, 1) + layer.bias.view(1, -1, 1, 1)
+        else:
+            x = F.relu(x)
+    return x
+
+
+def _images(x: Float[Tensor, "q c hs ws"], size) -> Float[Tensor, "s c hq wq"]:
+    """Each support position as an image over the query."""
+    return x.flatten(2).permute(2, 1, 0).unflatten(2, size)
+
+
+def _rows(images: Float[Tensor, "s c hq wq"], size) -> Float[Tensor, "q c hs ws"]:
+    """Back again."""
+    return images.flatten(2).permute(2, 1, 0).unflatten(2, size)
+
+
+def export(model: HSNet, folder: Path, precision: str = "float16") -> dict[str, int]:
+    """Write `features.onnx` and `match.onnx`.
+
+    Inputs of match.onnx are `mask` and, for each output `feature-N` of features.onnx, `query-N` and `support-N`.
+
+    Returns:
+        The files' sizes in bytes, by name.
+
+    Raises:
+        ImportError: the packages that write ONNX are missing.
+        ValueError: an unknown precision, or a model that cannot be exported.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    onnx = _packages()[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {}
+    for name, graph in whole_graphs(model).items():
+        path = folder / f"{name}.onnx"
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_bytes(store_small(onnx.load_from_string(graph), precision).SerializeToString())
+        temporary.replace(path)
+        sizes[path.name] = path.stat().st_size
+    return sizes
+
+
+def whole_graphs(model: HSNet) -> dict[str, bytes]:
+    """Both graphs in float32, what is constant computed. Raises as `export` does."""
+    _, runtime = _packages()
+    model = model.cpu().eval()
+    side = model.training_size
+    if side is None:
+        raise ValueError("this model does not say which size it was trained at: load it with HSNet.from_run")
+    picture, mask = torch.zeros(1, 3, side, side), torch.ones(1, side, side)
+    with torch.no_grad():
+        features = Features(model)(picture)
+    numbers = range(len(features))
+    jobs = {
+        "features": (Features(model), (picture,), ["picture"], [f"feature-{i}" for i in numbers]),
+        "match": (
+            Match(model),
+            (mask, list(features), [f.clone() for f in features]),  # one tensor given twice becomes one input
+            ["mask", *(f"query-{i}" for i in numbers), *(f"support-{i}" for i in numbers)],
+            ["probability"],
+        ),
+    }
+    graphs = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, (module, example, inputs, outputs) in jobs.items():
+            path, folded = Path(scratch, f"{name}.onnx"), Path(scratch, f"{name}-folded.onnx")
+            torch.onnx.export(
+                module.eval(), example, path, dynamo=True, opset_version=OPSET, input_names=inputs, output_names=outputs,
+                external_data=False, verbose=False,
+            )  # fmt: skip
+            options = runtime.SessionOptions()
+            options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+            options.optimized_model_filepath = str(folded)
+            runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            graphs[name] = folded.read_bytes()
+    return graphs
+
+
+def store_small(graph, precision: str):
+    """Store each large tensor of an ONNX model in fewer bits; the graph itself casts it back to float32.
+
+    int8: each row (of a convolution: output channel) is divided by 1/127 of its largest value and rounded.
+    """
+    if precision == "float32":
+        return graph
+    onnx, _ = _packages()
+    for tensor in list(graph.graph.initializer):
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.dtype != np.float32 or values.size < SMALLEST:
+            continue
+        name, nodes = tensor.name, []
+        if precision == "float16":
+            stored = values.astype(np.float16)
+            nodes.append(onnx.helper.make_node("Cast", [f"{name}-stored"], [name], to=onnx.TensorProto.FLOAT))
+        else:
+            scale = np.abs(values).max(axis=tuple(range(1, values.ndim)), keepdims=True) / 127
+            stored = np.round(values / np.maximum(scale, 1e-30)).astype(np.int8)
+            nodes.append(onnx.helper.make_node("Cast", [f"{name}-stored"], [f"{name}-cast"], to=onnx.TensorProto.FLOAT))
+            nodes.append(onnx.helper.make_node("Mul", [f"{name}-cast", f"{name}-scale"], [name]))
+            graph.graph.initializer.append(onnx.numpy_helper.from_array(scale.astype(np.float32), f"{name}-scale"))
+        graph.graph.initializer.remove(tensor)
+        graph.graph.initializer.append(onnx.numpy_helper.from_array(stored, f"{name}-stored"))
+        for node in reversed(nodes):
+            graph.graph.node.insert(0, node)
+    onnx.checker.check_model(graph)
+    return graph
+
+
+def load(folder: Path) -> Callable[[Tensor, Tensor, Tensor], Float[np.ndarray, "s s"]]:
+    """Run exported graphs with onnxruntime, on the CPU.
+
+    Returns:
+        A function of a query (3, s, s), a support (3, s, s), both uint8, and the support's mask (s, s), to probabilities.
+    """
+    _, runtime = _packages()
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    features, match = (
+        runtime.InferenceSession(folder / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
+        for name in GRAPHS
+    )
+
+    def predict(query, support, mask):
+        inputs = {"mask": mask[None].float().numpy()}
+        for name, picture in (("query", query), ("support", support)):
+            found = features.run(None, {"picture": picture[None].float().numpy()})
+            inputs |= {f"{name}-{i}": feature for i, feature in enumerate(found)}
+        return match.run(None, inputs)[0]
+
+    return predict
+
+
+def check(model: HSNet, config: Config, count: int) -> dict:
+    """Compare every precision with PyTorch on the first 1-shot test episodes of the run's benchmark.
+
+    Returns:
+        Per precision the files' sizes, the share of pixels whose mask equals PyTorch's, and the mIoU.
+    """
+    benchmark = load_benchmark(config.benchmark, size=config.size, root=config.root)
+    episodes = test_episodes(benchmark, fold=config.fold, shot=1, count=config.test_episodes)[:count]
+    class_ids = benchmark.classes(config.fold, "test")
+    names = ("PyTorch", *PRECISIONS)
+    scores = {name: SegmentationScore(class_ids, benchmark.resample_classes) for name in names}
+    equal: dict[str, list[float]] = {name: [] for name in PRECISIONS}
+    with tempfile.TemporaryDirectory() as scratch:
+        sizes = {p: export(model, Path(scratch, p), p) for p in PRECISIONS}
+        graphs = {p: load(Path(scratch, p)) for p in PRECISIONS}
+    normalize = model.backbone.normalize
+    for batch in tqdm(EpisodeDataset(benchmark, config.size, episodes).loader(1), desc="comparing", unit="episode"):
+        query, support, mask = batch.query, batch.support[:, 0], batch.support_mask[:, 0]
+        masks = {"PyTorch": model.predict(normalize(query), normalize(support)[:, None], mask[:, None])}
+        for precision, run in graphs.items():
+            masks[precision] = torch.tensor(run(query[0], support[0], mask[0]) > 0.5)[None]
+            equal[precision].append((masks[precision] == masks["PyTorch"]).float().mean().item())
+        for name, found in masks.items():
+            scores[name].update(found, batch.query_mask, batch.class_id)
+    return {
+        "opset": OPSET,
+        "size": config.size,
+        "episodes": len(episodes),
+        "digest": benchmark.digest(),
+        "scores": {name: score.summary() for name, score in scores.items()},
+        "bytes": sizes,
+        "equal_pixels": {p: {"mean": float(np.mean(v)), "least": float(np.min(v))} for p, v in equal.items()},
+    }
+
+
+def table(result: dict) -> str:
+    """Markdown: what each precision costs."""
+    rows = []
+    for name, score in result["scores"].items():
+        low, high = score["interval"]
+        cells = ["–"] * 2
+        if name in result["bytes"]:
+            cells = [
+                f"{sum(result['bytes'][name].values()) / 1e6:.1f} MB",
+                f"{100 * result['equal_pixels'][name]['mean']:.3f} %",
+            ]
+        rows.append([name, *cells, f"{score['miou']:.2f} [{low:.1f}, {high:.1f}]"])
+    return records.markdown(
+        ["weights", "both files", "pixels as in PyTorch", f"mIoU [95 %], {result['episodes']} episodes"], rows
+    )
+
+
+def _packages():
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401 - torch.onnx needs it
+    except ImportError as error:
+        raise ImportError(f"writing ONNX needs the package {error.name}: pip install -e '.[export]'") from error
+    return onnx, onnxruntime
+
+
+def main() -> None:
+    """The program."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hsnet.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", nargs="?", default="emoji", help="trained run, by name or folder (default: emoji)")
+    parser.add_argument("--out", type=Path, help="folder for the two files (default: the run's name, here)")
+    parser.add_argument(
+        "--precision", default="float16", help=f"of the weights: {', '.join(PRECISIONS)} (default: float16)"
+    )
+    parser.add_argument(
+        "--check", type=int, metavar="N", help="instead: compare all precisions with PyTorch on N test episodes"
+    )
+    arguments = parser.parse_args()
+    folder = run_folder(arguments.run)
+    model = HSNet.from_run(folder)
+    if arguments.check:
+        result = check(model, Config.load(folder / "config.json"), arguments.check)
+        records.write_json(folder / "export.json", result)
+        print(f"{table(result)}\nwritten to {folder / 'export.json'}")
+    else:
+        out = arguments.out or Path(folder.name)
+        sizes = export(model, out, arguments.precision)
+        print(
+            f"opset {OPSET}, {model.training_size} px: "
+            + ", ".join(f"{out / n} {b / 1e6:.1f} MB" for n, b in sizes.items())
+        )
+
+
+if __name__ == "__main__":
+    run_program(main)

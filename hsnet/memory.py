@@ -1,0 +1,98 @@
+"""How much memory a training step takes, and so how many episodes at a time fit into how much.
+
+    python -m hsnet.memory                 a few minutes on two cores
+    python -m hsnet.train --memory …       the same for one training: an estimate before it, the measured peak after
+
+Each setting is measured in a process of its own, with one and with two episodes at a time, whose objects fill their
+pictures: less of a picture needs less. The network's weights are random, which changes nothing.
+
+Written: data/speed/NAME.json, from which `records.fits_table` makes the README's table.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+
+import torch
+from tqdm import tqdm
+
+from .config import Config, data_folder, run_program
+from .devices import Memory, choose_device, choose_precision, describe
+from .model import HSNet
+from .records import fits_table, write_json
+from .train import backward, make_optimizers
+
+SETTINGS = [  # backbone, pixels, precision
+    ("efficientnet_lite0", 256, "float32"),
+    ("vgg16", 400, "float32"),
+    ("resnet50", 256, "float32"),
+    ("resnet50", 400, "float32"),
+    ("resnet50", 400, "auto"),
+    ("resnet101", 400, "float32"),
+]
+
+
+def measure_one(backbone: str, size: int, precision: str, recompute: bool, device: torch.device) -> dict:
+    """Bytes of one setting: what is there whatever the number of episodes at a time, and what each of them takes."""
+    dtype = choose_precision(precision, device)
+    before = Memory(device)
+    model = HSNet(backbone, pretrained=False).to(device).train()
+    model.encoder.recompute = recompute
+    learned = model.learned_parameters()
+    optimizers = make_optimizers(Config(optimizer="adam"), learned)
+    peaks = []
+    for count in (1, 1, 2):  # the first makes gradients and the optimizer's state, and loads what libraries need
+        pixels = torch.randn(count, 3, size, size, device=device)
+        mask = torch.ones(count, size, size, dtype=torch.bool, device=device)
+        memory = Memory(device)
+        backward(model, pixels, pixels, mask, mask, torch.ones(2, device=device), dtype, few=count)
+        peaks.append(memory.peak() - memory.before)
+        for optimizer in optimizers:
+            optimizer.step()
+    each = max(0, peaks[2] - peaks[1])
+    held = memory.before - before.before + max(0, peaks[1] - each)
+    return {"precision": str(dtype)[6:], "fixed": held, "each": each}
+
+
+def main() -> None:
+    """The program."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hsnet.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
+    parser.add_argument("--name", help="name of the file under data/speed (default: fits-DEVICE)")
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    device = choose_device(arguments.device)
+    if arguments.one:
+        backbone, size, precision, recompute = arguments.one
+        print(json.dumps(measure_one(backbone, int(size), precision, recompute == "True", device)))
+        return
+    rows = []
+    tasks = [(*setting, recompute) for setting in SETTINGS for recompute in (False, True)]
+    for backbone, size, precision, recompute in tqdm(tasks, desc="memory", unit="process"):
+        if precision == "auto" and choose_precision("auto", device) == torch.float32:
+            continue
+        command = [sys.executable, "-m", "hsnet.memory", "--device", str(device), "--one"]
+        done = subprocess.run(
+            [*command, backbone, str(size), precision, str(recompute)], capture_output=True, text=True
+        )
+        if done.returncode:
+            raise RuntimeError(f"{backbone}, {size} px, {precision} failed:\n{done.stderr}")
+        rows.append({"backbone": backbone, "size": size, "recompute": recompute, **json.loads(done.stdout)})
+    result = {
+        "device": describe(device),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "rows": rows,
+    }
+    path = data_folder() / "speed" / f"{arguments.name or f'fits-{device.type}'}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, result)
+    print(fits_table(result))
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    run_program(main)

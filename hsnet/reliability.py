@@ -1,0 +1,580 @@
+"""What a training and its files withstand, tried and counted.
+
+    python -m hsnet.reliability                    everything: a few minutes on one core
+    python -m hsnet.reliability --only kills       one of: kills, checkpoints, disk, locks, moves, clocks, pictures, inputs
+
+Real trainings of a few steps, each in a process of its own on one core, are killed, cut off, run out of disk, moved and
+given wrong clocks, and must end with the same weights, bit for bit, the same losses and the same scores as one that was
+left alone. Pictures, command lines and config files are damaged at random, and every one must be answered by name.
+
+Written: data/reliability.json. It needs Linux or macOS.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import platform
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from . import checkpoints, evaluate, predict, records
+from . import train as training
+from .checkpoints import LAST, PREVIOUS, load_checkpoint
+from .config import Config, data_folder, run_program
+from .model import HSNet
+from .pictures import read_image
+from .train import train
+
+# Eight steps in two epochs, on figures drawn by code, in float32: the same bits whenever it is repeated.
+TINY = {
+    "benchmark": "shapes",
+    "size": 64,
+    "batch": 2,
+    "epochs": 2,
+    "minutes": 0.0,
+    "epoch_episodes": 8,
+    "val_episodes": 2,
+    "test_episodes": 2,
+    "shot": "1",
+    "workers": 0,
+    "device": "cpu",
+    "precision": "float32",
+    "foreground_weight": 100.0,  # or so short a training finds nothing anywhere
+}
+FIELDS = {option.name: option for option in dataclasses.fields(Config)}
+
+
+class Child:
+    """A training in a process of its own: a fork of this one, which has loaded everything already."""
+
+    def __init__(self, name: str, prepare: Callable[[], object] = lambda: None):
+        """`prepare` is called in the child before it trains the run called `name`."""
+        self.log = data_folder() / f"{name}.log"
+        self.process = os.fork()
+        if self.process:
+            return
+        status = 70
+        try:
+            with self.log.open("w") as log:
+                os.dup2(log.fileno(), 1)
+                os.dup2(log.fileno(), 2)
+            sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115
+            training.SAVE_EVERY, training.SAVE_SHARE = 0.0, float("inf")  # a checkpoint after each step
+            prepare()
+            try:
+                run_program(lambda: train(Config(**TINY, name=name)))
+                status = 0
+            except SystemExit as end:
+                status = end.code
+        finally:
+            os._exit(status)
+
+    def running(self) -> bool:
+        """Whether it has not ended; once it has, its status is taken."""
+        return os.waitid(os.P_PID, self.process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+    def wait(self) -> int:
+        """Its exit status; of a killed one, the signal with a minus."""
+        return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
+
+    def kill(self) -> bool:
+        """SIGKILL; whether it came in time."""
+        alive = self.running()
+        if alive:
+            os.kill(self.process, signal.SIGKILL)
+        return self.wait() == -signal.SIGKILL and alive
+
+
+def outcome(name: str) -> dict:
+    """What a finished run must have in common with one that was left alone."""
+    folder = data_folder() / "runs" / name
+    state = load_checkpoint(folder)
+    test = json.loads((folder / "test-1shot.json").read_text())
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return {
+        "finished": state["finished"],
+        "last": _bits(state["model"]),
+        "best": _bits(HSNet.from_run(name).learned_parameters()),
+        "history": [{k: v for k, v in line.items() if k != "seconds"} for line in history],
+        "areas": test["areas"],
+    }
+
+
+def _bits(tensors):
+    return {name: tensor.detach().numpy().tobytes() for name, tensor in tensors.items()}
+
+
+def left_alone() -> tuple[dict, float]:
+    """The outcome of a training that nobody disturbs, and its seconds."""
+    start = time.perf_counter()
+    if not (data_folder() / "runs" / "whole" / LAST).exists() and Child("whole").wait():
+        raise RuntimeError(f"the undisturbed training failed: {(data_folder() / 'whole.log').read_text()}")
+    return outcome("whole"), time.perf_counter() - start
+
+
+def _strike(at: int, tear: bool) -> Callable[[], None]:
+    """Kill the process at its `at`-th call of fsync or rename; with `tear`, half of the file is on the disk then."""
+
+    def prepare():
+        calls = 0
+
+        def struck(function):
+            def call(*arguments):
+                nonlocal calls
+                calls += 1
+                if calls == at:
+                    if tear and function is fsync:
+                        with contextlib.suppress(OSError):  # a folder
+                            os.ftruncate(arguments[0], os.fstat(arguments[0]).st_size // 2)
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*arguments)
+
+            return call
+
+        fsync, rename = os.fsync, os.replace
+        os.fsync, os.replace = struck(fsync), struck(rename)
+
+    return prepare
+
+
+def measure_kills(count: int, seed: int = 0) -> dict:
+    """Kill trainings with SIGKILL, `count` times at random instants and `count` // 2 times inside writes, and let them end."""
+    expected, seconds = left_alone()
+    rng = random.Random(seed)
+    plan = ["random"] * count + ["inside_writes"] * (count // 2)
+    rng.shuffle(plan)
+    result = {"tried": len(plan), "survived": 0, "runs": 0, "equal_runs": 0}
+    result |= {
+        "random": {"tried": 0, "survived": 0},
+        "inside_writes": {"tried": 0, "survived": 0},
+        "steps_at_kills": [],
+    }
+    kills: list[str] = []  # of the running training
+
+    def end(name):
+        equal = outcome(name) == expected
+        result["equal_runs"] += equal
+        for how in kills:
+            result[how]["tried"] += 1
+            result[how]["survived"] += equal
+            result["survived"] += equal
+        kills.clear()
+        shutil.rmtree(data_folder() / "runs" / name)
+
+    name = None
+    for how in tqdm(plan, desc="kills", unit="kill"):
+        killed = False
+        while not killed:
+            if name is None:
+                result["runs"] += 1
+                name = f"killed-{result['runs']}"
+            if how == "random":
+                child = Child(name)
+                time.sleep(rng.uniform(0, 0.6 * seconds))
+                killed = child.kill()
+            else:  # the files at the start have six such calls, each checkpoint four
+                killed = Child(name, _strike(rng.randint(1, 14), rng.random() < 0.5)).wait() == -signal.SIGKILL
+            if not killed:  # it had ended before
+                end(name)
+                name = None
+        kills.append(how)
+        folder = data_folder() / "runs" / name
+        state = load_checkpoint(folder) if folder.exists() else None
+        result["steps_at_kills"].append(4 * state["epoch"] + state["step"] if state else 0)
+    Child(name).wait()
+    end(name)
+    return result
+
+
+def _half_done(name):
+    """A training that was killed while it wrote its fifth checkpoint; the fourth and the third are on the disk."""
+    half = data_folder() / "runs" / "half"
+    if not half.exists():
+        # Six calls of fsync and rename for the files at the start, three for the first checkpoint, four for each further one.
+        status = Child("half", _strike(6 + 3 + 3 * 4 + 1, False)).wait()
+        if status != -signal.SIGKILL or not (half / PREVIOUS).exists():
+            raise RuntimeError(
+                f"the training was not killed where it should be: {(data_folder() / 'half.log').read_text()}"
+            )
+    folder = data_folder() / "runs" / name
+    shutil.copytree(half, folder)
+    return folder
+
+
+def measure_checkpoints(count: int, seed: int = 0) -> dict:
+    """Damage `last.pt` at random: is that seen, and the one before used? Two of the trainings go on to the end."""
+    expected, _ = left_alone()
+    rng = random.Random(seed)
+    result = {"tried": 0, "recovered": 0, "harmless": 0, "named": 0, "runs": 0, "equal_runs": 0}
+    whole = (_half_done("damaged") / LAST).read_bytes()
+    folder = data_folder() / "runs" / "damaged"
+    step = load_checkpoint(folder)["step"]
+    for i in tqdm(range(count), desc="checkpoints", unit="file"):
+        shutil.rmtree(folder)
+        _half_done("damaged")
+        content = bytearray(whole)
+        match i % 4:
+            case 0:
+                content = content[: rng.randrange(len(content))]
+            case 1:
+                content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+            case 2:
+                begin = rng.randrange(len(content))
+                content[begin : begin + 4096] = bytes(len(content[begin : begin + 4096]))
+            case 3:
+                content = content[:0] if rng.random() < 0.5 else bytearray(rng.randbytes(len(content) // 8))
+        (folder / LAST).write_bytes(content)
+        result["tried"] += 1
+        errors = io.StringIO()
+        with contextlib.redirect_stderr(errors):
+            found = load_checkpoint(folder)
+        named = f"{folder / LAST} is damaged" in errors.getvalue() and PREVIOUS in errors.getvalue()
+        result["named"] += named
+        if not named:  # a bit that means nothing, between the parts of the archive
+            result["harmless"] += found["step"] == step
+        elif i < 2:
+            result["runs"] += 1
+            Child("damaged").wait()
+            equal = outcome("damaged") == expected
+            result["equal_runs"] += equal
+            result["recovered"] += equal
+        else:
+            result["recovered"] += found["step"] == step - 1
+    return result
+
+
+def measure_disk() -> dict:
+    """A checkpoint that finds no room: the run ends with a message, the checkpoint before is whole, and it goes on later."""
+    expected, _ = left_alone()
+    folder = _half_done("full")
+    before = load_checkpoint(folder)["step"]
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000))
+
+    child = Child("full", limit)
+    status, log = child.wait(), child.log.read_text()
+    kept = load_checkpoint(folder)
+    Child("full").wait()
+    return {
+        "tried": 1,
+        "status": status,
+        "named": f"{folder / LAST} cannot be written" in log and "Traceback" not in log,
+        "previous_kept": kept["step"] == before,
+        "equal_runs": outcome("full") == expected,
+    }
+
+
+def measure_locks() -> dict:
+    """Two trainings in one folder: the second is refused, naming the first; a killed one's lock is nobody's."""
+    first = Child("locked")
+    path = data_folder() / "runs" / "locked" / checkpoints.LOCK
+    while first.running() and not (path.exists() and path.read_text()):
+        time.sleep(0.01)
+    second = Child("locked")
+    status, log = second.wait(), second.log.read_text()
+    still = first.running()
+    killed = first.kill()
+    third = Child("locked").wait()
+    return {
+        "tried": 2,
+        "refused": status == 2 and f"process {first.process} on " in log and still,
+        "taken_over": killed and third == 0 and outcome("locked") == left_alone()[0],
+    }
+
+
+def measure_moves() -> dict:
+    """The data folder moved elsewhere, half way and at the end: it goes on, and the model loads by folder."""
+    expected, _ = left_alone()
+    _half_done("moved")
+    before = data_folder()
+    elsewhere = before / "elsewhere"
+    (elsewhere / "runs").mkdir(parents=True)
+    (before / "runs" / "moved").rename(elsewhere / "runs" / "moved")
+    try:
+        os.environ["HSNET_DATA"] = str(elsewhere)
+        Child("moved").wait()
+        equal = outcome("moved") == expected
+    finally:
+        os.environ["HSNET_DATA"] = str(before)
+    (elsewhere / "runs" / "moved").rename(before / "renamed")
+    return {
+        "tried": 2,
+        "went_on": equal,
+        "loads": _bits(HSNet.from_run(before / "renamed").learned_parameters()) == expected["best"],
+    }
+
+
+def measure_clocks() -> dict:
+    """The system's clock jumps by years in both directions, and files are from the future: the same training."""
+    expected, _ = left_alone()
+    folder = _half_done("clock")
+    for path, year in zip(sorted(folder.iterdir()), (1971, 2099, 1990, 2050, 2001), strict=False):
+        os.utime(path, ((year - 1970) * 31_557_600,) * 2)
+
+    def jump():
+        rng, now = random.Random(0), time.time
+        time.time = lambda: now() + rng.uniform(-1e9, 1e9)
+
+    status = Child("clock", jump).wait()
+    return {"tried": 1, "equal_runs": status == 0 and outcome("clock") == expected}
+
+
+def measure_pictures(count: int, seed: int = 0) -> dict:
+    """Damage picture files at random: each is read, or refused by an error that names the file."""
+    rng = random.Random(seed)
+    pixels = np.random.default_rng(seed).integers(0, 256, (48, 64, 4), dtype=np.uint8)
+    pictures = []
+    for form, mode in (("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "RGBA"), ("PNG", "P"), ("WEBP", "RGB"), ("GIF", "P"), ("BMP", "RGB"), ("TIFF", "L")):  # fmt: skip
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).convert("RGB").convert(mode).save(buffer, form)
+        pictures.append((form.lower(), buffer.getvalue()))
+    result = {"tried": 0, "read": 0, "refused_by_name": 0, "other": []}
+    for _ in range(count):
+        suffix, content = rng.choice(pictures)
+        content = bytearray(content)
+        for _ in range(rng.choice((0, 1, 20))):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        path = data_folder() / f"picture.{suffix}"
+        path.write_bytes(content[: rng.randrange(len(content) + 1)] if rng.random() < 0.5 else content)
+        result["tried"] += 1
+        try:
+            read_image(path)
+            result["read"] += 1
+        except (ValueError, OSError) as error:
+            if str(path) in str(error):
+                result["refused_by_name"] += 1
+            else:
+                result["other"].append(str(error))
+        except Exception as error:
+            result["other"].append(repr(error))
+    return result
+
+
+def _bad_value(rng, option):
+    """A value that a setting must refuse, as a command line gives it."""
+    if option.type in (int, float):
+        bad = [
+            "",
+            "x",
+            "--",
+            "1,5",
+            "-7",
+            "1e400",
+            "-1e9",
+            "nan",
+            "99999999999999999999999",
+            "0x10",
+            "None",
+            "ten",
+            "𝟙x",
+        ]
+        if option.type is int:
+            bad += ["1.5", "2.0", "inf"]
+        return rng.choice(bad)
+    if option.metadata["choices"]:
+        return rng.choice(["", "x", "None", "COCO!", "0", "paper ", "ünïcode", "a" * 1000, "'; rm -rf /"])
+    return {
+        "name": lambda: rng.choice(["../up", "a/b", "..", ".", "/etc", "n" * 300, "x/"]),
+        "shot": lambda: rng.choice(["", "0", "-1", "a", "1,,2", "1,x", "5000", "1.5", ","]),
+        "device": lambda: rng.choice(["gpu", "cuda:99", "meta", "tpu", "cuda:x", "", "cpu:x"]),
+    }[option.name]()
+
+
+def _bad_line(rng):
+    """A program, a command line that it must refuse, and what its message must name."""
+    settings = [
+        o for o in FIELDS.values() if o.name not in ("root", "patience", "tensorboard", "fold") and o.type is not bool
+    ]
+    option = rng.choice([*settings, FIELDS["fold"], FIELDS["patience"]])
+    flag = "--" + option.name.replace("_", "-")
+    base = ["--benchmark=shapes", "--size=64"] if option.name not in ("benchmark", "size") else []
+    match rng.randrange(8):
+        case 0:
+            word = "--" + "".join(rng.choices("qzxjv", k=6))
+            return "train", [*base, word, "1"], [word]
+        case 1:
+            return "train", [*base, flag], [option.name, flag]  # its value is missing
+        case 2:
+            flag = rng.choice(["--recompute", "--pretrained", "--mask-support"])
+            return "train", [*base, f"{flag}=perhaps"], [flag]
+        case 3:
+            name = "".join(rng.choices("abc", k=9))
+            return "evaluate", [name, *rng.choice([[], ["--shot", "5"]])], [name]
+        case 4:
+            flag, value = rng.choice([("--shot", "0"), ("--shot", "x"), ("--fold", "x"), ("--test-episodes", "many")])
+            return "evaluate", ["whole", flag, value], [flag]
+        case 5:
+            name = "".join(rng.choices("abc", k=9)) + ".jpg"
+            return "predict", ["--support", name, "--query", name], [name]
+        case _:
+            return "train", [*base, f"{flag}={_bad_value(rng, option)}"], [option.name, flag]
+
+
+def _bad_config(rng):
+    """Text or bytes that are no `config.json`, and what the message must name."""
+    content = json.loads(Config(**TINY).as_json())
+    option = rng.choice([o for o in FIELDS.values() if o.type is not str or o.metadata["choices"]])
+    match rng.randrange(5):
+        case 0:
+            word = "".join(rng.choices("qzxjv", k=6))
+            return json.dumps(content | {word: 1}).encode(), word
+        case 1:
+            text = json.dumps(content).encode()
+            return text[: rng.randrange(len(text))], "config.json"
+        case 2:
+            return rng.choice([b"\xff\xfe\x00", b"", b"[]", b"null", b"3", b'"text"', b"{,}"]), "config.json"
+        case _:
+            bad = [None, [], {}, "x", [1], {"a": 1}, float("nan"), 1e300, -1e300, "", 10**30]
+            return json.dumps(content | {option.name: rng.choice(bad)}).encode(), option.name
+
+
+class _AcceptedError(Exception):
+    """A bad input that was taken for a good one."""
+
+
+def measure_inputs(count: int, seed: int = 0) -> dict:
+    """Random bad command lines and config files: each is refused in words that name the option or setting."""
+    left_alone()  # a run to evaluate
+    programs = {"train": training.main, "evaluate": evaluate.main, "predict": predict.main}
+    rng = random.Random(seed)
+    result = {"tried": 0, "command_lines": 0, "config_files": 0, "refused_by_name": 0, "other": []}
+    before, run_epochs = sys.argv, training._run_epochs
+    folder = data_folder() / "runs" / "bad"
+    shutil.copytree(data_folder() / "runs" / "whole", folder)
+
+    def accepted(_):
+        raise _AcceptedError
+
+    training._run_epochs = accepted
+    try:
+        for i in tqdm(range(count), desc="inputs", unit="input"):
+            if i % 5 < 3:
+                program, line, names = _bad_line(rng)
+                result["command_lines"] += 1
+            else:
+                content, name = _bad_config(rng)
+                (folder / "config.json").write_bytes(content)
+                program, line, names = "evaluate", ["bad"], [name]
+                result["config_files"] += 1
+            result["tried"] += 1
+            sys.argv = [program, *line]
+            errors, status = io.StringIO(), 0
+            try:
+                with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+                    run_program(programs[program])
+            except SystemExit as end:
+                status = end.code
+            except (Exception, _AcceptedError) as error:
+                errors.write(f"Traceback: {error!r}")
+            message = errors.getvalue().replace("usage:", "").rpartition("error: ")[2]
+            if status == 2 and any(name in message for name in names):
+                result["refused_by_name"] += 1
+            else:
+                result["other"].append({"program": program, "line": line, "status": status, "message": message[-400:]})
+    finally:
+        sys.argv, training._run_epochs = before, run_epochs
+        shutil.rmtree(folder)
+    return result
+
+
+MEASURES: dict[str, Callable[[int], dict]] = {
+    "kills": measure_kills,
+    "checkpoints": measure_checkpoints,
+    "disk": lambda _: measure_disk(),
+    "locks": lambda _: measure_locks(),
+    "moves": lambda _: measure_moves(),
+    "clocks": lambda _: measure_clocks(),
+    "pictures": measure_pictures,
+    "inputs": measure_inputs,
+}
+COUNTS = {"kills": 40, "checkpoints": 40, "pictures": 1000, "inputs": 1000}
+
+
+def measure(only: list[str], counts: dict[str, int]) -> dict:
+    """Everything, as the JSON file holds it; in a data folder of its own."""
+    before = os.environ.get("HSNET_DATA")
+    torch.set_num_threads(1)  # before any thread is started: the processes are forks of this one
+    start = time.perf_counter()
+    result: dict = {"device": platform.processor() or platform.machine(), "torch": torch.__version__}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["HSNET_DATA"] = folder
+        try:
+            for name in only:
+                result[name] = MEASURES[name](counts.get(name, 0))
+        finally:
+            if before is None:
+                del os.environ["HSNET_DATA"]
+            else:
+                os.environ["HSNET_DATA"] = before
+    return result | {"seconds": round(time.perf_counter() - start, 1)}
+
+
+def table(result: dict) -> str:
+    """Markdown: what was tried, how often, and how often it went well."""
+    rows = []
+
+    def row(what, tried, well, how):
+        rows.append([what, str(tried), str(int(well)), how])
+
+    if found := result.get("kills"):
+        same = f"{found['equal_runs']} of {found['runs']} trainings ended with the same bits as one left alone"
+        row("killed at a random instant", *found["random"].values(), same)
+        row("killed inside a write", *found["inside_writes"].values(), same)
+    if found := result.get("checkpoints"):
+        how = f"{found['named']} named and the previous one used, {found['harmless']} without effect"
+        row("damaged checkpoints", found["tried"], found["recovered"] + found["harmless"], how)
+    if found := result.get("disk"):
+        well = found["status"] == 2 and found["named"] and found["previous_kept"] and found["equal_runs"]
+        row("full disk in a checkpoint", found["tried"], well, "named, the previous one kept, same bits after going on")
+    if found := result.get("locks"):
+        row("two trainings in one folder", 1, found["refused"], "the second is refused and names the first's process")
+        row("lock of a killed training", 1, found["taken_over"], "taken over")
+    if found := result.get("moves"):
+        row("folder moved half way", 1, found["went_on"], "same bits at the end")
+        row("folder moved and renamed", 1, found["loads"], "the model loads")
+    if found := result.get("clocks"):
+        row("clock that jumps by years", found["tried"], found["equal_runs"], "same bits at the end")
+    if found := result.get("pictures"):
+        how = f"{found['read']} could be read, {found['refused_by_name']} were refused by name"
+        row("damaged pictures", found["tried"], found["read"] + found["refused_by_name"], how)
+    if found := result.get("inputs"):
+        how = f"{found['command_lines']} command lines, {found['config_files']} config files: refused by name, no traceback"
+        row("bad inputs", found["tried"], found["refused_by_name"], how)
+    return records.markdown(["what", "tried", "well", "what happened"], rows)
+
+
+def main() -> None:
+    """The program."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hsnet.reliability", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", default=list(MEASURES), metavar="WHAT", help="leave the others out")
+    for name, count in COUNTS.items():
+        parser.add_argument(f"--{name}", type=int, default=count, help=f"how many (default: {count})")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.only) - set(MEASURES):
+        raise ValueError(f"--only {', '.join(sorted(unknown))}: choose among {', '.join(MEASURES)}")
+    result = measure(arguments.only, {name: getattr(arguments, name) for name in COUNTS})
+    path = data_folder() / "reliability.json"
+    records.write_json(path, result)
+    print(table(result))
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,263 @@
+"""How good is `Segmenter` on photographs? Fit on a few pictures of a class of COCO, segment its other pictures.
+
+    python -m hsnet.try_photographs --root FOLDER                       writes photographs.json into the run's folder
+    python -m hsnet.try_photographs --root FOLDER --aspect pad          adds the same with padded pictures
+    python -m hsnet.try_photographs --root FOLDER --sheet FILE.png      also draws pictures to look at
+    python -m hsnet.try_photographs                                     prints the tables of what was measured
+
+FOLDER holds COCO, or any part of it, as `hsnet.train --benchmark coco` takes it. Of the twenty classes with the most
+pictures every picture is asked once, with supports drawn from the others; masks are compared at the pictures' own size.
+Beside it the prototypes of the same backbone at the same size, whose level and rule are chosen on pictures of the other
+classes. What is written are areas and scores, no pictures.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from . import figures, records
+from .baselines import Prototypes
+from .benchmarks import load_benchmark
+from .benchmarks.coco import Coco
+from .checkpoints import run_folder
+from .config import run_program
+from .devices import choose_device, describe
+from .metrics import SegmentationScore
+from .model import vote
+from .segmenter import ASPECTS, Segmenter, from_square, square_image, square_mask
+
+CLASSES = 20
+MOST_QUERIES = 15  # of a class
+SHOTS = (1, 2, 3, 4, 5)
+STORED = (1, 5)  # shots whose areas are stored, episode by episode
+SIZES = ((0.0, 0.02), (0.02, 0.1), (0.1, 0.3), (0.3, 1.01))  # shares of the picture that the object covers
+USEFUL = 50  # percent: an IoU from which on a mask is called useful
+NAMES = ("HSNet", "prototypes")
+
+Question = tuple[int, str, list[str]]  # class id, the query's name, its supports' names
+
+
+def questions(benchmark: Coco, seed: int = 0) -> tuple[list[Question], list[Question]]:
+    """What is asked: of the classes with the most pictures, and, to choose the prototypes' rule, of the others.
+
+    Raises:
+        ValueError: too few pictures: twenty classes with six or more are needed, one to ask and five supports.
+    """
+    rng = np.random.default_rng(seed)
+    names = {}
+    for c in range(len(benchmark.class_names)):
+        lists = [benchmark.images(c % benchmark.folds, "test"), benchmark.images((c + 1) % benchmark.folds, "train")]
+        names[c] = [name for images in lists for name in images.get(c, [])]
+    ordered = sorted(names, key=lambda c: -len(names[c]))
+    chosen, others = sorted(ordered[:CLASSES]), [c for c in ordered[CLASSES:] if len(names[c]) >= 2]
+    least = min(len(names[c]) for c in chosen)
+    if least <= max(SHOTS) or not others:
+        raise ValueError(
+            f"{benchmark.root} has {sum(len(n) > max(SHOTS) for n in names.values())} classes with more than "
+            f"{max(SHOTS)} pictures and {len(others)} others to choose the prototypes' rule on: {CLASSES} and one are needed"
+        )
+
+    def asked(c, most):
+        for query in rng.permutation(names[c])[:most].tolist():
+            supports = rng.permutation([n for n in names[c] if n != query]).tolist()
+            yield c, query, supports[: max(SHOTS)]
+
+    return [q for c in chosen for q in asked(c, MOST_QUERIES)], [q for c in others for q in asked(c, 4)]
+
+
+def fit_prototypes(segmenter: Segmenter, benchmark: Coco, asked: list[Question]) -> Prototypes:
+    """Choose the prototypes' level and rule, 1-shot, on pictures of classes that are not tested."""
+    prototypes = Prototypes()
+    for class_id, query, supports in tqdm(asked, desc="fitting prototypes", unit="picture", leave=False):
+        samples = [benchmark.read(name, class_id) for name in (query, supports[0])]
+        levels, masks = _features(segmenter, samples)
+        query_levels, support_levels = (
+            [[f[part] for f in level] for level in levels] for part in (slice(1), slice(1, 2))
+        )
+        prototypes.observe(query_levels, support_levels, masks[None, 1:], masks[:1])
+    return prototypes
+
+
+def ask(segmenter: Segmenter, prototypes: Prototypes, samples: list) -> dict[str, np.ndarray]:
+    """Masks of a query, at its own size, from the first 1, 2, …, K supports.
+
+    Args:
+        samples: the query and K supports, `Sample`s.
+
+    Returns:
+        By predictor, bool (K, h, w).
+    """
+    query, *supports = samples
+    each = segmenter.fit([s.image for s in supports], [s.mask for s in supports]).predict_each(query.image)
+    votes = [vote(torch.tensor(each[None, :k]), "paper")[0].numpy() for k in range(1, len(supports) + 1)]
+    levels, masks = _features(segmenter, samples)
+    side, masks_of_prototypes = segmenter.size, []
+    for k in range(1, len(supports) + 1):
+        query_levels = [[f[:1] for f in level] for level in levels]
+        support_levels = [[f[1 : k + 1] for f in level] for level in levels]
+        found = prototypes.predict(query_levels, support_levels, masks[None, 1 : k + 1], (side, side))
+        own = from_square(found[None].float(), query.mask.shape, side, segmenter.aspect)
+        masks_of_prototypes.append((own[0, 0] > 0.5).cpu().numpy())
+    return {"HSNet": np.stack(votes), "prototypes": np.stack(masks_of_prototypes)}
+
+
+@torch.no_grad()
+def _features(segmenter, samples):
+    """The backbone's features of samples as one batch, and their masks as the network's squares."""
+    squares = torch.stack([square_image(s.image, segmenter.size, segmenter.aspect) for s in samples])
+    masks = torch.stack([square_mask(s.mask, segmenter.size, segmenter.aspect) for s in samples])
+    backbone = segmenter.model.backbone
+    return backbone(backbone.normalize(squares.to(segmenter.device))), masks.to(segmenter.device)
+
+
+def measure(segmenter: Segmenter, benchmark: Coco, sheet: Path | None = None) -> dict:
+    """Ask everything; see the module's docstring.
+
+    Args:
+        sheet: where to draw the first three questions of each class.
+
+    Returns:
+        What is stored: per number of supports the scores, their difference, and tables by size; the areas of each episode.
+    """
+    asked, others = questions(benchmark)
+    prototypes = fit_prototypes(segmenter, benchmark, others)
+    class_ids = sorted({c for c, _, _ in asked})
+    scores = {(name, k): SegmentationScore(class_ids, resample_classes=True) for name in NAMES for k in SHOTS}
+    shares, drawn = [], {}
+    for class_id, query, supports in tqdm(asked, desc="photographs", unit="picture"):
+        samples = [benchmark.read(name, class_id) for name in (query, *supports)]
+        answers = ask(segmenter, prototypes, samples)
+        truth = samples[0].mask
+        shares.append(float(truth.mean()))
+        for (name, k), score in scores.items():
+            score.update(torch.tensor(answers[name][k - 1 : k]), torch.tensor(truth[None]), [class_id])
+        if sheet and len(drawn.setdefault(class_id, [])) < 12:
+            support, mask = samples[1].image, samples[1].mask
+            shown = [(support, mask), (samples[0].image, truth), *((samples[0].image, answers[n][0]) for n in NAMES)]
+            drawn[class_id] += [_small(image, mask) for image, mask in shown]
+    if sheet:
+        columns = ("support", "truth", *NAMES) * 3
+        figures.save(figures.grid([*drawn.values()], [benchmark.class_names[c] for c in drawn], columns), sheet)
+    return {
+        "aspect": segmenter.aspect,
+        "size": segmenter.size,
+        "prototypes": prototypes.rule(),
+        "classes": {str(c): benchmark.class_names[c] for c in class_ids},
+        "device": describe(segmenter.device),
+        "torch": torch.__version__,
+        "shots": {str(k): _summary({n: scores[n, k] for n in NAMES}, shares) for k in SHOTS},
+        "columns": SegmentationScore.COLUMNS,
+        "shares": [round(share, 4) for share in shares],
+        "areas": {str(k): {n: scores[n, k].rows for n in NAMES} for k in STORED},
+    }
+
+
+def _summary(scores, shares):
+    result = {name: score.summary() for name, score in scores.items()}
+    result["difference"] = _difference(*scores.values())
+    result["by_class"] = {name: {str(c): round(v, 1) for c, v in s.class_iou().items()} for name, s in scores.items()}
+    result["by_size"] = []
+    for low, high in SIZES:
+        inside = [i for i, share in enumerate(shares) if low <= share < high]
+        row = {"from": low, "to": min(high, 1.0), "episodes": len(inside)}
+        for name, score in scores.items() if inside else ():
+            part = SegmentationScore(score.class_ids)
+            part.rows = [score.rows[i] for i in inside]
+            iou = [100 * r[2] / max(r[4], 1) for r in part.rows]
+            row[name] = {"miou": round(part.miou(), 1), "useful": round(100 * np.mean(np.array(iou) >= USEFUL), 1)}
+        result["by_size"].append(row)
+    return result
+
+
+def _difference(ours: SegmentationScore, theirs: SegmentationScore, samples: int = 1000) -> dict:
+    """mIoU of the one minus the other's, with its 95 % bootstrap interval: the same episodes and classes for both."""
+    rng = np.random.default_rng(0)
+    tables = [np.array(score.rows) for score in (ours, theirs)]
+    classes = np.unique(tables[0][:, 0])
+    iou = np.empty((2, samples, len(classes)))
+    for i, c in enumerate(classes):
+        members = np.flatnonzero(tables[0][:, 0] == c)
+        weights = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=samples)
+        for j, table in enumerate(tables):
+            iou[j, :, i] = 100 * (weights @ table[members, 2]) / np.maximum(weights @ table[members, 4], 1)
+    drawn = rng.integers(0, len(classes), (samples, len(classes)))
+    means = np.take_along_axis(iou[0] - iou[1], drawn, axis=1).mean(axis=1)
+    return {"miou": ours.miou() - theirs.miou(), "interval": [float(q) for q in np.quantile(means, [0.025, 0.975])]}
+
+
+def _small(image, mask, side=180):
+    return figures.overlay(
+        square_image(image, side, "squash").permute(1, 2, 0).numpy(), square_mask(mask, side, "squash").numpy()
+    )
+
+
+def scores_table(results: list[dict]) -> str:
+    """Markdown: scores and their difference, by the way pictures become squares and the number of supports."""
+
+    def cell(score, sign=""):
+        low, high = score["interval"]
+        return f"{score['miou']:{sign}.1f} [{low:.1f}, {high:.1f}]"
+
+    rows = []
+    for result in results:
+        for k in STORED:
+            shot = result["shots"][str(k)]
+            scores = [*(cell(shot[name]) for name in NAMES), cell(shot["difference"], "+")]
+            rows.append([f"{result['aspect']}, {result['size']} px", str(k), *scores])
+    return records.markdown(["pictures", "supports", *(f"mIoU [95 %], {n}" for n in NAMES), "difference [95 %]"], rows)
+
+
+def sizes_table(result: dict) -> str:
+    """Markdown: scores by the share of the picture that the object covers, of one way to make squares."""
+    rows = []
+    for k in STORED:
+        for part in result["shots"][str(k)]["by_size"]:
+            share = f"{100 * part['from']:.0f} to {100 * part['to']:.0f} %"
+            scores = [f"{part[n][what]:.1f}" for what in ("miou", "useful") for n in NAMES if n in part]
+            rows.append([str(k), share, str(part["episodes"]), *(scores or ["–"] * 4)])
+    columns = [f"{what}, {name}" for what in ("mIoU", f"IoU ≥ {USEFUL} %: share") for name in NAMES]
+    return records.markdown(["supports", "object's share", "pictures asked", *columns], rows)
+
+
+def main() -> None:
+    """The program."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hsnet.try_photographs",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", nargs="?", default="emoji", help="trained run, by name or folder (default: emoji)")
+    parser.add_argument("--root", help="folder of COCO; without it, what was measured is printed")
+    parser.add_argument("--aspect", default="squash", help=f"{' or '.join(ASPECTS)} (default: squash)")
+    parser.add_argument(
+        "--size",
+        type=int,
+        help="side of the network's squares in pixels (default: the training's; above a multiple of 256 the squeezed "
+        "support grows, and weights are read that a smaller training never changed)",
+    )
+    parser.add_argument("--sheet", type=Path, help="also draw the first three questions of each class, as PNG")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
+    arguments = parser.parse_args()
+    path = run_folder(arguments.run) / "photographs.json"
+    results = json.loads(path.read_text())["results"] if path.exists() else []
+    if arguments.root:
+        segmenter = Segmenter(arguments.run, aspect=arguments.aspect, device=str(choose_device(arguments.device)))
+        segmenter.size = arguments.size or segmenter.size
+        result = measure(segmenter, load_benchmark("coco", size=segmenter.size, root=arguments.root), arguments.sheet)
+        kept = [r for r in results if (r["aspect"], r["size"]) != (result["aspect"], result["size"])]
+        results = sorted([*kept, result], key=lambda r: (r["size"], r["aspect"] != "squash"))
+        records.write_json(path, {"results": results})
+        print(f"written to {path}")
+    elif not results:
+        raise FileNotFoundError(f"no {path} yet: measure with --root FOLDER, the folder of COCO")
+    print(scores_table(results))
+    for result in results:
+        print(f"\n{result['aspect']}, {result['size']} px:\n{sizes_table(result)}")
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,172 @@
+"""The page that runs the network in the reader's browser, in a real one: run by `make pages`, as test_pages.py is."""
+
+import base64
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_pages import PAGES, VIEWS, address, browser  # noqa: F401 - fixtures; skips where there is nothing to look at
+
+from hsnet import Segmenter
+from hsnet.config import ROOT
+
+FIRST, FURTHER = 8, 4  # seconds that an answer may take, on one thread
+NAME = "book/try_it.html"
+# The browser's own words, where it does not say which page asked: it looks for an icon of the site.
+HARMLESS = ("favicon.ico", "'THEBE_JS_URL' has already been declared")
+
+
+@pytest.fixture(scope="module")
+def episodes():
+    """The built-in episodes as the page has them: pictures as arrays, the mask as booleans."""
+    text = Path(PAGES, "try", "episodes.js").read_text()
+    found = json.loads(text.removeprefix("globalThis.hsnetEpisodes=").rstrip(";\n"))["episodes"]
+    for episode in found:
+        for what in ("support", "mask", "query"):
+            episode[what] = np.asarray(Image.open(io.BytesIO(base64.b64decode(episode[what].split(",")[1]))))
+        episode["mask"] = episode["mask"] > 127
+    return found
+
+
+@pytest.fixture
+def visit(browser, address):  # noqa: F811
+    """A function that opens the page; at the end, no script has failed and nothing was asked of another machine."""
+    contexts, problems = [], []
+
+    def open_page(where=address, view="desk", scheme="light", before=""):
+        width, height = VIEWS[view]
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda e: any(h in str(e) for h in HARMLESS) or problems.append(f"script: {e}"))
+        page.on(
+            "request", lambda r: r.url.startswith((where, "data:", "blob:")) or problems.append(f"asked for {r.url}")
+        )
+        if before:
+            page.add_init_script(before)
+        page.goto(f"{where}/{NAME}")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not problems, problems
+
+
+def run(page):
+    """Press the button; what the page found, and the painted mask, as booleans, and its seconds."""
+    page.evaluate("globalThis.hsnetTry = undefined")
+    page.locator("[data-part=run]").click()
+    page.wait_for_function(
+        "globalThis.hsnetTry || document.querySelector('[data-part=status]').textContent.includes('not work')",
+        timeout=120_000,
+    )
+    assert "not work" not in page.locator("[data-part=status]").inner_text()
+    found = page.evaluate("globalThis.hsnetTry")
+    side = round(len(found["mask"]) ** 0.5)
+    probability, mask = (np.array(found[n]).reshape(side, side) for n in ("probability", "mask"))
+    return probability > 0.5, mask > 0, found["seconds"]
+
+
+def iou(a, b):
+    return (a & b).sum() / max((a | b).sum(), 1)
+
+
+def python_says(support, mask, query):
+    return Segmenter(ROOT / "data/runs" / "emoji-fold0-efficientnet_lite0").fit(support, mask).predict(query)
+
+
+def choose(page, i):
+    page.locator("[data-part=episode]").select_option(str(i))
+    page.wait_for_function(f"document.querySelector('[data-part=episode]').value === '{i}'")
+    page.wait_for_timeout(300)
+
+
+def test_what_is_painted_is_found_as_python_finds_it(visit, episodes):
+    page = visit()
+    page.locator("[data-part=support]").wait_for()
+    page.wait_for_function("globalThis.hsnetEpisodes && document.querySelector('[data-part=support]').width === 256")
+    page.wait_for_timeout(300)
+    canvas = page.locator("[data-part=support]").bounding_box()
+    truth = episodes[0]["mask"]
+    scale = canvas["width"] / truth.shape[1]
+    for y in range(4, truth.shape[0], 8):  # strokes from the object's left to its right border
+        inside = np.flatnonzero(truth[y])
+        if len(inside) > 8:
+            for x, act in ((inside[0] + 4, page.mouse.down), (inside[-1] - 4, page.mouse.up)):
+                page.mouse.move(canvas["x"] + x * scale, canvas["y"] + y * scale, steps=4)
+                act()
+    found, painted, seconds = run(page)
+    assert iou(painted, truth) > 0.7, "the strokes do not follow the object"
+    expected = python_says(episodes[0]["support"], painted, episodes[0]["query"])
+    print(f"IoU with Python {iou(found, expected):.4f}, {seconds}")
+    assert iou(found, expected) >= 0.99
+    assert seconds["answer"] <= FIRST
+    # The same query asked for its other object: only the support is new.
+    choose(page, 1)
+    page.locator("[data-part=given]").click()
+    found, painted, seconds = run(page)
+    assert (painted == episodes[1]["mask"]).all()
+    expected = python_says(episodes[1]["support"], painted, episodes[1]["query"])
+    print(f"IoU with Python {iou(found, expected):.4f}, {seconds}")
+    assert iou(found, expected) >= 0.99
+    assert seconds["answer"] <= FURTHER
+
+
+def test_from_a_folder_without_a_server(visit, episodes):
+    page = visit(Path(PAGES).resolve().as_uri())
+    page.wait_for_function("globalThis.hsnetEpisodes && document.querySelector('[data-part=support]').width === 256")
+    choose(page, 2)
+    page.locator("[data-part=given]").click()
+    found, painted, _ = run(page)
+    assert iou(found, python_says(episodes[2]["support"], painted, episodes[2]["query"])) >= 0.99
+
+
+def test_own_pictures_keep_their_size(visit, episodes, tmp_path):
+    page = visit()
+    page.wait_for_function("globalThis.hsnetEpisodes && document.querySelector('[data-part=support]').width === 256")
+    for name, what, size in (("support", "support", (300, 200)), ("query", "query", (1000, 250))):
+        Image.fromarray(episodes[0][what]).resize(size).save(tmp_path / f"{name}.png")
+    page.locator("[data-part=episode]").select_option("own")
+    for name in ("support", "query"):
+        page.locator(f"[data-part={name}-file]").set_input_files(tmp_path / f"{name}.png")
+    page.wait_for_function("document.querySelector('[data-part=query]').width === 512")
+    assert page.evaluate("document.querySelector('[data-part=query]').height") == 128
+    # By keyboard: the brush begins in the middle.
+    page.locator("[data-part=run]").click()
+    assert "Paint the object" in page.locator("[data-part=status]").inner_text()
+    page.locator("[data-part=support]").focus()
+    for key in (" ", "ArrowRight", " ", "ArrowDown", " "):
+        page.keyboard.press(key)
+    found, painted, _ = run(page)
+    rows, columns = painted.nonzero()
+    assert 120 < rows.mean() < 140
+    assert 120 < columns.mean() < 140
+    assert "query," in page.locator("[data-part=query-caption]").inner_text()
+    (tmp_path / "text.png").write_text("no picture")
+    page.locator("[data-part=query-file]").set_input_files(tmp_path / "text.png")
+    page.wait_for_function(
+        "document.querySelector('[data-part=status]').textContent.includes('text.png is not a picture')"
+    )
+
+
+def test_a_browser_without_webassembly_is_told(visit):
+    page = visit(before="delete globalThis.WebAssembly")
+    assert "cannot run WebAssembly" in page.locator("#hsnet-try [role=alert]").inner_text()
+    assert page.locator("#hsnet-try button").count() == 0
+
+
+@pytest.mark.parametrize(("view", "scheme"), [("desk", "light"), ("desk", "dark"), ("phone", "light")])
+def test_it_fits_the_window(visit, view, scheme):
+    page = visit(view=view, scheme=scheme)
+    page.wait_for_function("globalThis.hsnetEpisodes && document.querySelector('[data-part=support]').width === 256")
+    page.wait_for_timeout(300)
+    page.locator("[data-part=given]").click()
+    run(page)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
+    if folder := os.environ.get("HSNET_SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / f"try_it-answer-{view}-{scheme}.png", full_page=True)

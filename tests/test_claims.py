@@ -1,0 +1,108 @@
+"""The paper's claims on the embedded benchmark: the rule of the verdicts, by hand, and the way from a run's files to a line."""
+
+import json
+
+import numpy as np
+import pytest
+
+from hsnet import HSNet, claims
+from hsnet.benchmarks import Shapes
+from hsnet.cells import claims as claimed_runs
+from hsnet.config import Config
+from hsnet.episodes import test_episodes
+
+
+@pytest.mark.parametrize(
+    ("differences", "intervals", "spread", "expected"),
+    [
+        ([3.0, 2.0], [(1.0, 5.0), (0.5, 4.0)], 1.5, "holds"),
+        ([3.0, 2.0], [(1.0, 5.0), (-0.5, 4.0)], 1.5, "too close to call"),  # one interval holds 0
+        (
+            [3.0, 1.0],
+            [(1.0, 5.0), (0.5, 2.0)],
+            1.5,
+            "too close to call",
+        ),  # one difference is within the spread over seeds
+        ([3.0, -2.0], [(1.0, 5.0), (-4.0, -1.0)], 1.0, "too close to call"),  # the folds disagree
+        ([-3.0, -2.0], [(-5.0, -1.0), (-4.0, -1.0)], 1.0, "does not hold here"),
+    ],
+)
+def test_verdict(differences, intervals, spread, expected):
+    assert claims.verdict(differences, intervals, spread) == expected
+
+
+def test_the_runs_have_one_budget_and_differ_in_what_is_claimed():
+    runs = claimed_runs()
+    assert len({cell.config.run for cell in runs}) == len(runs)
+    assert {(c.config.epochs * c.config.epoch_episodes, c.config.size, c.config.minutes) for c in runs} == {
+        (6400, 288, 0)
+    }
+    assert {c.config.fold for c in runs} == {0, 1}
+    published = [c for c in runs if not c.variant]
+    assert sorted((c.config.fold, c.config.seed) for c in published) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def write(cell, scores):
+    """A run's files as training leaves them: each predictor's share of the union that it finds, 40 episodes of 4 classes."""
+    cell.folder.mkdir(parents=True)
+    cell.config.save(cell.folder / "config.json")
+    rng = np.random.default_rng(0)
+    areas = {}
+    for who, share in scores.items():
+        unions = rng.integers(80, 120, 40)
+        areas[who] = [
+            [i % 4, 900, int(u * (share + 0.02 * rng.standard_normal())), 920, int(u)] for i, u in enumerate(unions)
+        ]
+    miou = 100 * scores["HSNet"]
+    score = {"miou": miou, "interval": [miou - 1, miou + 1], "fb_iou": 60.0, "episodes": 1000}
+    test = {"shot": 1, "scores": {"HSNet": score}, "areas": areas, "parameters": 1234, "precision": "float32"}
+    (cell.folder / "test-1shot.json").write_text(json.dumps(test))
+    line = {"epoch": 8, "seconds": 1200.0, "peak_bytes": 2_000_000_000}
+    (cell.folder / "history.jsonl").write_text((json.dumps(line) + "\n") * 8)
+
+
+def test_a_line_is_made_from_files_and_waits_for_all_of_them():
+    def line():
+        rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in claims.verdicts_table().splitlines()]
+        return next(row for row in rows if row[1] == "support features masked above not masked")
+
+    assert line()[2:] == ["–", "–", "–"]
+    published = [c for c in claimed_runs() if not c.variant]
+    for cell in published:
+        write(cell, {"HSNet": 0.5 + 0.01 * cell.config.seed, "prototypes": 0.3})
+    blind = [c for c in claimed_runs() if c.variant == "no support masking"]
+    write(blind[0], {"HSNet": 0.4, "prototypes": 0.3})
+    assert line()[3:] == ["–", "–"]  # never a verdict from one fold
+    assert claims.seed_spread() == pytest.approx(1.0)
+    write(blind[1], {"HSNet": 0.45, "prototypes": 0.3})
+    assert line()[4] == "holds"
+    assert line()[2].startswith("50.0 − 40.0 = 10.0 [")
+    table = claims.runs_table()
+    for cell in ("as published", "6,400", "20 min", "1,234", "2.00 GB"):
+        assert f"| {cell} " in table
+
+
+def test_other_backgrounds_change_the_background_alone():
+    shapes = Shapes(64)
+    name = test_episodes(shapes, fold=0, shot=1, count=1)[0].query
+    own, other = shapes.scene(name), claims.OtherBackgrounds(shapes).scene(name)
+    assert np.array_equal(own.labels, other.labels)
+    assert np.array_equal(own.image[own.labels > 0], other.image[own.labels > 0])
+    assert np.abs(own.image[own.labels == 0].astype(int) - other.image[own.labels == 0]).mean() > 20
+
+
+def test_measurements_beyond_the_tests(monkeypatch):
+    monkeypatch.setattr(claims, "EPISODES", 6)
+    config = Config(benchmark="shapes", size=64, val_episodes=4, test_episodes=6, workers=0, precision="float32")
+    model = HSNet("efficientnet_lite0", pretrained=False).eval()
+    shots = claims.measure_shots(model, config, Shapes(64))["scores"]
+    assert [(row["shot"], row["rule"]) for row in shots] == [(k, r) for k in claims.SHOTS for r in claims.RULES]
+    assert {row["episodes"] for row in shots} == {6}
+    assert shots[0]["areas"] == shots[1]["areas"]  # of one support every rule makes the same
+    backgrounds = claims.measure_backgrounds(model, config, Shapes(64))["scores"]
+    assert [row["who"] for row in backgrounds] == ["HSNet", "prototypes"] * 2
+    assert backgrounds[0]["areas"] != backgrounds[2]["areas"]
+    episodes = claims.measure_episodes(model, config, Shapes(64))["episodes"]
+    assert len(episodes) == 6
+    assert all(0.01 < share < 1 for share, _, _ in episodes)
+    assert {n for _, n, _ in episodes} <= {1, 2, 3, 4}

@@ -1,0 +1,108 @@
+"""Several processes train as one does. Each test starts them with torchrun, as a user would."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from test_train import TINY, history
+
+from hsnet import Config, HSNet
+from hsnet.benchmarks import benchmark_of
+from hsnet.distributed import collect, part_of
+from hsnet.evaluate import test_run
+from hsnet.train import train
+
+SETTINGS = {
+    **TINY,
+    "batch": 4,
+    "epochs": 2,
+    "epoch_episodes": 10,
+    "shot": "1",
+    "precision": "float32",
+    "foreground_weight": 100.0,  # or so short a training finds nothing anywhere
+}
+
+
+def several(count, settings, folder, **keywords):
+    """`torchrun` with so many processes, started; a checkpoint after each step."""
+    options = [f"--{k.replace('_', '-')}={v}" for k, v in settings.items()]
+    program = folder / "program.py"
+    program.write_text(
+        "from hsnet import train\ntrain.SAVE_EVERY, train.SAVE_SHARE = 0, float('inf')\ntrain.run_program(train.main)\n"
+    )
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}", f"--master-port={port}"]
+    return subprocess.Popen(
+        [*command, str(program), *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **keywords
+    )
+
+
+def test_shares():
+    for count in range(12):
+        for of in range(1, 5):
+            parts = [range(*part_of(count, i, of)) for i in range(of)]
+            assert [i for part in parts for i in part] == list(range(count))
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert collect([1, 2]) == [1, 2]  # alone
+
+
+def test_two_processes_train_as_one(data):
+    # The last step of an epoch has one episode: the first process has none of it.
+    settings = {**SETTINGS, "epoch_episodes": 9}
+    both = several(2, {**settings, "name": "two"}, data)
+    out, error = both.communicate(timeout=500)
+    assert both.returncode == 0, error
+    assert "2 processes" in out
+    assert out.count("epoch   2") == 1
+    one, two = train(Config(**{**settings, "name": "one"})), data / "runs" / "two"
+    for a, b in zip(history(one), history(two), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["train_miou"] == pytest.approx(b["train_miou"], abs=0.2)
+    alone, together = (load_file(folder / "model.safetensors") for folder in (one, two))
+    for name, tensor in alone.items():
+        # Adam and Muon take steps of one size, whatever the gradient's: rounding errors show where it is nearly zero, as
+        # it is for biases that a normalisation follows.
+        assert (tensor - together[name]).norm() <= (1e-3 if tensor.ndim > 1 else 2e-2) * tensor.norm(), name
+    # Of the same weights the same scores, episode by episode.
+    scores = json.loads((two / "test-1shot.json").read_text())
+    assert scores["scores"]["HSNet"]["episodes"] == settings["test_episodes"]
+    config = Config(**{**settings, "name": "two"})
+    again = test_run(HSNet.from_run("two"), config, benchmark_of(config), two, 1)
+    assert again["areas"]["HSNet"] == scores["areas"]["HSNet"]
+    assert again["scores"]["HSNet"]["miou"] == scores["scores"]["HSNet"]["miou"] > 0
+
+
+def test_one_process_dies_and_the_run_goes_on_with_another_number(data):
+    settings = {**SETTINGS, "name": "broken"}
+    both = several(2, settings, data)
+    folder = data / "runs" / "broken"
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and not (folder / "last.pt").exists():
+        time.sleep(0.05)
+    children = Path(f"/proc/{both.pid}/task/{both.pid}/children").read_text().split()
+    ranks = {rank_of(pid): int(pid) for pid in children}
+    os.kill(ranks[1], signal.SIGKILL)
+    out, error = both.communicate(timeout=300)
+    assert both.returncode != 0
+    assert "process 0 of 2: another process has ended, so this one stops too" in error
+    assert "goes on from the last checkpoint" in error
+    assert not (folder / "lock").exists()
+    alone = several(1, settings, data)
+    out, error = alone.communicate(timeout=300)
+    assert alone.returncode == 0, error
+    assert "going on after epoch 0, step" in out
+    assert [line["epoch"] for line in history(folder)] == [1, 2]
+
+
+def rank_of(pid):
+    environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return next((int(entry.removeprefix("RANK=")) for entry in environment if entry.startswith("RANK=")), None)

@@ -1,0 +1,560 @@
+"""From made-up archives on a server of this machine to a checked folder, whole and damaged."""
+
+import builtins
+import hashlib
+import io
+import json
+import pickle
+import sys
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_masks
+from scipy.io import savemat
+from test_downloads import Server
+
+from hsnet import checks, masks, prepare
+from hsnet.benchmarks import load_benchmark, splits
+from hsnet.downloads import RemoteFile
+
+
+@pytest.fixture
+def own_folders(monkeypatch):
+    """Lists and images of the test's own: never in a folder that somebody has named."""
+    monkeypatch.delenv("HSNET_SPLITS", raising=False)
+    monkeypatch.delenv("HSNET_IMAGES", raising=False)
+
+
+@pytest.fixture
+def serve(monkeypatch, own_folders):
+    started = []
+
+    def start(files):
+        server = Server()
+        server.files = files
+        started.append(server)
+        base = f"http://127.0.0.1:{server.server_port}/"
+
+        def remote(file):
+            content = files[file.name]
+            return RemoteFile(file.name, (base + file.name,), f"md5:{hashlib.md5(content).hexdigest()}", len(content))
+
+        for name in ("VOC", "SBD"):
+            if getattr(prepare, name).name in files:
+                monkeypatch.setattr(prepare, name, remote(getattr(prepare, name)))
+        for name, file in prepare.COCO.items():
+            if file.name in files:
+                monkeypatch.setitem(prepare.COCO, name, remote(file))
+        monkeypatch.setattr(prepare, "REPOSITORY", (base,))
+        return server
+
+    yield start
+    for server in started:
+        server.shutdown()
+        server.server_close()
+
+
+def tar(members, mode="w"):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=mode) as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return file.getvalue()
+
+
+def zipped(members):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+def encoded(image, form):
+    file = io.BytesIO()
+    image.save(file, form)
+    return file.getvalue()
+
+
+def photograph(k, size=(30, 20)):
+    return encoded(Image.fromarray(np.random.default_rng(k).integers(0, 255, (*size[::-1], 3), np.uint8)), "JPEG")
+
+
+def palette_mask(labels):
+    image = Image.fromarray(labels, "P")
+    image.putpalette(masks.voc_palette())
+    return encoded(image, "PNG")
+
+
+def labels_of(class_ids, boundary=False):
+    """Labels 20 × 30 with a stripe of each class (from 0) and a boundary above."""
+    labels = np.zeros((20, 30), np.uint8)
+    for k, class_id in enumerate(class_ids):
+        labels[4:, 6 * k : 6 * k + 5] = class_id + 1
+    if boundary:
+        labels[3] = 255
+    return labels
+
+
+def write_lists(monkeypatch, counts, files):
+    """Official lists of a small made-up world: files in the lists' folder, their checksums and counts."""
+    folder = splits.splits_folder()
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    digests = {n: hashlib.sha256(c.encode()).hexdigest() for n, c in files.items() if n.endswith(".txt")}
+    for name in list(checks.LISTS):
+        if name.partition("/")[0] in {n.partition("/")[0] for n in files}:
+            monkeypatch.delitem(checks.LISTS, name)
+    for name, digest in digests.items():
+        monkeypatch.setitem(checks.LISTS, name, digest)
+    for what, count in counts.items():
+        monkeypatch.setitem(checks.COUNTS, what, count)
+
+
+def run(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["prepare", *map(str, arguments)])
+    try:
+        prepare.main()
+        status = 0
+    except SystemExit as stop:
+        status = stop.code
+    return status, capsys.readouterr().out
+
+
+@pytest.fixture
+def pascal(monkeypatch, serve, tmp_path):
+    """Twelve images: classes 0 to 19, ten masks of VOC's own, two of SBD's, and one that both have."""
+    voc, sbd, lines = {}, {}, {f"pascal/{s}/fold{f}.txt": [] for s in ("trn", "val") for f in range(4)}
+    for k in range(12):
+        class_ids = [k, (k + 8) % 20]
+        voc[f"VOCdevkit/VOC2012/JPEGImages/2007_{k:06}.jpg"] = photograph(k)
+        if k < 10:
+            mask = palette_mask(labels_of(class_ids, boundary=True))
+            voc[f"VOCdevkit/VOC2012/SegmentationClass/2007_{k:06}.png"] = mask
+        if k >= 9:
+            file = io.BytesIO()
+            labels = np.zeros((20, 30), np.uint8) if k == 9 else labels_of(class_ids)
+            savemat(file, {"GTcls": {"Segmentation": labels, "Boundaries": np.zeros(3)}})
+            sbd[f"benchmark_RELEASE/dataset/cls/2007_{k:06}.mat"] = file.getvalue()
+        for class_id in class_ids:
+            for split in ("trn", "val"):
+                lines[f"pascal/{split}/fold{class_id // 5}.txt"].append(f"2007_{k:06}__{class_id + 1:02}\n")
+    voc["VOCdevkit/VOC2012/Annotations/1.xml"] = b"<a/>"
+    server = serve({"VOCtrainval_11-May-2012.tar": tar(voc), "benchmark.tgz": tar(sbd, "w:gz")})
+    counts = {
+        f"pascal {s}": tuple(len(lines[f"pascal/{n}/fold{f}.txt"]) for f in range(4))
+        for s, n in (("train", "trn"), ("val", "val"))
+    }
+    files = {name: "".join(found) for name, found in lines.items()}
+    write_lists(monkeypatch, {**counts, "pascal images": 12, "pascal masks": 12}, files)
+    return tmp_path / "pascal", server
+
+
+def test_pascal_from_archives_to_a_checked_folder(pascal, monkeypatch, capsys):
+    root, server = pascal
+    status, out = run(monkeypatch, capsys, "pascal", "--root", root)
+    assert status == 0, out
+    assert "12 masks in" in out
+    assert "(built here)" in out
+    assert "24 listed pairs" not in out
+    assert "all is as it should be" in out
+    own = np.asarray(Image.open(root / "SegmentationClassAug" / "2007_000009.png"))
+    assert (own == labels_of([9, 17], boundary=True)).all()  # VOC's own wins
+    assert (np.asarray(Image.open(root / "SegmentationClassAug" / "2007_000010.png")) == labels_of([10, 18])).all()
+    assert list((root / "downloads").iterdir()) == []
+    assert not (root / "Annotations").exists()
+    asked = len(server.asked)
+    assert run(monkeypatch, capsys, "pascal", "--root", root)[0] == 0
+    assert len(server.asked) == asked  # what is done is skipped
+
+
+def test_a_cache_of_squashed_images(pascal, monkeypatch, capsys):
+    root, _ = pascal
+    status, _ = run(monkeypatch, capsys, "pascal", "--root", root, "--cache", 16)
+    assert status == 0
+    benchmark = load_benchmark("pascal", size=16, root=str(root))
+    assert "2007_000003" in benchmark.cache
+    assert (root / "cache-16" / "labels.uint8").stat().st_size == 12 * 16 * 16
+
+
+def test_a_damaged_pascal_folder(pascal, monkeypatch, capsys):
+    root, _ = pascal
+    run(monkeypatch, capsys, "pascal", "--root", root)
+    augmented = root / "SegmentationClassAug"
+    (root / "JPEGImages" / "2007_000003.jpg").unlink()
+    (augmented / "2007_000004.png").write_bytes(palette_mask(np.zeros((9, 9), np.uint8)))
+    (augmented / "2007_000005.png").write_bytes(palette_mask(labels_of([5])))
+    (augmented / "2007_000006.png").write_bytes(b"half")
+    (augmented / "2007_000007.png").write_bytes(palette_mask(labels_of([7, 15, 30])))
+    (root / "JPEGImages" / "2007_000008.jpg").write_bytes(photograph(8)[:200])
+    status, out = run(monkeypatch, capsys, "pascal", "--root", root, "--check")
+    assert status == 1
+    assert "11 images in" in out
+    assert "1 of 12 listed images are missing: 2007_000003" in out
+    assert "2007_000004.png is 9 × 9 pixels, its image 30 × 20" in out
+    status, out = run(monkeypatch, capsys, "pascal", "--root", root, "--check", "--sample", "1000")
+    flaws = "\n".join(f.text for f in checks.check_pascal(root))
+    assert f"delete {augmented}, and run `python -m hsnet.prepare pascal --root {root}`" in out
+    assert "more)" in flaws  # three are named, the others counted
+    monkeypatch.setattr(checks, "_draw", lambda pairs, _: [p for p in pairs if p[0] in ("2007_000005", "2007_000006")])
+    flaws = "\n".join(f.text for f in checks.check_pascal(root))
+    assert "2007_000005.png lacks class 14, for which its image is listed" in flaws
+    assert "2007_000006.png cannot be read" in flaws
+    monkeypatch.setattr(checks, "_draw", lambda pairs, _: [p for p in pairs if p[0] in ("2007_000007", "2007_000008")])
+    flaws = "\n".join(f.text for f in checks.check_pascal(root))
+    assert "2007_000007.png holds the label 31" in flaws
+    assert "2007_000008.jpg cannot be read" in flaws
+
+
+def test_lists_that_are_not_the_official_ones(pascal, monkeypatch, capsys):
+    root, _ = pascal
+    run(monkeypatch, capsys, "pascal", "--root", root)
+    folder = splits.splits_folder() / "pascal"
+    (folder / "trn" / "fold0.txt").write_text("2007_000000__21\n")
+    (folder / "trn" / "fold1.txt").write_text("2007_000005__06\n")
+    (folder / "val" / "fold2.txt").unlink()
+    status, out = run(monkeypatch, capsys, "pascal", "--root", root, "--check")
+    assert status == 1
+    assert "trn/fold0.txt is not the official list" in out
+    assert "class 21 does not exist" in out
+    assert "classes of another fold, or without images: 6, 7, 8" in out
+    assert "val/fold2.txt is missing" in out
+    assert "python -m hsnet.prepare splits" in out
+
+
+def test_the_authors_pascal_masks(pascal, monkeypatch, capsys, tmp_path):
+    root, server = pascal
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    for k in range(12):
+        (theirs / f"2007_{k:06}.png").write_bytes(palette_mask(labels_of([k, (k + 8) % 20])))
+    status, out = run(monkeypatch, capsys, "pascal", "--root", root, "--masks", theirs)
+    assert status == 0, out
+    assert "(the authors')" in out
+    assert len(server.asked) == 1  # SBD is not fetched
+
+
+def test_a_broken_mat_file_is_named(pascal, monkeypatch, capsys, tmp_path):
+    root, _ = pascal
+    run(monkeypatch, capsys, "pascal", "--root", root)
+    (root / "SBD" / "cls" / "2007_000011.mat").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"2007_000011.mat is damaged .* run the same command again"):
+        masks.build_pascal_masks(root / "SegmentationClass", root / "SBD" / "cls", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def instances(images, annotations, categories=(1, 3, 90)):
+    return {
+        "images": [{"id": i, "file_name": name, "height": 20, "width": 30} for i, name in images],
+        "annotations": [{"id": k, **a} for k, a in enumerate(annotations)],
+        "categories": [{"id": c, "name": f"thing {c}"} for c in categories],
+    }
+
+
+def box(image_id, category_id, left, top, right, bottom, crowd=0):
+    if crowd:
+        area = np.zeros((20, 30), np.uint8, order="F")
+        area[top:bottom, left:right] = 1
+        columns = area.flatten(order="F")
+        changes = np.flatnonzero(np.diff(np.concatenate([[0], columns, [0]])))
+        counts = np.diff(np.concatenate([[0], changes, [columns.size]])).tolist()
+        outline = {"size": [20, 30], "counts": counts}
+    else:
+        outline = [[left, top, right, top, right, bottom, left, bottom]]
+    area = (right - left) * (bottom - top)
+    return {"image_id": image_id, "category_id": category_id, "iscrowd": crowd, "area": area, "segmentation": outline}
+
+
+@pytest.fixture
+def coco(monkeypatch, serve, tmp_path):
+    """Three categories; four images a year, whose masks have overlaps and a crowd."""
+    members, files = {}, {}
+    for year, split in (("train2014", "trn"), ("val2014", "val")):
+        names = [(k, f"COCO_{year}_{k:012}.jpg") for k in range(1, 5)]
+        boxes = [box(k, 1, 0, 0, 30, 20) for k, _ in names] + [box(k, 90, 10, 5, 20, 15) for k, _ in names]
+        boxes += [box(1, 3, 12, 7, 14, 9), box(2, 3, 0, 0, 5, 5, crowd=1)]
+        members[f"annotations/instances_{year}.json"] = json.dumps(instances(names, boxes)).encode()
+        members[f"annotations/captions_{year}.json"] = b"{}"
+        files[f"{year}.zip"] = zipped({f"{year}/{name}": photograph(k) for k, name in names})
+        table = {str(c): {0: [1, 2, 3, 4], 1: [1, 2], 2: [4, 3, 2, 1]}.get(c, []) for c in range(80)}
+        write_lists(monkeypatch, {}, {f"coco/{split}.json": json.dumps(table)})
+    monkeypatch.setattr(checks, "CONTENT", dict.fromkeys(checks.CONTENT, checks.content_digest(table)))
+    counts = {"coco train2014": 4, "coco val2014": 4, "coco categories": 3}
+    for split, of in (("train", (4, 4, 4, 4)), ("val", (4, 2, 4, 0))):
+        counts[f"coco {split}"] = of
+    for what, count in counts.items():
+        monkeypatch.setitem(checks.COUNTS, what, count)
+    server = serve(files | {"annotations_trainval2014.zip": zipped(members)})
+    return tmp_path / "coco", server
+
+
+def test_coco_from_archives_to_a_checked_folder(coco, monkeypatch, capsys):
+    root, server = coco
+    status, out = run(monkeypatch, capsys, "coco", "--root", root)
+    assert status == 0, out
+    assert "all 4 masks of train2014 (built here, with crowds) are there" in out
+    mask = Image.open(root / "masks" / "val2014" / "COCO_val2014_000000000001.png")
+    assert mask.mode == "L"
+    labels = np.asarray(mask)
+    assert set(np.unique(labels).tolist()) == {1, 2, 3}  # categories 1, 3, 90
+    assert labels[8, 13] == 2  # the smallest lies on top
+    assert labels[10, 11] == 3
+    assert labels[1, 1] == 1
+    assert np.asarray(Image.open(root / "masks" / "val2014" / "COCO_val2014_000000000002.png"))[2, 2] == 2  # the crowd
+    assert json.loads((root / "masks" / "source.json").read_text())["crowd"] is True
+    asked = len(server.asked)
+    assert run(monkeypatch, capsys, "coco", "--root", root)[0] == 0
+    assert len(server.asked) == asked
+    with pytest.raises(ValueError, match=r"asked for is .*'crowd': False"):
+        run(monkeypatch, capsys, "coco", "--root", root, "--no-crowd")
+
+
+def test_coco_without_crowds(coco, monkeypatch, capsys):
+    root, _ = coco
+    _, out = run(monkeypatch, capsys, "coco", "--root", root, "--no-crowd")
+    assert "built here, without crowds" in out
+    assert np.asarray(Image.open(root / "masks" / "val2014" / "COCO_val2014_000000000002.png"))[2, 2] == 1
+
+
+def test_the_authors_coco_masks_are_compared_with_ours(coco, monkeypatch, capsys, tmp_path):
+    root, _ = coco
+    run(monkeypatch, capsys, "coco", "--root", root)
+    theirs = tmp_path / "theirs"
+    (root / "masks").rename(theirs)
+    half = theirs / "val2014" / "COCO_val2014_000000000003.png"
+    labels = np.asarray(Image.open(half)).copy()
+    labels[:10] = 0
+    Image.fromarray(labels).save(half)
+    monkeypatch.setattr(checks, "COVERED", 1.0)
+    status, out = run(monkeypatch, capsys, "coco", "--root", root, "--masks", theirs)
+    assert status == 0, out
+    assert json.loads((root / "masks" / "source.json").read_text())["source"] == "authors"
+    assert "the authors' masks of train2014 and ours, with crowds, agree in 100.00 % of the pixels" in out
+    assert "the authors' masks of val2014 and ours, with crowds, agree in 90.00 % of the pixels, and in 90.00 %" in out
+    with pytest.raises(FileNotFoundError, match="no PNG files in"):
+        run(monkeypatch, capsys, "coco", "--root", tmp_path / "new", "--masks", tmp_path)
+
+
+def test_a_damaged_coco_folder(coco, monkeypatch, capsys):
+    root, _ = coco
+    run(monkeypatch, capsys, "coco", "--root", root)
+    (root / "masks" / "train2014" / "COCO_train2014_000000000002.png").unlink()
+    (root / "val2014" / "COCO_val2014_000000000002.jpg").unlink()
+    annotations = root / "annotations" / "instances_val2014.json"
+    content = json.loads(annotations.read_text())
+    content["images"] = content["images"][:3]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] < 4]
+    annotations.write_text(json.dumps(content))
+    status, out = run(monkeypatch, capsys, "coco", "--root", root, "--check")
+    assert status == 1
+    assert "1 of 4 masks of train2014 (built here, with crowds) are missing: COCO_train2014_000000000002" in out
+    assert "1 of 3 images of val2014 are missing" in out
+    assert "3 images in instances_val2014.json, 4 expected" in out
+    assert "listed images that instances_val2014.json does not know: 4" in out
+    annotations.write_text(annotations.read_text()[:500])
+    _, out = run(monkeypatch, capsys, "coco", "--root", root, "--check")
+    assert "instances_val2014.json is no whole instances file" in out
+
+
+def test_another_year_has_no_official_lists(coco, monkeypatch, capsys):
+    root, server = coco
+    run(monkeypatch, capsys, "coco", "--root", root)
+    for year in ("train", "val"):
+        (root / "annotations" / f"instances_{year}2014.json").rename(
+            root / "annotations" / f"instances_{year}2017.json"
+        )
+        (root / f"{year}2014").rename(root / f"{year}2017")
+        (root / "masks" / f"{year}2014").rename(root / "masks" / f"{year}2017")
+    asked = len(server.asked)
+    status, out = run(monkeypatch, capsys, "coco", "--root", root)
+    assert status == 0, out
+    assert "not COCO 2014, so without the official lists" in out
+    assert load_benchmark("coco", size=16, root=str(root)).source()["lists"] == "annotations"
+    assert len(server.asked) == asked
+
+
+def test_masks_that_were_begun_are_gone_on_with(coco, monkeypatch, capsys):
+    root, _ = coco
+    run(monkeypatch, capsys, "coco", "--root", root)
+    done = root / "masks" / "train2014"
+    made = done / "COCO_train2014_000000000001.png"
+    before = made.stat().st_mtime_ns
+    (done / "COCO_train2014_000000000002.png").unlink()
+    done.rename(done.with_name("train2014.part"))
+    assert run(monkeypatch, capsys, "coco", "--root", root)[0] == 0
+    assert made.stat().st_mtime_ns == before
+    assert len(list(done.glob("*.png"))) == 4
+
+
+def test_run_lengths_compressed_or_not_are_read():
+    area = np.zeros((20, 30), np.uint8, order="F")
+    area[3:9, 4:20] = 1
+    assert (masks.outline_mask(coco_masks.encode(area), 20, 30) == area).all()
+    assert (masks.outline_mask(box(1, 1, 4, 3, 20, 9, crowd=1)["segmentation"], 20, 30) == area).all()
+
+
+def test_many_masks_are_built_in_processes(tmp_path):
+    names = [(k, f"{k}.jpg") for k in range(600)]
+    file = tmp_path / "instances_x.json"
+    file.write_text(json.dumps(instances(names, [box(k, 3, 2, 2, 9, 9) for k, _ in names])))
+    assert masks.build_coco_masks(file, tmp_path / "x", workers=2) == 600
+    assert len(list((tmp_path / "x").glob("*.png"))) == 600
+    assert np.asarray(Image.open(tmp_path / "x" / "599.png")).max() == 2
+
+
+@pytest.fixture
+def fss(monkeypatch, tmp_path, own_folders):
+    root = tmp_path / "fss"
+    listed = {"trn": ["cup", "fan"], "val": ["owl"], "test": ["axe"]}
+    for names in listed.values():
+        for name in names:
+            (root / name).mkdir(parents=True)
+            for k in range(1, 11):
+                (root / name / f"{k}.jpg").write_bytes(photograph(k))
+                mask = np.zeros((20, 30, 4), np.uint8)
+                mask[5:9, 5:9, :3], mask[..., 3] = 255, 255
+                (root / name / f"{k}.png").write_bytes(encoded(Image.fromarray(mask), "PNG"))
+    files = {f"fss/{split}.txt": "\n".join(names) + "\n" for split, names in listed.items()}
+    write_lists(monkeypatch, {"fss train": 2, "fss val": 1, "fss test": 1}, files)
+    return root
+
+
+def test_fss_is_fetched_by_hand_and_checked(fss, monkeypatch, capsys, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"(?s)github.com/HKUSTCV/FSS-1000.*abacus/1.jpg"):
+        run(monkeypatch, capsys, "fss", "--root", tmp_path / "empty")
+    status, out = run(monkeypatch, capsys, "fss", "--root", fss)
+    assert status == 0, out
+    assert "all 4 listed classes are there" in out
+    assert "40 listed pairs" in out
+
+
+def test_a_damaged_fss_folder(fss, monkeypatch, capsys):
+    (fss / "cup" / "7.png").unlink()
+    (fss / "owl" / "1.png").write_bytes(encoded(Image.new("RGBA", (30, 20), (0, 0, 0, 255)), "PNG"))
+    (fss / "axe").rename(fss / "ax")
+    status, out = run(monkeypatch, capsys, "fss", "--root", fss, "--check")
+    assert status == 1
+    assert "1 of 4 listed classes are missing: axe" in out
+    assert "1 files are missing: cup/7.png" in out
+    assert "1.png marks nothing" in out
+
+
+def test_fss_unpacked_too_deep(fss, monkeypatch, capsys):
+    deep = fss.parent / "outer" / "fewshot_data" / "fewshot_data"
+    deep.parent.mkdir(parents=True)
+    fss.rename(deep)
+    _, out = run(monkeypatch, capsys, "fss", "--root", fss.parent / "outer", "--check")
+    assert f"the classes lie too deep: move the folders in {deep} into" in out
+
+
+def test_options_that_do_not_fit(monkeypatch, capsys, tmp_path):
+    with pytest.raises(ValueError, match="--masks is for pascal and coco"):
+        run(monkeypatch, capsys, "fss", "--masks", tmp_path)
+
+
+class Evil:
+    def __reduce__(self):
+        return (exec, ("import builtins; builtins.evil_ran = True",))
+
+
+@pytest.mark.parametrize("content", [Evil(), {0: [Evil()]}, {0: (1, 2)}, {0: {1.5}}, [b"bytes"], True, None])
+def test_pickles_of_anything_else_are_refused(content):
+    with pytest.raises(ValueError, match="this pickle holds"):
+        prepare.read_plain_pickle(pickle.dumps(content))
+    assert not hasattr(builtins, "evil_ran")
+    with pytest.raises(ValueError, match="or is damaged"):
+        prepare.read_plain_pickle(pickle.dumps({0: ["a"]})[:-3])
+
+
+def test_plain_pickles_are_read():
+    content = {0: ["val2014/COCO_val2014_000000000009.jpg"], "a": {"b": [1, 2**70]}}
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        assert prepare.read_plain_pickle(pickle.dumps(content, protocol)) == content
+
+
+def coco_pickles(folds):
+    """What the authors' repository holds, made up: of each split four pickles, by name."""
+    table = {c: [1000 * c + k for k in (2, 1, 3)] for c in range(80)}
+    made = {}
+    for split, year in (("trn", "train2014"), ("val", "val2014")):
+        for fold in folds:
+            names = {
+                c: [f"{year}/COCO_{year}_{i:012}.jpg" for i in ids] if (c % 4 == fold) == (split == "val") else []
+                for c, ids in table.items()
+            }
+            made[f"coco/{split}/fold{fold}.pkl"] = pickle.dumps(names)
+    return table, made
+
+
+def test_the_official_lists_are_fetched_checked_and_stored(serve, monkeypatch, capsys):
+    table, made = coco_pickles(range(4))
+    made |= {
+        f"pascal/{s}/fold{f}.txt": f"2007_00000{f}__{5 * f + 1:02}\n".encode() for s in ("trn", "val") for f in range(4)
+    }
+    made |= {f"fss/{s}.txt": b"cup\n" for s in ("trn", "val", "test")}
+    for name, content in made.items():
+        monkeypatch.setitem(checks.LISTS, name, hashlib.sha256(content).hexdigest())
+    digest = checks.content_digest({str(c): ids for c, ids in table.items()})
+    monkeypatch.setattr(checks, "CONTENT", {"train": digest, "val": digest})
+    server = serve(made)
+    status, out = run(monkeypatch, capsys, "splits")
+    assert status == 0, out
+    assert "13 lists in" in out
+    assert splits.read_coco("val") == splits.read_coco("train") == table
+    assert splits.read_pascal("train", 2) == [("2007_000002", 10)]
+    assert sorted(p.name for p in (splits.splits_folder() / "coco").iterdir()) == ["trn.json", "val.json"]
+    asked = len(server.asked)
+    run(monkeypatch, capsys, "splits")
+    assert len(server.asked) == asked
+    server.files["fss/trn.txt"] = b"cup\nevil\n"
+    (splits.splits_folder() / "fss" / "trn.txt").unlink()
+    with pytest.raises(ConnectionError, match="not the file that was published and was not kept"):
+        run(monkeypatch, capsys, "splits")
+    assert not (splits.splits_folder() / "fss" / "trn.txt").exists()
+
+
+def test_lists_that_contradict_each_other_are_refused():
+    with pytest.raises(ValueError, match="differ for class 3"):
+        prepare.merge_coco_lists([{3: ["a/a_1.jpg"]}, {3: ["a/a_2.jpg"]}])
+    with pytest.raises(ValueError, match="no list holds the classes"):
+        prepare.merge_coco_lists([{3: ["a/a_1.jpg"]}])
+
+
+def test_a_genuine_pickle_holds_the_lists_that_are_read(request):
+    folder = splits.splits_folder() / "coco"
+    pickled = folder / "val" / "fold3.pkl"
+    if not pickled.exists():
+        pytest.skip("no official COCO pickle under HSNET_SPLITS")
+    assert hashlib.sha256(pickled.read_bytes()).hexdigest() == checks.LISTS["coco/val/fold3.pkl"]
+    read = prepare.read_plain_pickle(pickled.read_bytes())
+    numbers = {c: [int(name[-16:-4]) for name in names] for c, names in read.items() if names}
+    assert numbers == {c: ids for c, ids in splits.read_coco("val").items() if c % 4 == 3}
+
+
+def test_the_official_lists_are_those_of_the_reference():
+    if not (splits.splits_folder() / "fss").exists():
+        pytest.skip("no official lists: HSNET_SPLITS is not set")
+    assert [f.text for f in checks.check_splits(splits.splits_folder()) if f.remedy] == []
+    for split in ("train", "val"):
+        for fold in range(4):
+            assert len(splits.read_pascal(split, fold)) == checks.COUNTS[f"pascal {split}"][fold]
+            table = splits.read_coco(split)
+            images = {i for c, ids in table.items() if (c % 4 == fold) == (split == "val") for i in ids}
+            assert len(images) == checks.COUNTS[f"coco {split}"][fold]
+    assert [len(splits.read_fss(s)) for s in ("train", "val", "test")] == [520, 240, 240]
+
+
+def test_two_at_once(tmp_path, monkeypatch, capsys):
+    root = tmp_path / "pascal"
+    root.mkdir()
+    with (
+        prepare.FileLock(root / ".prepare.lock"),
+        pytest.raises(ValueError, match="another `prepare` is at work"),
+    ):
+        run(monkeypatch, capsys, "pascal", "--root", root)

@@ -1,0 +1,146 @@
+"""The cells of a table are trained, tested and skipped as they should; small ones, of the benchmark drawn by code."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from hsnet import cells, records, reproduce
+from hsnet.cells import Cell, state
+from hsnet.config import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = {
+    "benchmark": "shapes",
+    "size": 32,
+    "epochs": 2,
+    "epoch_episodes": 2,
+    "batch": 2,
+    "val_episodes": 2,
+    "test_episodes": 4,
+    "minutes": 0.0,
+    "workers": 0,
+    "device": "cpu",
+    "precision": "float32",
+    "pretrained": False,
+}
+
+
+def tiny(**changes):
+    return Cell(Config(**TINY | changes), shots=(1,))
+
+
+@pytest.fixture
+def claims(monkeypatch):
+    found = [tiny(), tiny(fold=1)]
+    monkeypatch.setitem(cells.TABLES, "tried", lambda protocol: found)
+    return found
+
+
+def run(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["reproduce", *arguments, "--device", "cpu", "--workers", "0"])
+    try:
+        reproduce.main()
+        status = 0
+    except SystemExit as stop:
+        status = stop.code
+    return status, capsys.readouterr()
+
+
+def test_a_cell_from_training_to_table(claims, monkeypatch, capsys):
+    status, out = run(monkeypatch, capsys, "tried", "--only", "0")
+    assert status == 0
+    cell = claims[0]
+    assert [state(c).kind for c in claims] == ["done", "missing"]
+    assert [test[1]["scores"]["HSNet"]["episodes"] for test in (cell.tests(), cell.tests(last=True))] == [4, 4]
+    assert "at the best epoch" in out.out
+    assert "– (1/2)" in out.out
+    # The last epoch is tested with its own weights: equal to the best's only where the last was the best.
+    history = [json.loads(line) for line in (cell.folder / "history.jsonl").read_text().splitlines()]
+    best, last = (load_file(f / "model.safetensors") for f in (cell.folder, cell.folder / cells.LAST_EPOCH))
+    assert len(history) == 2
+    assert all(best[name].equal(last[name]) for name in best) == history[1]["best"]
+    # What is done is skipped; what is missing is made, and nothing else.
+    before = {path: path.stat().st_mtime_ns for path in cell.folder.rglob("*.json")}
+    _, out = run(monkeypatch, capsys, "tried", "--only", "0")
+    assert out.out.count(": done") == 1
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    lost = cell.folder / cells.LAST_EPOCH / "test-1shot.json"
+    lost.unlink()
+    _, out = run(monkeypatch, capsys, "tried", "--only", "0")
+    assert "1 of 1, shapes, EfficientNet-Lite0, fold 0: cut 2, working in" in out.out
+    assert state(cell).kind == "done"
+    kept = cell.folder / "test-1shot.json"
+    assert kept.stat().st_mtime_ns == before[kept]
+    assert lost.exists()
+
+
+def test_one_that_fails_does_not_stop_the_others(claims, monkeypatch, capsys):
+    claims[0].folder.mkdir(parents=True)
+    tiny(batch=4).config.save(claims[0].folder / "config.json")
+    filled = []
+    monkeypatch.setattr(reproduce, "fill", lambda cell, config: filled.append((cell, config)))
+    monkeypatch.setattr(reproduce, "_score", lambda cell, shot: "")
+    status, out = run(monkeypatch, capsys, "tried", "--micro-batch", "1")
+    assert status == 2
+    assert "was trained with batch 4, not 2: rename it, or delete it" in out.err
+    assert [cell for cell, _ in filled] == claims[1:]
+    assert filled[0][1] == dataclasses.replace(claims[1].config, micro_batch=1)
+
+
+def test_missing_images_are_an_error_with_the_next_step(monkeypatch, capsys, data):
+    monkeypatch.delenv("HSNET_IMAGES", raising=False)
+    status, out = run(monkeypatch, capsys, "pascal", "--only", "vgg16,0")
+    assert status == 2
+    assert "python -m hsnet.prepare" in out.err
+
+
+def test_a_cell_that_another_process_trains_is_left_to_it(claims, monkeypatch, capsys):
+    monkeypatch.setattr(cells, "lock_holder", lambda folder: "process 1 on here")
+    for cell in claims:
+        cell.folder.mkdir(parents=True)
+        cell.config.save(cell.folder / "config.json")
+    _, out = run(monkeypatch, capsys, "tried")
+    assert out.out.count("running 0 (process 1 on here)") == 2
+
+
+def test_a_dry_run_touches_nothing(monkeypatch, capsys, data):
+    status, out = run(monkeypatch, capsys, "--dry-run", "--only", "resnet50")
+    assert status == 0
+    assert out.out.startswith(records.cells_table(words="resnet50"))
+    assert not list(data.iterdir())
+    with pytest.raises(ValueError, match="no table 'voc'"):
+        run(monkeypatch, capsys, "voc", "--dry-run")
+
+
+SCRIPT = """
+from hsnet import cells, reproduce
+from hsnet.cells import Cell
+from hsnet.config import Config, run_program
+one = Cell(Config(**{settings!r}), shots=(1,))
+cells.TABLES["tried"] = lambda protocol: [one]
+run_program(reproduce.main)
+"""
+
+
+def test_several_processes_fill_a_cell_together(data, tmp_path):
+    script = tmp_path / "claims.py"
+    script.write_text(SCRIPT.format(settings=TINY | {"epochs": 1}))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HSNET_DATA": str(data)}
+    done = subprocess.run(
+        [*command, "tried", "--device", "cpu", "--workers", "0"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert state(tiny(epochs=1)).kind == "done"
+    assert done.stdout.count("1 of 1") == 2  # one process speaks: at the beginning, and of the score
+    assert done.stdout.count("ours, last epoch") == 1
