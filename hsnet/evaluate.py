@@ -10,6 +10,9 @@ make evaluate                                 the embedded benchmark's run, 1- a
 """
 
 import argparse
+import contextlib
+import hashlib
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,8 +26,8 @@ from . import baselines, figures, records
 from .baselines import Prototypes
 from .benchmarks import Benchmark, benchmark_of
 from .benchmarks.drawn import DrawnBenchmark
-from .checkpoints import load_reference, run_folder
-from .config import PHOTOGRAPHS, Config, data_folder, paper, run_program
+from .checkpoints import WEIGHTS, load_reference, run_folder
+from .config import PHOTOGRAPHS, ROOT, Config, data_folder, paper, run_program
 from .devices import choose_device, choose_precision, describe
 from .distributed import collect, rank, world
 from .episodes import Batch, EpisodeDataset, shard, test_episodes, test_lists
@@ -197,6 +200,7 @@ def test_run(
         "precision": str(choose_precision(config.precision, device))[6:],
         "parameters": sum(p.numel() for p in model.learned_parameters().values()),
         "torch": torch.__version__,
+        **traces(folder),
         "scores": {name: score.summary() for name, score in scores.items()},
         "resample_classes": benchmark.resample_classes,
         "columns": SegmentationScore.COLUMNS,
@@ -219,6 +223,20 @@ def _list_scores(score, seed, lists):
     each = len(score.rows) // lists
     part.rows = score.rows[seed * each : (seed + 1) * each]
     return {"seed": seed, "miou": part.miou(), "fb_iou": part.fb_iou(), "episodes": each}
+
+
+def traces(folder: Path) -> dict[str, str]:
+    """By what a score can be traced: the weights' checksum, and the commit of the code, "changed" where it was."""
+    found = {}
+    if (folder / WEIGHTS).exists():
+        found["weights_sha256"] = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, or no checkout
+        commit, changed = (
+            subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no", "hsnet"])
+        )
+        found["commit"] = commit + ", changed" * bool(changed)
+    return found
 
 
 def test_path(folder: Path, config: Config, shot: int, original_size: bool = False) -> Path:
