@@ -95,12 +95,13 @@ def evaluate(
             bar.update(len(episodes.class_id))
             first, score = next(iter(scores.items()))
             bar.set_postfix_str(f"{first} mIoU {score.miou():.1f}")
+    if world() == 1:
+        return scores
     areas = [dict(zip(scores, rows, strict=True)) for rows in zip(*(s.rows for s in scores.values()), strict=True)]
-    for i, episode in enumerate(collect(areas) if world() > 1 else []):
-        for name, row in episode.items():
-            if i == 0:
-                scores[name] = SegmentationScore(class_ids, dataset.benchmark.resample_classes)
-            scores[name].rows.append(row)
+    areas = collect(areas)
+    scores = {name: SegmentationScore(class_ids, dataset.benchmark.resample_classes) for name in areas[0]}
+    for name, score in scores.items():
+        score.rows = [episode[name] for episode in areas]
     return scores
 
 
