@@ -117,7 +117,7 @@ def fit_prototypes(model: HSNet, config: Config, benchmark: Benchmark, device: t
     )
     prototypes = Prototypes()
     bar = tqdm(
-        dataset.loader(config.batch, choose_workers(config.workers)),
+        dataset.loader(episodes_at_a_time(config, device), choose_workers(config.workers)),
         desc="fitting prototypes",
         unit="batch",
         leave=False,
@@ -272,11 +272,16 @@ def control_run(model: HSNet, config: Config, benchmark: DrawnBenchmark, folder:
 def draw_episodes(model: HSNet, config: Config, benchmark: Benchmark, path: Path, count: int = 8) -> Path:
     """Draw the first test episodes with the model's predictions."""
     episodes = test_episodes(benchmark, fold=config.fold, shot=1, count=count)
-    batch = Batch.stack([*EpisodeDataset(benchmark, config.size, episodes)])
+    batches = [*EpisodeDataset(benchmark, config.size, episodes)]
     device = choose_device(config.device)
-    prediction = predictor(model.to(device).eval(), device)(batch)["HSNet"]
+    predict = predictor(model.to(device).eval(), device)
+    prediction = torch.cat(
+        [predict(batch)["HSNet"] for batch in batches]
+    )  # one at a time: no more memory than training
     names = [benchmark.class_names[episode.class_id] for episode in episodes]
-    return figures.save(figures.episode_figure(batch, prediction.numpy(), names, benchmark.attribution), path)
+    return figures.save(
+        figures.episode_figure(Batch.stack(batches), prediction.numpy(), names, benchmark.attribution), path
+    )
 
 
 def main() -> None:
