@@ -98,12 +98,13 @@ def evaluate(
             bar.update(len(episodes.class_id))
             first, score = next(iter(scores.items()))
             bar.set_postfix_str(f"{first} mIoU {score.miou():.1f}")
+    if world() == 1:
+        return scores
     areas = [dict(zip(scores, rows, strict=True)) for rows in zip(*(s.rows for s in scores.values()), strict=True)]
-    for i, episode in enumerate(collect(areas) if world() > 1 else []):
-        for name, row in episode.items():
-            if i == 0:
-                scores[name] = SegmentationScore(class_ids, dataset.benchmark.resample_classes)
-            scores[name].rows.append(row)
+    areas = collect(areas)
+    scores = {name: SegmentationScore(class_ids, dataset.benchmark.resample_classes) for name in areas[0]}
+    for name, score in scores.items():
+        score.rows = [episode[name] for episode in areas]
     return scores
 
 
@@ -119,7 +120,7 @@ def fit_prototypes(model: HSNet, config: Config, benchmark: Benchmark, device: t
     )
     prototypes = Prototypes()
     bar = tqdm(
-        dataset.loader(config.batch, choose_workers(config.workers)),
+        dataset.loader(episodes_at_a_time(config, device), choose_workers(config.workers)),
         desc="fitting prototypes",
         unit="batch",
         leave=False,
@@ -291,11 +292,16 @@ def control_run(model: HSNet, config: Config, benchmark: DrawnBenchmark, folder:
 def draw_episodes(model: HSNet, config: Config, benchmark: Benchmark, path: Path, count: int = 8) -> Path:
     """Draw the first test episodes with the model's predictions."""
     episodes = test_episodes(benchmark, fold=config.fold, shot=1, count=count)
-    batch = Batch.stack([*EpisodeDataset(benchmark, config.size, episodes)])
+    batches = [*EpisodeDataset(benchmark, config.size, episodes)]
     device = choose_device(config.device)
-    prediction = predictor(model.to(device).eval(), device)(batch)["HSNet"]
+    predict = predictor(model.to(device).eval(), device)
+    prediction = torch.cat(
+        [predict(batch)["HSNet"] for batch in batches]
+    )  # one at a time: no more memory than training
     names = [benchmark.class_names[episode.class_id] for episode in episodes]
-    return figures.save(figures.episode_figure(batch, prediction.numpy(), names, benchmark.attribution), path)
+    return figures.save(
+        figures.episode_figure(Batch.stack(batches), prediction.numpy(), names, benchmark.attribution), path
+    )
 
 
 def main() -> None:

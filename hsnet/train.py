@@ -656,16 +656,18 @@ class Board:
         self.training = training
         self.writer = SummaryWriter(str(training.folder / "tensorboard"), purge_step=training.epoch + 1)
         dataset = training.validation
-        self.batch = Batch.stack([dataset[i] for i in range(min(8, len(dataset)))])
+        self.batches = [dataset[i] for i in range(min(8, len(dataset)))]
 
     def epoch(self, line: dict) -> None:
         """Add an epoch's line of history, and its pictures."""
         training = self.training
         for name in ("loss", "train_miou", "val_miou"):
             self.writer.add_scalar(name, line[name], line["epoch"])
-        masks = predictor(training.model.eval(), training.device, training.dtype)(self.batch)["HSNet"]
-        names = [training.benchmark.class_names[c] for c in self.batch.class_id.tolist()]
-        figure = figures.episode_figure(self.batch, masks.numpy(), names, training.benchmark.attribution)
+        predict = predictor(training.model.eval(), training.device, training.dtype)
+        masks = torch.cat([predict(batch)["HSNet"] for batch in self.batches])
+        batch = Batch.stack(self.batches)
+        names = [training.benchmark.class_names[c] for c in batch.class_id.tolist()]
+        figure = figures.episode_figure(batch, masks.numpy(), names, training.benchmark.attribution)
         self.writer.add_figure("validation episodes", figure, line["epoch"])
         self.writer.flush()
 
