@@ -275,9 +275,9 @@
   async function featuresOf(net, picture) {
     if (picture.features?.device === net.device) return picture.features.values;
     const rgba = pixels(picture.canvas, side, side);
-    const planes = new Float32Array(3 * side * side);
+    const planes = new Uint8Array(3 * side * side);
     for (let i = 0; i < side * side; i++) for (let c = 0; c < 3; c++) planes[c * side * side + i] = rgba[4 * i + c];
-    const found = await net.features.run({ picture: new net.ort.Tensor("float32", planes, [1, 3, side, side]) });
+    const found = await net.features.run({ picture: new net.ort.Tensor("uint8", planes, [1, 3, side, side]) });
     picture.features = { device: net.device, values: Object.values(found) };
     return picture.features.values;
   }
@@ -382,6 +382,7 @@
     setSupport(first, truth.canvas);
     if (query.source !== episode.query) setQuery({ ...second, source: episode.query }); // else its features are kept
     else setQuery(query);
+    box.dataset.shown = part.episode.value;
     say("Paint over the object in the support, then let the network find it in the query.");
   }
   part.episode.addEventListener("change", choose);
