@@ -40,7 +40,7 @@
   }
 
   box.innerHTML = `
-    <p class="row">
+    <p class="tools">
       <label>Pictures <select data-part="episode"></select></label>
       <span data-part="own" hidden>
         <label>support <input type="file" accept="image/*" data-part="support-file"></label>
@@ -58,14 +58,14 @@
         <canvas data-part="query" role="img" aria-label="Query"></canvas>
       </figure>
     </div>
-    <p class="row">
+    <p class="tools">
       <label><input type="radio" name="hsnet-tool" value="paint" checked> paint</label>
       <label><input type="radio" name="hsnet-tool" value="erase"> erase</label>
       <label>brush <input type="range" min="2" max="60" value="16" data-part="brush"></label>
       <button type="button" data-part="clear">clear</button>
       <button type="button" data-part="given">the true mask</button>
     </p>
-    <p class="row">
+    <p class="tools">
       <button type="button" data-part="run">find it in the query</button>
       <label data-part="device-label" hidden>compute on <select data-part="device">
         <option value="wasm">the processor</option><option value="webgpu">the graphics card (WebGPU)</option></select></label>
@@ -76,6 +76,7 @@
   const say = (text) => (part.status.textContent = text);
 
   // One picture: `canvas` holds its pixels, at most LONGEST a side; `features` are kept until it is replaced.
+  part.query.getContext("2d", { willReadFrequently: true });
   const empty = () => ({ canvas: null, features: null });
   let support = empty();
   let query = empty();
@@ -88,6 +89,7 @@
     const canvas = document.createElement("canvas");
     canvas.width = width;
     canvas.height = height;
+    canvas.getContext("2d", { willReadFrequently: true }); // later calls return this context
     return canvas;
   }
 
@@ -97,7 +99,7 @@
     await image.decode();
     const scale = Math.min(1, LONGEST / Math.max(image.naturalWidth, image.naturalHeight));
     const canvas = canvasOf(Math.max(1, Math.round(image.naturalWidth * scale)), Math.max(1, Math.round(image.naturalHeight * scale)));
-    const pen = canvas.getContext("2d", { willReadFrequently: true });
+    const pen = canvas.getContext("2d");
     pen.fillStyle = "rgb(127, 127, 127)"; // behind what is transparent
     pen.fillRect(0, 0, canvas.width, canvas.height);
     pen.imageSmoothingQuality = "high";
@@ -175,6 +177,9 @@
     pen.moveTo(from.x, from.y);
     pen.lineTo(to.x, to.y);
     pen.stroke();
+    pen.beginPath(); // a line without length draws nothing
+    pen.arc(to.x, to.y, radius(), 0, 2 * Math.PI);
+    pen.fill();
     drawSupport();
   }
 
