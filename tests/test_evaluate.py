@@ -96,7 +96,7 @@ def test_a_run_of_coco_on_pascal(trees, data, run, capsys):
 
 
 def test_coco_to_pascal_does_not_train(trees):
-    with pytest.raises(ValueError, match="coco-to-pascal only tests: train on coco"):
+    with pytest.raises(ValueError, match="coco-to-pascal, which only tests: train on coco"):
         train(Config(**TINY, benchmark="coco-to-pascal"))
 
 
