@@ -15,6 +15,7 @@ last.pt and previous.pt (to go on), test-1shot.json, episodes.png. Every setting
 
 import argparse
 import dataclasses
+import gc
 import json
 import math
 import random
@@ -367,8 +368,8 @@ class Training:
         for n, recompute in tried:
             self.model.zero_grad()
             self.model.encoder.recompute = recompute
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            gc.collect()  # frames of the failed attempt
+            Memory(self.device)  # gives back what is free
             try:
                 attempt(n)
             except (RuntimeError, MemoryError) as error:
