@@ -64,6 +64,10 @@ class Brush(anywidget.AnyWidget):
           pen.moveTo(from.x, from.y);
           pen.lineTo(at.x, at.y);
           pen.stroke();
+          pen.beginPath();  // a line without length draws nothing
+          pen.arc(at.x, at.y, size.value / 2, 0, 2 * Math.PI);
+          pen.fillStyle = pen.strokeStyle;
+          pen.fill();
           draw();
         };
         const send = () => {

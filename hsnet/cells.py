@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from .checkpoints import lock_holder
-from .config import ROOT, TRAINING_SEEDS, Config, data_folder, paper
+from .config import FREE, ROOT, TRAINING_SEEDS, Config, data_folder, paper
 
 PAPER = ROOT / "data" / "paper"
 BENCHMARKS = {
@@ -42,8 +42,6 @@ ABLATIONS: dict[str, dict] = {
     "original 4D kernels": {"kernel": "dense"},
     "backbone trained too": {"train_backbone": True},
 }
-# Settings that say where and how fast a run is computed, not what comes out.
-FREE = {"root", "workers", "device", "name", "shot", "tensorboard", "micro_batch", "recompute", "bad_files"}
 LAST_EPOCH = "last-epoch"  # folder in a run's: the weights of its last epoch, and their tests
 
 

@@ -11,8 +11,6 @@ from pathlib import Path
 PHOTOGRAPHS = ("pascal", "coco", "fss")  # benchmarks whose command line starts from the paper's settings
 TEST_LISTS = {"official": 1, "strict": 5}  # by protocol: how many lists of test episodes, seeded 0, 1, …
 TRAINING_SEEDS = {"official": 1, "strict": 3}  # by protocol: how many trainings, seeded 0, 1, …
-
-
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 RANGES = {  # least and most; the most are far beyond use, so that a slip of the finger is an error at once
     "size": (32, 8192),
@@ -31,6 +29,9 @@ RANGES = {  # least and most; the most are far beyond use, so that a slip of the
 
 
 ROOT = Path(__file__).resolve().parents[1]  # the checkout
+
+# Settings that may differ between the sittings of a run: they change where and how it is computed, not what.
+FREE = ("workers", "device", "name", "root", "bad_files", "micro_batch", "recompute", "tensorboard")
 
 
 def data_folder() -> Path:
@@ -294,8 +295,8 @@ def config_from(arguments: argparse.Namespace) -> Config:
 def run_program(main) -> None:
     """Call a program's `main`; expected errors end it with one line instead of a traceback.
 
-    Wrong values, missing files, folders that cannot be written, missing packages and too little memory are a user's to put right; anything
-    else is ours and keeps its traceback. Ctrl-C ends with status 130.
+    Wrong values, missing files, folders that cannot be written, missing packages and too little memory are a user's to
+    put right; anything else is ours and keeps its traceback. Ctrl-C ends with status 130.
     """
     try:
         main()

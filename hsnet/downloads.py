@@ -150,7 +150,9 @@ class _Continuing:
 
 
 def _reason(error):
-    return str(error).splitlines()[0][:200]
+    inner = getattr(error.args[0], "reason", error) if error.args else error  # urllib3's, of what requests wraps
+    text = str(inner).splitlines()[0]
+    return text.partition("): ")[2] if text.startswith("HTTP") and "): " in text else text[:200]
 
 
 def _explained(error: OSError, path: Path) -> OSError:

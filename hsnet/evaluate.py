@@ -10,6 +10,9 @@ make evaluate                                 the embedded benchmark's run, 1- a
 """
 
 import argparse
+import contextlib
+import hashlib
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,8 +26,8 @@ from . import baselines, figures, records
 from .baselines import Prototypes
 from .benchmarks import Benchmark, benchmark_of
 from .benchmarks.drawn import DrawnBenchmark
-from .checkpoints import load_reference, run_folder
-from .config import PHOTOGRAPHS, Config, data_folder, paper, run_program
+from .checkpoints import WEIGHTS, load_reference, run_folder
+from .config import PHOTOGRAPHS, ROOT, Config, data_folder, paper, run_program
 from .devices import choose_device, choose_precision, describe
 from .distributed import collect, rank, world
 from .episodes import Batch, EpisodeDataset, shard, test_episodes, test_lists
@@ -95,12 +98,13 @@ def evaluate(
             bar.update(len(episodes.class_id))
             first, score = next(iter(scores.items()))
             bar.set_postfix_str(f"{first} mIoU {score.miou():.1f}")
+    if world() == 1:
+        return scores
     areas = [dict(zip(scores, rows, strict=True)) for rows in zip(*(s.rows for s in scores.values()), strict=True)]
-    for i, episode in enumerate(collect(areas) if world() > 1 else []):
-        for name, row in episode.items():
-            if i == 0:
-                scores[name] = SegmentationScore(class_ids, dataset.benchmark.resample_classes)
-            scores[name].rows.append(row)
+    areas = collect(areas)
+    scores = {name: SegmentationScore(class_ids, dataset.benchmark.resample_classes) for name in areas[0]}
+    for name, score in scores.items():
+        score.rows = [episode[name] for episode in areas]
     return scores
 
 
@@ -116,7 +120,7 @@ def fit_prototypes(model: HSNet, config: Config, benchmark: Benchmark, device: t
     )
     prototypes = Prototypes()
     bar = tqdm(
-        dataset.loader(config.batch, choose_workers(config.workers)),
+        dataset.loader(episodes_at_a_time(config, device), choose_workers(config.workers)),
         desc="fitting prototypes",
         unit="batch",
         leave=False,
@@ -197,6 +201,7 @@ def test_run(
         "precision": str(choose_precision(config.precision, device))[6:],
         "parameters": sum(p.numel() for p in model.learned_parameters().values()),
         "torch": torch.__version__,
+        **traces(folder),
         "scores": {name: score.summary() for name, score in scores.items()},
         "resample_classes": benchmark.resample_classes,
         "columns": SegmentationScore.COLUMNS,
@@ -219,6 +224,20 @@ def _list_scores(score, seed, lists):
     each = len(score.rows) // lists
     part.rows = score.rows[seed * each : (seed + 1) * each]
     return {"seed": seed, "miou": part.miou(), "fb_iou": part.fb_iou(), "episodes": each}
+
+
+def traces(folder: Path) -> dict[str, str]:
+    """By what a score can be traced: the weights' checksum, and the commit of the code, "changed" where it was."""
+    found = {}
+    if (folder / WEIGHTS).exists():
+        found["weights_sha256"] = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, or no checkout
+        commit, changed = (
+            subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no", "hsnet"])
+        )
+        found["commit"] = commit + ", changed" * bool(changed)
+    return found
 
 
 def test_path(folder: Path, config: Config, shot: int, original_size: bool = False) -> Path:
@@ -273,11 +292,16 @@ def control_run(model: HSNet, config: Config, benchmark: DrawnBenchmark, folder:
 def draw_episodes(model: HSNet, config: Config, benchmark: Benchmark, path: Path, count: int = 8) -> Path:
     """Draw the first test episodes with the model's predictions."""
     episodes = test_episodes(benchmark, fold=config.fold, shot=1, count=count)
-    batch = Batch.stack([*EpisodeDataset(benchmark, config.size, episodes)])
+    batches = [*EpisodeDataset(benchmark, config.size, episodes)]
     device = choose_device(config.device)
-    prediction = predictor(model.to(device).eval(), device)(batch)["HSNet"]
+    predict = predictor(model.to(device).eval(), device)
+    prediction = torch.cat(
+        [predict(batch)["HSNet"] for batch in batches]
+    )  # one at a time: no more memory than training
     names = [benchmark.class_names[episode.class_id] for episode in episodes]
-    return figures.save(figures.episode_figure(batch, prediction.numpy(), names, benchmark.attribution), path)
+    return figures.save(
+        figures.episode_figure(Batch.stack(batches), prediction.numpy(), names, benchmark.attribution), path
+    )
 
 
 def main() -> None:

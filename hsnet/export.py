@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -28,7 +28,7 @@ from .benchmarks import load_benchmark
 from .checkpoints import run_folder
 from .config import Config, run_program
 from .conv4d import CenterPivotConv4d, convolve
-from .correlation import mask_features, unit_vectors
+from .correlation import unit_vectors
 from .episodes import EpisodeDataset, test_episodes
 from .metrics import SegmentationScore
 from .model import HSNet
@@ -42,14 +42,14 @@ SMALLEST = 256  # values: smaller tensors, such as biases, stay as they are
 class Features(nn.Module):
     """The backbone as a graph of its own.
 
-    Forward: a picture with values 0 … 255, (1, 3, s, s), to all features, levels fine to coarse, in one tuple.
+    Forward: a picture, uint8 RGB (1, 3, s, s), to all features, levels fine to coarse, in one tuple.
     """
 
     def __init__(self, model: HSNet):
         super().__init__()
         self.backbone = model.backbone
 
-    def forward(self, picture: Float[Tensor, "1 3 s s"]) -> tuple[Float[Tensor, "1 _c _h _w"], ...]:
+    def forward(self, picture: UInt8[Tensor, "1 3 s s"]) -> tuple[Float[Tensor, "1 _c _h _w"], ...]:
         """Normalise, and run the backbone."""
         levels = self.backbone(self.backbone.normalize(picture))
         return tuple(feature for level in levels for feature in level)
@@ -61,14 +61,19 @@ class Match(nn.Module):
     `HSNet` looks at the mask to skip work; a graph cannot. Here every position takes part, in tensors of at most four dims:
     query positions before channels before support dims, (q, c, hs, ws).
 
+    The mask is resized by constant matrices, so that a position without a marked pixel gets 0 on every machine: a resize
+    that rounds it to 0.0000001 would make it a support position like any other, for its features are normalised.
+
     Args:
         model: with center-pivot kernels.
+        side: of the pictures.
+        sizes: height and width of each level's features.
 
     Raises:
         ValueError: another kernel.
     """
 
-    def __init__(self, model: HSNet):
+    def __init__(self, model: HSNet, side: int, sizes: list[tuple[int, int]]):
         super().__init__()
         if model.settings["kernel"] != "center-pivot":
             raise ValueError(
@@ -76,6 +81,10 @@ class Match(nn.Module):
             )
         self.encoder, self.decoder = model.encoder, model.decoder
         self.mask_support = model.settings["mask_support"]
+        for level, size in enumerate(sizes):
+            for name, length in zip(("rows", "columns"), size, strict=True):
+                weights = F.interpolate(torch.eye(side)[None], length, mode="linear", align_corners=True)[0].mT
+                self.register_buffer(f"{name}{level}", weights.contiguous())
 
     def forward(
         self,
@@ -85,8 +94,9 @@ class Match(nn.Module):
     ) -> Float[Tensor, "s s"]:
         """The query's probability of being the object. `query` and `support`: as `Features` returns them."""
         query, support = self._levels(query), self._levels(support)
-        if self.mask_support:
-            support = mask_features(support, mask)
+        for level, features in enumerate(support if self.mask_support else []):
+            small = getattr(self, f"rows{level}") @ mask[0] @ getattr(self, f"columns{level}").mT
+            support[level] = [feature * small for feature in features]
         squeezed = []
         for block, q, s in zip(self.encoder.squeezing, query, support, strict=True):
             squeezed.append((_run(block.layers, _hypercorrelation(q, s), q[0].shape[-2:]), q[0].shape[-2:]))
@@ -158,10 +168,15 @@ def export(model: HSNet, folder: Path, precision: str = "float16") -> dict[str, 
     """
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
-    onnx = _packages()[0]
+    return write_graphs(whole_graphs(model), folder, precision)
+
+
+def write_graphs(graphs: dict[str, bytes], folder: Path, precision: str) -> dict[str, int]:
+    """Write what `whole_graphs` returns, with smaller weights; returns the files' sizes."""
+    onnx, _ = _packages()
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {}
-    for name, graph in whole_graphs(model).items():
+    for name, graph in graphs.items():
         path = folder / f"{name}.onnx"
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_bytes(store_small(onnx.load_from_string(graph), precision).SerializeToString())
@@ -177,14 +192,15 @@ def whole_graphs(model: HSNet) -> dict[str, bytes]:
     side = model.training_size
     if side is None:
         raise ValueError("this model does not say which size it was trained at: load it with HSNet.from_run")
-    picture, mask = torch.zeros(1, 3, side, side), torch.ones(1, side, side)
+    picture, mask = torch.zeros(1, 3, side, side, dtype=torch.uint8), torch.ones(1, side, side)
     with torch.no_grad():
         features = Features(model)(picture)
+        sizes = [tuple(level[0].shape[-2:]) for level in model.backbone(model.backbone.normalize(picture))]
     numbers = range(len(features))
     jobs = {
         "features": (Features(model), (picture,), ["picture"], [f"feature-{i}" for i in numbers]),
         "match": (
-            Match(model),
+            Match(model, side, sizes),
             (mask, list(features), [f.clone() for f in features]),  # one tensor given twice becomes one input
             ["mask", *(f"query-{i}" for i in numbers), *(f"support-{i}" for i in numbers)],
             ["probability"],
@@ -253,7 +269,7 @@ def load(folder: Path) -> Callable[[Tensor, Tensor, Tensor], Float[np.ndarray, "
     def predict(query, support, mask):
         inputs = {"mask": mask[None].float().numpy()}
         for name, picture in (("query", query), ("support", support)):
-            found = features.run(None, {"picture": picture[None].float().numpy()})
+            found = features.run(None, {"picture": picture[None].numpy()})
             inputs |= {f"{name}-{i}": feature for i, feature in enumerate(found)}
         return match.run(None, inputs)[0]
 
@@ -273,7 +289,8 @@ def check(model: HSNet, config: Config, count: int) -> dict:
     scores = {name: SegmentationScore(class_ids, benchmark.resample_classes) for name in names}
     equal: dict[str, list[float]] = {name: [] for name in PRECISIONS}
     with tempfile.TemporaryDirectory() as scratch:
-        sizes = {p: export(model, Path(scratch, p), p) for p in PRECISIONS}
+        whole = whole_graphs(model)
+        sizes = {p: write_graphs(whole, Path(scratch, p), p) for p in PRECISIONS}
         graphs = {p: load(Path(scratch, p)) for p in PRECISIONS}
     normalize = model.backbone.normalize
     for batch in tqdm(EpisodeDataset(benchmark, config.size, episodes).loader(1), desc="comparing", unit="episode"):

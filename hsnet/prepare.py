@@ -79,7 +79,7 @@ REPOSITORY = tuple(
     f"https://raw.githubusercontent.com/juhongm999/hsnet/{version}/data/splits/" for version in ("6b1bc12", "main")
 )
 FSS = """FSS-1000 has no stable public address; its makers share it through a link that a person must follow.
-  1. Open https://github.com/HKUSTCV/FSS-1000 and follow the download link of its README (about 1 GB, fewshot_data.zip).
+  1. Open https://github.com/HKUSTCV/FSS-1000 and follow the download link of its README (fewshot_data.zip).
   2. Unpack it, and move the folders of the 1000 classes (abacus, ab_wheel, …) into {root}, so that there are
      {root}/abacus/1.jpg … 10.jpg and 1.png … 10.png.
   3. Run `python -m hsnet.prepare fss` again: it checks what is there."""

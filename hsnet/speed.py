@@ -515,7 +515,7 @@ def _rates(row):
 
 def draw(result: dict) -> plt.Figure:
     """Curves: time of the kernels, time of the stages, memory by size."""
-    figure, (kernels, stages, memory) = plt.subplots(1, 3, figsize=(14, 3.8))
+    figure, (kernels, stages, memory) = plt.subplots(1, 3, figsize=(10.5, 3.6))
     figure.patch.set_facecolor("white")
     styles = {
         "dense": ("o-", "#495057"),
@@ -542,7 +542,7 @@ def draw(result: dict) -> plt.Figure:
     for path, style, colour in (("plain", "o--", "#495057"), ("fast", "D-", "#d9480f")):
         rows = [r for r in result["memory"] if r["what"] == "1-shot" and r["path"] == path and r["bytes"]]
         memory.plot([r["size"] for r in rows], [r["bytes"] / 1e9 for r in rows], style, color=colour, label=path)
-    memory.set(xlabel="pixels a side", ylabel="GB", yscale="log", title="peak memory of 1-shot, beyond the weights")
+    memory.set(xlabel="pixels a side", ylabel="GB", yscale="log", title="peak memory of 1-shot")
     memory.legend(fontsize=8, frameon=False)
     for axis in (kernels, stages, memory):
         axis.spines[["top", "right"]].set_visible(False)

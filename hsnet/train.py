@@ -15,6 +15,7 @@ last.pt and previous.pt (to go on), test-1shot.json, episodes.png. Every setting
 
 import argparse
 import dataclasses
+import gc
 import json
 import math
 import random
@@ -47,7 +48,7 @@ from .checkpoints import (
     save_model,
     write_whole,
 )
-from .config import Config, add_settings, config_from, data_folder, run_program
+from .config import FREE, Config, add_settings, config_from, data_folder, run_program
 from .devices import Memory, choose_device, choose_precision, free_memory, is_out_of_memory
 from .distributed import add_up, add_up_gradients, collect, from_first, part_of, rank, together, world
 from .episodes import Batch, EpisodeDataset, test_episodes
@@ -75,9 +76,11 @@ SAVE_EVERY, SAVE_SHARE = 30.0, 0.01
 # A mean cross-entropy above this has exploded: an untrained network has 0.7, one that is sure and wrong everywhere 20.
 EXPLODED = 20.0
 RESUME_ME = 75  # exit status after SIGTERM: "temporary failure" of sysexits.h
-# Settings that may differ between the sittings of a run: they change where and how it is computed, not what.
-FREE = ("workers", "device", "name", "root", "bad_files", "micro_batch", "recompute", "tensorboard")
-LONGER = ("epochs", "minutes", "patience")  # these too, where --resume asks for it
+LONGER = (
+    "epochs",
+    "minutes",
+    "patience",
+)  # may differ between the sittings of a run, beside FREE, where --resume asks for it
 
 
 def train(config: Config, resume: bool = False, memory: bool = False) -> Path:
@@ -365,8 +368,8 @@ class Training:
         for n, recompute in tried:
             self.model.zero_grad()
             self.model.encoder.recompute = recompute
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            gc.collect()  # frames of the failed attempt
+            Memory(self.device)  # gives back what is free
             try:
                 attempt(n)
             except (RuntimeError, MemoryError) as error:
@@ -418,7 +421,7 @@ class Training:
 def _run_epochs(training: Training) -> None:
     """All epochs that are left: training, validation, checkpoint, a line of history."""
     clock = training.clock
-    history = training.folder / "history.jsonl"
+    history, memory = training.folder / "history.jsonl", Memory(training.device)
     if rank() == 0:  # what follows from the state: a kill may have left it ahead or behind
         training.save_best()
         write_whole(history, "".join(json.dumps(line) + "\n" for line in training.history).encode())
@@ -438,7 +441,7 @@ def _run_epochs(training: Training) -> None:
             "val_miou": round(miou, 3),
             "best": best,
             "seconds": round(clock.seconds(), 1),
-            "peak_bytes": training.memory.peak(),
+            "peak_bytes": memory.peak(),
         }
         training.history.append(line)
         training.step, training.losses, training.score.rows = 0, 0.0, []
@@ -654,16 +657,18 @@ class Board:
         self.training = training
         self.writer = SummaryWriter(str(training.folder / "tensorboard"), purge_step=training.epoch + 1)
         dataset = training.validation
-        self.batch = Batch.stack([dataset[i] for i in range(min(8, len(dataset)))])
+        self.batches = [dataset[i] for i in range(min(8, len(dataset)))]
 
     def epoch(self, line: dict) -> None:
         """Add an epoch's line of history, and its pictures."""
         training = self.training
         for name in ("loss", "train_miou", "val_miou"):
             self.writer.add_scalar(name, line[name], line["epoch"])
-        masks = predictor(training.model.eval(), training.device, training.dtype)(self.batch)["HSNet"]
-        names = [training.benchmark.class_names[c] for c in self.batch.class_id.tolist()]
-        figure = figures.episode_figure(self.batch, masks.numpy(), names, training.benchmark.attribution)
+        predict = predictor(training.model.eval(), training.device, training.dtype)
+        masks = torch.cat([predict(batch)["HSNet"] for batch in self.batches])
+        batch = Batch.stack(self.batches)
+        names = [training.benchmark.class_names[c] for c in batch.class_id.tolist()]
+        figure = figures.episode_figure(batch, masks.numpy(), names, training.benchmark.attribution)
         self.writer.add_figure("validation episodes", figure, line["epoch"])
         self.writer.flush()
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from . import figures, records
 from .baselines import Prototypes
 from .benchmarks import load_benchmark
-from .benchmarks.coco import Coco
+from .benchmarks.coco import AnnotatedCoco
 from .checkpoints import run_folder
 from .config import run_program
 from .devices import choose_device, describe
@@ -41,7 +41,7 @@ NAMES = ("HSNet", "prototypes")
 Question = tuple[int, str, list[str]]  # class id, the query's name, its supports' names
 
 
-def questions(benchmark: Coco, seed: int = 0) -> tuple[list[Question], list[Question]]:
+def questions(benchmark: AnnotatedCoco, seed: int = 0) -> tuple[list[Question], list[Question]]:
     """What is asked: of the classes with the most pictures, and, to choose the prototypes' rule, of the others.
 
     Raises:
@@ -69,7 +69,7 @@ def questions(benchmark: Coco, seed: int = 0) -> tuple[list[Question], list[Ques
     return [q for c in chosen for q in asked(c, MOST_QUERIES)], [q for c in others for q in asked(c, 4)]
 
 
-def fit_prototypes(segmenter: Segmenter, benchmark: Coco, asked: list[Question]) -> Prototypes:
+def fit_prototypes(segmenter: Segmenter, benchmark: AnnotatedCoco, asked: list[Question]) -> Prototypes:
     """Choose the prototypes' level and rule, 1-shot, on pictures of classes that are not tested."""
     prototypes = Prototypes()
     for class_id, query, supports in tqdm(asked, desc="fitting prototypes", unit="picture", leave=False):
@@ -114,7 +114,7 @@ def _features(segmenter, samples):
     return backbone(backbone.normalize(squares.to(segmenter.device))), masks.to(segmenter.device)
 
 
-def measure(segmenter: Segmenter, benchmark: Coco, sheet: Path | None = None) -> dict:
+def measure(segmenter: Segmenter, benchmark: AnnotatedCoco, sheet: Path | None = None) -> dict:
     """Ask everything; see the module's docstring.
 
     Args:
@@ -247,7 +247,10 @@ def main() -> None:
     if arguments.root:
         segmenter = Segmenter(arguments.run, aspect=arguments.aspect, device=str(choose_device(arguments.device)))
         segmenter.size = arguments.size or segmenter.size
-        result = measure(segmenter, load_benchmark("coco", size=segmenter.size, root=arguments.root), arguments.sheet)
+        benchmark = load_benchmark("coco", size=segmenter.size, root=arguments.root)
+        if not isinstance(benchmark, AnnotatedCoco):
+            raise ValueError(f"{arguments.root} is prepared for COCO-20i: give a folder of COCO without `masks/`")
+        result = measure(segmenter, benchmark, arguments.sheet)
         kept = [r for r in results if (r["aspect"], r["size"]) != (result["aspect"], result["size"])]
         results = sorted([*kept, result], key=lambda r: (r["size"], r["aspect"] != "squash"))
         records.write_json(path, {"results": results})

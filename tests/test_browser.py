@@ -12,6 +12,7 @@ from PIL import Image
 from test_pages import PAGES, VIEWS, address, browser  # noqa: F401 - fixtures; skips where there is nothing to look at
 
 from hsnet import Segmenter
+from hsnet.checkpoints import SHIPPED
 from hsnet.config import ROOT
 
 FIRST, FURTHER = 8, 4  # seconds that an answer may take, on one thread
@@ -77,20 +78,22 @@ def iou(a, b):
 
 
 def python_says(support, mask, query):
-    return Segmenter(ROOT / "data/runs" / "emoji-fold0-efficientnet_lite0").fit(support, mask).predict(query)
+    return Segmenter(ROOT / "data" / "runs" / SHIPPED["emoji"]).fit(support, mask).predict(query)
 
 
 def choose(page, i):
     page.locator("[data-part=episode]").select_option(str(i))
-    page.wait_for_function(f"document.querySelector('[data-part=episode]').value === '{i}'")
-    page.wait_for_timeout(300)
+    shown(page, i)
+
+
+def shown(page, i):
+    """Wait until a built-in episode is drawn."""
+    page.wait_for_function(f"document.getElementById('hsnet-try').dataset.shown === '{i}'")
 
 
 def test_what_is_painted_is_found_as_python_finds_it(visit, episodes):
     page = visit()
-    page.locator("[data-part=support]").wait_for()
-    page.wait_for_function("globalThis.hsnetEpisodes && document.querySelector('[data-part=support]').width === 256")
-    page.wait_for_timeout(300)
+    shown(page, 0)
     canvas = page.locator("[data-part=support]").bounding_box()
     truth = episodes[0]["mask"]
     scale = canvas["width"] / truth.shape[1]
@@ -119,7 +122,7 @@ def test_what_is_painted_is_found_as_python_finds_it(visit, episodes):
 
 def test_from_a_folder_without_a_server(visit, episodes):
     page = visit(Path(PAGES).resolve().as_uri())
-    page.wait_for_function("globalThis.hsnetEpisodes && document.querySelector('[data-part=support]').width === 256")
+    shown(page, 0)
     choose(page, 2)
     page.locator("[data-part=given]").click()
     found, painted, _ = run(page)
@@ -128,7 +131,7 @@ def test_from_a_folder_without_a_server(visit, episodes):
 
 def test_own_pictures_keep_their_size(visit, episodes, tmp_path):
     page = visit()
-    page.wait_for_function("globalThis.hsnetEpisodes && document.querySelector('[data-part=support]').width === 256")
+    shown(page, 0)
     for name, what, size in (("support", "support", (300, 200)), ("query", "query", (1000, 250))):
         Image.fromarray(episodes[0][what]).resize(size).save(tmp_path / f"{name}.png")
     page.locator("[data-part=episode]").select_option("own")
@@ -142,7 +145,7 @@ def test_own_pictures_keep_their_size(visit, episodes, tmp_path):
     page.locator("[data-part=support]").focus()
     for key in (" ", "ArrowRight", " ", "ArrowDown", " "):
         page.keyboard.press(key)
-    found, painted, _ = run(page)
+    _, painted, _ = run(page)
     rows, columns = painted.nonzero()
     assert 120 < rows.mean() < 140
     assert 120 < columns.mean() < 140
@@ -163,8 +166,7 @@ def test_a_browser_without_webassembly_is_told(visit):
 @pytest.mark.parametrize(("view", "scheme"), [("desk", "light"), ("desk", "dark"), ("phone", "light")])
 def test_it_fits_the_window(visit, view, scheme):
     page = visit(view=view, scheme=scheme)
-    page.wait_for_function("globalThis.hsnetEpisodes && document.querySelector('[data-part=support]').width === 256")
-    page.wait_for_timeout(300)
+    shown(page, 0)
     page.locator("[data-part=given]").click()
     run(page)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"

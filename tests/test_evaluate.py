@@ -1,5 +1,6 @@
 """The program that scores: runs of photographs under both protocols, on other benchmarks, and the authors' weights."""
 
+import hashlib
 import json
 import sys
 
@@ -56,6 +57,7 @@ def test_a_run_under_the_strict_protocol(trees, data, run, capsys):
     assert test["training"] == {
         "benchmark": "pascal", "fold": 0, "protocol": "strict", "novel_images": "drop", "boundary": "ignore",
     }  # fmt: skip
+    assert test["weights_sha256"] == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert [part["seed"] for part in test["lists"]] == [0, 1, 2, 3, 4]
     assert all(part["episodes"] == 6 for part in test["lists"])
     assert test["scores"]["HSNet"]["episodes"] == 30
@@ -94,7 +96,7 @@ def test_a_run_of_coco_on_pascal(trees, data, run, capsys):
 
 
 def test_coco_to_pascal_does_not_train(trees):
-    with pytest.raises(ValueError, match="coco-to-pascal only tests: train on coco"):
+    with pytest.raises(ValueError, match="coco-to-pascal, which only tests: train on coco"):
         train(Config(**TINY, benchmark="coco-to-pascal"))
 
 

@@ -40,7 +40,7 @@
   }
 
   box.innerHTML = `
-    <p class="row">
+    <p class="tools">
       <label>Pictures <select data-part="episode"></select></label>
       <span data-part="own" hidden>
         <label>support <input type="file" accept="image/*" data-part="support-file"></label>
@@ -58,14 +58,14 @@
         <canvas data-part="query" role="img" aria-label="Query"></canvas>
       </figure>
     </div>
-    <p class="row">
+    <p class="tools">
       <label><input type="radio" name="hsnet-tool" value="paint" checked> paint</label>
       <label><input type="radio" name="hsnet-tool" value="erase"> erase</label>
       <label>brush <input type="range" min="2" max="60" value="16" data-part="brush"></label>
       <button type="button" data-part="clear">clear</button>
       <button type="button" data-part="given">the true mask</button>
     </p>
-    <p class="row">
+    <p class="tools">
       <button type="button" data-part="run">find it in the query</button>
       <label data-part="device-label" hidden>compute on <select data-part="device">
         <option value="wasm">the processor</option><option value="webgpu">the graphics card (WebGPU)</option></select></label>
@@ -76,6 +76,7 @@
   const say = (text) => (part.status.textContent = text);
 
   // One picture: `canvas` holds its pixels, at most LONGEST a side; `features` are kept until it is replaced.
+  part.query.getContext("2d", { willReadFrequently: true });
   const empty = () => ({ canvas: null, features: null });
   let support = empty();
   let query = empty();
@@ -88,6 +89,7 @@
     const canvas = document.createElement("canvas");
     canvas.width = width;
     canvas.height = height;
+    canvas.getContext("2d", { willReadFrequently: true }); // later calls return this context
     return canvas;
   }
 
@@ -97,7 +99,7 @@
     await image.decode();
     const scale = Math.min(1, LONGEST / Math.max(image.naturalWidth, image.naturalHeight));
     const canvas = canvasOf(Math.max(1, Math.round(image.naturalWidth * scale)), Math.max(1, Math.round(image.naturalHeight * scale)));
-    const pen = canvas.getContext("2d", { willReadFrequently: true });
+    const pen = canvas.getContext("2d");
     pen.fillStyle = "rgb(127, 127, 127)"; // behind what is transparent
     pen.fillRect(0, 0, canvas.width, canvas.height);
     pen.imageSmoothingQuality = "high";
@@ -175,6 +177,9 @@
     pen.moveTo(from.x, from.y);
     pen.lineTo(to.x, to.y);
     pen.stroke();
+    pen.beginPath(); // a line without length draws nothing
+    pen.arc(to.x, to.y, radius(), 0, 2 * Math.PI);
+    pen.fill();
     drawSupport();
   }
 
@@ -275,9 +280,9 @@
   async function featuresOf(net, picture) {
     if (picture.features?.device === net.device) return picture.features.values;
     const rgba = pixels(picture.canvas, side, side);
-    const planes = new Float32Array(3 * side * side);
+    const planes = new Uint8Array(3 * side * side);
     for (let i = 0; i < side * side; i++) for (let c = 0; c < 3; c++) planes[c * side * side + i] = rgba[4 * i + c];
-    const found = await net.features.run({ picture: new net.ort.Tensor("float32", planes, [1, 3, side, side]) });
+    const found = await net.features.run({ picture: new net.ort.Tensor("uint8", planes, [1, 3, side, side]) });
     picture.features = { device: net.device, values: Object.values(found) };
     return picture.features.values;
   }
@@ -382,6 +387,7 @@
     setSupport(first, truth.canvas);
     if (query.source !== episode.query) setQuery({ ...second, source: episode.query }); // else its features are kept
     else setQuery(query);
+    box.dataset.shown = part.episode.value;
     say("Paint over the object in the support, then let the network find it in the query.");
   }
   part.episode.addEventListener("change", choose);

@@ -1,0 +1,122 @@
+"""The exported graphs against the network: small pictures, random weights."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from hsnet import HSNet
+from hsnet.checkpoints import WEIGHTS, save_model
+from hsnet.config import Config
+
+pytest.importorskip("onnx", reason="writing ONNX needs the extra `export`")
+import hsnet.export
+from hsnet.export import OPSET, Features, Match, export, load, whole_graphs, write_graphs
+
+SIDE = 64
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = HSNet("efficientnet_lite0").eval()
+    model.training_size = SIDE
+    return model
+
+
+@pytest.fixture(scope="module")
+def graphs(model):
+    """Making them takes most of the time of these tests: once."""
+    return whole_graphs(model)
+
+
+@pytest.fixture(scope="module")
+def folder(graphs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("onnx")
+    write_graphs(graphs, folder, "float32")
+    return folder
+
+
+def question(seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    query, support = torch.randint(0, 256, (2, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+    mask = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    mask[10 : 30 + seed, 20:50] = True
+    return query, support, mask
+
+
+@torch.no_grad()
+def expected(model, query, support, mask):
+    normalize = model.backbone.normalize
+    return model(normalize(query[None]), normalize(support[None]), mask[None]).softmax(dim=1)[0, 1]
+
+
+@pytest.mark.parametrize("side", [64, 288])  # a squeezed support of one position, and of 2 × 2
+@torch.no_grad()
+def test_the_plain_mathematics_equals_the_network(side):
+    torch.manual_seed(0)
+    model = HSNet("efficientnet_lite0").eval()
+    query, support = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
+    mask = torch.zeros(side, side, dtype=torch.bool)
+    mask[side // 4 : side // 2, side // 3 :] = True
+    features = Features(model)
+    sizes = [tuple(level[0].shape[-2:]) for level in model.backbone(model.backbone.normalize(query[None]))]
+    levels = [list(features(picture[None])) for picture in (query, support)]
+    found = Match(model, side, sizes)(mask[None].float(), *levels)
+    torch.testing.assert_close(found, expected(model, query, support, mask), atol=1e-5, rtol=0)
+
+
+def test_the_graphs_equal_the_network(model, folder):
+    run = load(folder)
+    for seed in (1, 2):
+        asked = question(seed)
+        theirs = expected(model, *asked)
+        assert theirs.std() > 1e-4  # random weights say something
+        assert np.abs(run(*asked) - theirs.numpy()).max() < 1e-4
+
+
+def test_smaller_weights_make_smaller_files_and_nearly_the_same_answer(model, graphs, folder, tmp_path):
+    theirs, last = expected(model, *question()).numpy(), sum(p.stat().st_size for p in folder.glob("*.onnx"))
+    for precision, largest, share in (("float16", 0.01, 0.55), ("int8", 0.1, 0.6)):
+        sizes = write_graphs(graphs, tmp_path / precision, precision)
+        assert sum(sizes.values()) < share * last
+        assert 0 < np.abs(load(tmp_path / precision)(*question()) - theirs).max() < largest
+        last = sum(sizes.values())
+
+
+def test_only_standard_operators_of_the_stated_opset(folder):
+    import onnx
+
+    for path in folder.glob("*.onnx"):
+        graph = onnx.load(path)
+        onnx.checker.check_model(graph)
+        assert {(o.domain, o.version) for o in graph.opset_import if o.domain in ("", "ai.onnx")} == {("", OPSET)}
+        assert {node.domain for node in graph.graph.node} <= {"", "ai.onnx"}
+
+
+def test_what_cannot_be_exported_is_named(model, tmp_path):
+    with pytest.raises(ValueError, match="unknown precision 'int4': choose one of float32, float16, int8"):
+        export(model, tmp_path, "int4")
+    dense = HSNet("efficientnet_lite0", kernel="dense")
+    with pytest.raises(ValueError, match="does not say which size"):
+        export(dense, tmp_path)
+    dense.training_size = SIDE
+    with pytest.raises(ValueError, match="this run has 'dense' ones"):
+        export(dense, tmp_path)
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_the_command_line_checks_a_run(model, graphs, data, monkeypatch, capsys):
+    run = data / "runs" / "tiny"
+    run.mkdir(parents=True)
+    save_model(run / WEIGHTS, model)
+    Config(benchmark="shapes", size=SIDE, test_episodes=3).save(run / "config.json")
+    monkeypatch.setattr(hsnet.export, "whole_graphs", lambda _: graphs)
+    monkeypatch.setattr(sys, "argv", ["export", "tiny", "--check", "3"])
+    hsnet.export.main()
+    assert "mIoU [95 %], 3 episodes" in capsys.readouterr().out
+    result = json.loads((run / "export.json").read_text())
+    assert result["equal_pixels"]["float32"]["least"] > 0.99
+    assert set(result["scores"]) == {"PyTorch", "float32", "float16", "int8"}
