@@ -128,7 +128,7 @@ def _signature(thing, name: str) -> str:
         (arguments.posonlyargs or arguments.args).pop(0)
     returns = f" -> {ast.unparse(definition.returns)}" if definition.returns else ""
     line = f"{name}({ast.unparse(arguments)}){returns}"
-    if len(line) > 88:  # an argument a line; commas inside brackets belong to shapes
+    if len(line) > 76:  # an argument a line; commas inside brackets belong to shapes
         depth, lines, start = 0, [], 0
         text = ast.unparse(arguments)
         for i, letter in enumerate(text):
