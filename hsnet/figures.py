@@ -277,7 +277,7 @@ def differences(
     figure, axis = plt.subplots(figsize=(9, 0.34 * len(bars) + 1))
     figure.patch.set_facecolor("white")
     if spread is not None:
-        axis.axvspan(-spread, spread, color="#e9ecef", label="between training seeds")
+        axis.axvspan(-spread, spread, color="#e9ecef")
     axis.axvline(0, color="black", linewidth=0.8)
     colours = {"holds": "#2b8a3e", "does not hold here": "#c92a2a"}
     reach = [spread or 0.0, 1.0]
