@@ -75,6 +75,7 @@ IGNORED = -100  # the truth of pixels that do not count in the loss
 SAVE_EVERY, SAVE_SHARE = 30.0, 0.01
 # A mean cross-entropy above this has exploded: an untrained network has 0.7, one that is sure and wrong everywhere 20.
 EXPLODED = 20.0
+MEASURED = ("seconds", "peak_bytes")  # of a line of history: what differs between two runs that are otherwise equal
 RESUME_ME = 75  # exit status after SIGTERM: "temporary failure" of sysexits.h
 LONGER = (
     "epochs",

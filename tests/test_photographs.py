@@ -44,7 +44,7 @@ def official(tmp_path, monkeypatch):
     """The official lists without any image; COCO is asked for with masks."""
     monkeypatch.setenv("HSNET_SPLITS", OFFICIAL_LISTS)
     monkeypatch.setenv("HSNET_IMAGES", str(tmp_path))
-    (tmp_path / "coco" / "masks").mkdir(parents=True)
+    (tmp_path / "coco" / "masks" / "val2014").mkdir(parents=True)
 
 
 def names(episode):
@@ -408,7 +408,7 @@ def test_boundaries_count_in_the_loss_only_if_asked_for():
     weight = torch.tensor([1.0, 2.0])
     loss = {}
     for option, pixels in (("background", None), ("ignore", ignored)):
-        loss[option] = backward(Constant(), query, query, truth, truth, weight, ignored=pixels).item()
+        loss[option] = backward(Constant(), query, query, truth, truth, weight, ignored=pixels)[0].item()
     foreground, background = np.log1p(np.exp(-0.3)), np.log1p(np.exp(0.3))
     assert loss["background"] == pytest.approx((2 * 4 * foreground + 12 * background) / 20, rel=1e-5)
     assert loss["ignore"] == pytest.approx((2 * 4 * foreground + 8 * background) / 16, rel=1e-5)

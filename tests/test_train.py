@@ -19,7 +19,7 @@ from hsnet import Config, HSNet, paper
 from hsnet import evaluate as evaluate_program
 from hsnet import train as train_program
 from hsnet.config import add_settings, config_from
-from hsnet.train import Clock, train
+from hsnet.train import MEASURED, Clock, train
 
 TINY = {
     "benchmark": "shapes",
@@ -127,7 +127,7 @@ def test_resume_ends_where_an_unbroken_training_does(data, monkeypatch):
 def same(one, other):
     """Whether two runs ended alike: weights bit for bit, losses and scores."""
     states = [torch.load(folder / "last.pt", weights_only=True) for folder in (one, other)]
-    lines = [[{k: v for k, v in line.items() if k != "seconds"} for line in history(folder)] for folder in (one, other)]
+    lines = [[{k: v for k, v in line.items() if k not in MEASURED} for line in history(folder)] for folder in (one, other)]
     tests = [json.loads((folder / "test-1shot.json").read_text()) | {"seconds": 0} for folder in (one, other)]
     weights = [load_file(folder / "model.safetensors") for folder in (one, other)]
     pairs = (
