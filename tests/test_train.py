@@ -127,7 +127,9 @@ def test_resume_ends_where_an_unbroken_training_does(data, monkeypatch):
 def same(one, other):
     """Whether two runs ended alike: weights bit for bit, losses and scores."""
     states = [torch.load(folder / "last.pt", weights_only=True) for folder in (one, other)]
-    lines = [[{k: v for k, v in line.items() if k not in MEASURED} for line in history(folder)] for folder in (one, other)]
+    lines = [
+        [{k: v for k, v in line.items() if k not in MEASURED} for line in history(folder)] for folder in (one, other)
+    ]
     tests = [json.loads((folder / "test-1shot.json").read_text()) | {"seconds": 0} for folder in (one, other)]
     weights = [load_file(folder / "model.safetensors") for folder in (one, other)]
     pairs = (
