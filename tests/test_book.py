@@ -38,6 +38,15 @@ def test_no_outputs_are_stored(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_live_widgets_are_for_running_notebooks_alone(page):
+    # nbclient now and then waits for ever in a cell whose widget holds an Output (its issue 312), so such cells are not
+    # executed with the pages; what they draw, the page's slider draws with the same function.
+    for cell in json.loads(page.read_text())["cells"]:
+        if cell["cell_type"] == "code" and re.search(r"ipywidgets\.interact|Workbench\(", "".join(cell["source"])):
+            assert {"remove-output", "skip-execution"} <= set(cell["metadata"]["tags"]), cell["source"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_no_number_is_typed_in_a_table(page):
     rows = [line for text in cells(page, "markdown") for line in text.splitlines() if re.match(r"\|.*\|", line)]
     typed = [row for row in rows if re.search(r"\d+\.\d", row)]
