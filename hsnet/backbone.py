@@ -51,7 +51,7 @@ NORMALIZATION = {
 
 EFFICIENTNET_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
-# A CPU is given so many images at once that an activation of 16 channels in float32 has at most this size.
+# A CPU is given so many images at once that an activation of 16 channels has at most this size.
 FEW_BYTES = 2**24
 
 LAYER_CHOICES = ("all", "deep", "shallow")
@@ -138,7 +138,9 @@ class Backbone(nn.Module):
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trainable):
             # On a CPU, memory that no cache holds makes many large images at once slower than one after the other.
-            few = max(1, FEW_BYTES // (64 * image[0, 0].numel())) if image.device.type == "cpu" else len(image)
+            cpu = image.device.type == "cpu"
+            dtype = torch.get_autocast_dtype("cpu") if cpu and torch.is_autocast_enabled("cpu") else image.dtype
+            few = max(1, FEW_BYTES // (16 * dtype.itemsize * image[0, 0].numel())) if cpu else len(image)
             parts = [self._walk(some) for some in image.split(few)]
             if len(parts) == 1:
                 return parts[0]

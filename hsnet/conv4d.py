@@ -125,8 +125,9 @@ KERNELS: dict[str, type[_Conv4d]] = {
 def over_query(function, x: Float[Tensor, "b c hq wq hs ws"]) -> Float[Tensor, "b d h2 w2 hs ws"]:
     """Apply a function of images (n, c, h, w) over the query dims, each support position being an image of its own."""
     b, _, hq, wq, hs, ws = x.shape
-    images = x.permute(0, 4, 5, 2, 3, 1).reshape(b * hs * ws, hq, wq, -1).permute(0, 3, 1, 2)
-    images = function(images).permute(0, 2, 3, 1)
+    images = x.permute(0, 4, 5, 2, 3, 1).reshape(b * hs * ws, hq, wq, -1)
+    # Copied by us where `reshape` has not: a convolution would put the channels outermost for its own copy.
+    images = function(images.contiguous().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     return images.reshape(b, hs, ws, *images.shape[1:]).permute(0, 5, 3, 4, 1, 2)
 
 
