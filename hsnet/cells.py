@@ -160,7 +160,7 @@ def state(cell: Cell) -> State:
 
 
 def expected_hours(config: Config) -> float:
-    """GPU hours that a training is expected to take: what it took the authors, on GPUs of 2021; or its own limit.
+    """GPU hours that a training is expected to take: what it took the authors until it converged; or its own limit.
 
     They did not say for which backbone, nor for ablations: taken to be the same. Of the embedded benchmark: hours of two
     cores that compute in bfloat16.

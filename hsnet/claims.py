@@ -326,10 +326,13 @@ def findings() -> list[Finding]:
 
 
 def verdicts_table() -> str:
-    """Markdown: each comparison with its scores, the paired differences with their 95 % intervals, and the verdict."""
+    """Markdown: each comparison that was made in a fold at least, with its scores, the paired differences and the verdict."""
     folds = sorted({cell.config.fold for cell in claimed_runs()})
-    rows = []
+    rows, missing = [], []
     for found in findings():
+        if not found.scores:
+            missing.append(f"{found.line.text} ({found.line.claim})")
+            continue
         cells = []
         for fold in folds:
             if fold not in found.scores:
@@ -338,13 +341,19 @@ def verdicts_table() -> str:
             (better, worse), (low, high) = found.scores[fold], found.intervals[fold]
             cells.append(f"{better:.1f} − {worse:.1f} = {better - worse:.1f} [{low:.1f}, {high:.1f}]")
         rows.append([str(found.line.claim), found.line.text, *cells, found.verdict or "–"])
-    return markdown(["", "claim", *(f"fold {f}: mIoU, difference [95 %]" for f in folds), "verdict"], rows)
+    header = ["", "claim", *(f"fold {f}: mIoU, difference [95 %]" for f in folds), "verdict"]
+    return _with_missing(markdown(header, rows), "Not compared yet", missing)
+
+
+def _with_missing(table, title, missing):
+    """The table, and under it what it does not have."""
+    return table + (f"\n\n{title}: {'; '.join(missing)}." if missing else "")
 
 
 def draw() -> plt.Figure:
-    """Every comparison as its differences with their intervals; one that was not run has a row without a mark."""
-    bars = {}
-    for found in findings():
+    """Every comparison that was made in a fold at least, as its differences with their intervals; if none was, their names."""
+    bars, every = {}, findings()
+    for found in [f for f in every if f.scores] or every:
         marks = []
         for fold, (better, worse) in found.scores.items():
             marks.append((fold, better - worse, found.intervals[fold]))
@@ -369,18 +378,19 @@ def progress() -> str:
 
 
 def runs_table() -> str:
-    """Markdown: every run of the comparisons: score, episodes seen, time, learned values, memory."""
-    rows = []
+    """Markdown: the runs of the comparisons that were made: score, episodes seen, time, learned values, memory."""
+    rows, missing = [], []
     for cell in claimed_runs():
         test, history = cell.tests().get(1), cell.history()
+        name = cell.variant or "as published"
         if test is None or not history:
-            rows.append([cell.variant or "as published", str(cell.config.fold), str(cell.config.seed), *["–"] * 6])
+            missing.append(f"{name}, fold {cell.config.fold}" + f", seed {cell.config.seed}" * bool(cell.config.seed))
             continue
         score = test["scores"]["HSNet"]
         low, high = score["interval"]
         rows.append(
             [
-                cell.variant or "as published",
+                name,
                 str(cell.config.fold),
                 str(cell.config.seed),
                 f"{score['miou']:.1f} [{low:.1f}, {high:.1f}]",
@@ -402,7 +412,7 @@ def runs_table() -> str:
         "peak memory",
         "precision",
     ]
-    return markdown(header, rows)
+    return _with_missing(markdown(header, rows), "Not run yet", missing)
 
 
 def tables() -> str:

@@ -145,7 +145,7 @@ def main() -> None:
     names = [arguments.table] if arguments.table else list(OF_PAPER)
     if arguments.dry_run:
         print(records.cells_table(names, arguments.protocol, arguments.only))
-        print(f"\n{records.expectation()}")
+        print(f"\n{records.expectation(names)}")
         return
     tables = only({name: cells_of(name, arguments.protocol) for name in names}, arguments.only)
     cells = [cell for cells in tables.values() for cell in cells]
