@@ -119,11 +119,13 @@ def _named(names: Iterable[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
-def _missing(what: str, names: set[str], there: set[str], remedy: str) -> Finding:
+def _missing(what: str, names: set[str], there: set[str], remedy: str) -> Iterator[Finding]:
+    """Nothing where no name is known: that the lists are missing has then been said."""
     missing = names - there
     if missing:
-        return Finding(f"{len(missing):,} of {len(names):,} {what} are missing: {_named(missing)}", remedy)
-    return Finding(f"all {len(names):,} {what} are there")
+        yield Finding(f"{len(missing):,} of {len(names):,} {what} are missing: {_named(missing)}", remedy)
+    elif names:
+        yield Finding(f"all {len(names):,} {what} are there")
 
 
 def _files(folder: Path, suffix: str) -> set[str]:
@@ -189,8 +191,8 @@ def check_pascal(root: Path, sample: int = 200) -> Iterator[Finding]:
             else:
                 yield Finding(text)
     names = {name for name, _ in pairs}
-    yield _missing("listed images", names, there, get_images)
-    yield _missing("masks of listed images", names, masked, get_masks)
+    yield from _missing("listed images", names, there, get_images)
+    yield from _missing("masks of listed images", names, masked, get_masks)
     opened = _Sample(Pascal(root), get_images, get_masks)
     for name, class_id in _draw([p for p in pairs if p[0] in there & masked], sample):
         labels = opened.labels(name)
@@ -243,8 +245,8 @@ def _check_coco_folder(root, year, path, table, source, sample, again):
             f"delete {path.parent}, and {again}",
         )
     there, masked = _files(images, ".jpg"), _files(masks, ".png")
-    yield _missing(f"images of {year}", set(stems.values()), there, get_images)
-    yield _missing(f"masks of {year} ({_made_by(root / 'masks')})", set(stems.values()), masked, get_masks)
+    yield from _missing(f"images of {year}", set(stems.values()), there, get_images)
+    yield from _missing(f"masks of {year} ({_made_by(root / 'masks')})", set(stems.values()), masked, get_masks)
     found = image_instances(instances, source.get("crowd", True))
     if table is None:
         pairs = [(i, label - 1) for i, parts in found.items() for label in {part[0] for part in parts}]
@@ -299,7 +301,7 @@ def check_fss(root: Path, sample: int = 200) -> Iterator[Finding]:
     )
     if nested:
         by_hand = f"the classes lie too deep: move the folders in {nested} into {root}"
-    yield _missing("listed classes", set(classes), there, by_hand)
+    yield from _missing("listed classes", set(classes), there, by_hand)
     numbers = range(1, COUNTS["fss images"] + 1)
     lacking = {
         f"{name}/{k}{suffix}"
