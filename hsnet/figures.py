@@ -172,6 +172,7 @@ def two_planes(
     pairs: Float[np.ndarray, "n n"],
     titles: tuple[str, str, str] = ("query", "", "support"),
     footer: str = "",
+    black: Bool[np.ndarray, "n n"] | None = None,
 ) -> plt.Figure:
     """A window of a 4D kernel: a square of positions in the query, one in the support, and lines for pairs of them.
 
@@ -185,6 +186,7 @@ def two_planes(
             further its value is from 0, and at its thickest at 1 and -1; negative ones are blue and dashed.
         titles: above the query, the lines and the support.
         footer: small print below, for attributions.
+        black: pairs whose lines are black, and lie upon the others.
     """
     k = round(len(pairs) ** 0.5)
     lines = textwrap.wrap(footer, 150)
@@ -224,13 +226,14 @@ def two_planes(
         axis.plot(*ends[n][k * k // 2], "o", color="black", markersize=6, zorder=4)
     for i, j in zip(*pairs.nonzero(), strict=True):
         strength = min(abs(float(pairs[i, j])), 1)
+        special = black is not None and bool(black[i, j])
         axis.plot(
             *zip(ends[0][i], ends[1][j], strict=True),
             "-" if pairs[i, j] > 0 else "--",
-            color="#d9480f" if pairs[i, j] > 0 else "#1c7ed6",
+            color="black" if special else "#d9480f" if pairs[i, j] > 0 else "#1c7ed6",
             linewidth=0.3 + 2 * strength,
-            alpha=0.25 + 0.75 * strength,
-            zorder=3,
+            alpha=0.25 + 0.75 * max(strength, 0.75 * special),  # black ones are seen through the many
+            zorder=3.5 if special else 3,
         )
     axis.set_xlim(-0.01, 3.71)
     axis.set_ylim(1.01, -0.01)

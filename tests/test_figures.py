@@ -86,6 +86,14 @@ def test_two_planes_draw_a_line_for_each_pair():
     assert middles in [line.get_xydata().tolist() for line in figure.axes[0].lines]
     assert middles[0][0] + middles[1][0] == pytest.approx(3.7)
     assert figure.texts[0].get_text() == "who drew it"
+    axis = two_planes(image, image, 8, ((3, 3), (4, 4)), pairs, black=np.eye(9, dtype=bool)).axes[0]
+    # Of the ten orange lines one joins two positions that are alike in their windows: it is level.
+    colours = [line.get_color() for line in axis.lines]
+    assert colours.count("#d9480f") == 9
+    (left, right) = next(
+        line.get_ydata() for line in axis.lines if line.get_color() == "black" and line.get_zorder() == 3.5
+    )
+    assert left == pytest.approx(right)
     plt.close("all")
 
 
