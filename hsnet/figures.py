@@ -326,7 +326,7 @@ class FrameSlider:
         self._pictures = []
         for figure in figures:
             file = io.BytesIO()
-            figure.savefig(file, dpi=80, format="png", facecolor="white")
+            figure.savefig(file, dpi=100, format="png", facecolor="white")  # as pages draw other figures
             plt.close(figure)
             self._pictures.append(base64.b64encode(file.getvalue()).decode())
 
@@ -349,7 +349,7 @@ class FrameSlider:
             f'<label style="display:block">{html.escape(self.name)} '
             f'<input type="range" min="0" max="{len(labels) - 1}" value="0" step="1" aria-valuetext="{labels[0]}" '
             f'style="vertical-align:middle;width:min(18em,60%)" oninput="{change}"> <output>{labels[0]}</output></label>'
-            f"{images}</div>"
+            f'<div class="hsnet-frames">{images}</div></div>'
         )
 
 
