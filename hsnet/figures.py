@@ -100,24 +100,30 @@ def panels(
     marks: dict[int, tuple[float | int, float | int]] | None = None,
     footer: str = "",
 ) -> plt.Figure:
-    """Pictures side by side, each under its title.
+    """Pictures side by side, each under its title; at most three in a row, so that they are large enough on a phone.
 
     Args:
         pictures: (title, uint8 RGB image) each.
         marks: (x, y) in pixels of a cross to draw, by the picture's place.
         footer: small print below, for attributions.
     """
-    width = 2.3 * len(pictures)
+    columns = 2 if len(pictures) == 4 else min(len(pictures), 3)
+    rows = -(-len(pictures) // columns)
+    titles = [textwrap.fill(title, 27) for title, _ in pictures]
+    width = 2.3 * columns
     lines = textwrap.wrap(footer, int(21 * width))
-    below, above = 0.05 + 0.12 * len(lines), 0.3  # inches
-    figure, axes = plt.subplots(1, len(pictures), figsize=(width, 2.2 + below + above), squeeze=False)
-    height = figure.get_figheight()
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=below / height, top=1 - above / height, wspace=0.05)
+    below, above = 0.05 + 0.12 * len(lines), 0.15 + 0.17 * max(title.count("\n") + 1 for title in titles)  # inches
+    height = rows * (2.2 + above) + below
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
+    figure.subplots_adjust(
+        left=0.01, right=0.99, bottom=below / height, top=1 - above / height, wspace=0.05, hspace=above / 2.2
+    )
     figure.patch.set_facecolor("white")
-    for i, (axis, (title, picture)) in enumerate(zip(axes[0], pictures, strict=True)):
-        axis.imshow(picture)
-        axis.set_title(title, fontsize=9, color="black")
+    for axis in axes.flat:
         axis.axis("off")
+    for i, (axis, title, (_, picture)) in enumerate(zip(axes.flat, titles, pictures, strict=False)):
+        axis.imshow(picture)
+        axis.set_title(title, fontsize=10, color="black")
         if marks and i in marks:
             axis.plot(*marks[i], "+", markersize=16, markeredgewidth=4, color="white")
             axis.plot(*marks[i], "+", markersize=14, markeredgewidth=2, color="black")
