@@ -109,7 +109,7 @@ def panels(
     """
     columns = 2 if len(pictures) == 4 else min(len(pictures), 3)
     rows = -(-len(pictures) // columns)
-    titles = [textwrap.fill(title, 27) for title, _ in pictures]
+    titles = [textwrap.fill(title, 30) for title, _ in pictures]
     width = 2.3 * columns
     lines = textwrap.wrap(footer, int(21 * width))
     below, above = 0.05 + 0.12 * len(lines), 0.15 + 0.17 * max(title.count("\n") + 1 for title in titles)  # inches
