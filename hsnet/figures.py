@@ -100,24 +100,30 @@ def panels(
     marks: dict[int, tuple[float | int, float | int]] | None = None,
     footer: str = "",
 ) -> plt.Figure:
-    """Pictures side by side, each under its title.
+    """Pictures side by side, each under its title; at most three in a row, so that they are large enough on a phone.
 
     Args:
         pictures: (title, uint8 RGB image) each.
         marks: (x, y) in pixels of a cross to draw, by the picture's place.
         footer: small print below, for attributions.
     """
-    width = 2.3 * len(pictures)
+    columns = 2 if len(pictures) == 4 else min(len(pictures), 3)
+    rows = -(-len(pictures) // columns)
+    titles = [textwrap.fill(title.replace("IoU ", "IoU\N{NO-BREAK SPACE}"), 30) for title, _ in pictures]
+    width = 2.3 * columns
     lines = textwrap.wrap(footer, int(21 * width))
-    below, above = 0.05 + 0.12 * len(lines), 0.3  # inches
-    figure, axes = plt.subplots(1, len(pictures), figsize=(width, 2.2 + below + above), squeeze=False)
-    height = figure.get_figheight()
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=below / height, top=1 - above / height, wspace=0.05)
+    below, above = 0.05 + 0.12 * len(lines), 0.15 + 0.17 * max(title.count("\n") + 1 for title in titles)  # inches
+    height = rows * (2.2 + above) + below
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
+    figure.subplots_adjust(
+        left=0.01, right=0.99, bottom=below / height, top=1 - above / height, wspace=0.05, hspace=above / 2.2
+    )
     figure.patch.set_facecolor("white")
-    for i, (axis, (title, picture)) in enumerate(zip(axes[0], pictures, strict=True)):
-        axis.imshow(picture)
-        axis.set_title(title, fontsize=9, color="black")
+    for axis in axes.flat:
         axis.axis("off")
+    for i, (axis, title, (_, picture)) in enumerate(zip(axes.flat, titles, pictures, strict=False)):
+        axis.imshow(picture)
+        axis.set_title(title, fontsize=10, color="black")
         if marks and i in marks:
             axis.plot(*marks[i], "+", markersize=16, markeredgewidth=4, color="white")
             axis.plot(*marks[i], "+", markersize=14, markeredgewidth=2, color="black")
@@ -251,7 +257,7 @@ def ladder(bars: dict[str, tuple[float, tuple[float, float]]], now: str) -> plt.
         bars: mIoU in percent and its 95 % interval, by name, from top to bottom.
         now: the bar to show in colour.
     """
-    figure, axis = plt.subplots(figsize=(7, 0.42 * len(bars) + 0.8))
+    figure, axis = plt.subplots(figsize=(5.2, 0.42 * len(bars) + 0.8))  # a phone shows it whole
     figure.patch.set_facecolor("white")
     for i, (name, (miou, (low, high))) in enumerate(bars.items()):
         axis.barh(i, miou, color="#d9480f" if name == now else "#9aa0a6", height=0.62)
@@ -259,8 +265,8 @@ def ladder(bars: dict[str, tuple[float, tuple[float, float]]], now: str) -> plt.
         axis.text(max(high, miou) + 1, i, f"{miou:.1f}", va="center", fontsize=9)
     axis.set_yticks(range(len(bars)), list(bars), fontsize=9)
     axis.invert_yaxis()
-    axis.set_xlim(0, max(60, *(high + 6 for _, (_, high) in bars.values())))
-    axis.set_xlabel("mIoU in percent, with its 95 % bootstrap interval", fontsize=9)
+    axis.set_xlim(0, max(60, *(high + 9 for _, (_, high) in bars.values())))
+    axis.set_xlabel("mIoU in percent, and its 95 % interval", fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     return figure
@@ -329,7 +335,7 @@ class FrameSlider:
         self._pictures = []
         for figure in figures:
             file = io.BytesIO()
-            figure.savefig(file, dpi=80, format="png", facecolor="white")
+            figure.savefig(file, dpi=100, format="png", facecolor="white")  # as pages draw other figures
             plt.close(figure)
             self._pictures.append(base64.b64encode(file.getvalue()).decode())
 
@@ -352,7 +358,7 @@ class FrameSlider:
             f'<label style="display:block">{html.escape(self.name)} '
             f'<input type="range" min="0" max="{len(labels) - 1}" value="0" step="1" aria-valuetext="{labels[0]}" '
             f'style="vertical-align:middle;width:min(18em,60%)" oninput="{change}"> <output>{labels[0]}</output></label>'
-            f"{images}</div>"
+            f'<div class="hsnet-frames">{images}</div></div>'
         )
 
 
@@ -387,8 +393,9 @@ class NetworkDiagram:
         for i, (name, words) in enumerate(BOXES.items()):
             colours = "border-color:#d9480f;background:#d9480f;color:white" if name == self.lit else ""
             parts.append(
-                '<div style="position:relative;border:1px solid;border-radius:6px;padding:.4em .2em;'
-                f'{colours}">{arrow if i else ""}<b>{name}</b><br>{html.escape(words)}</div>'
+                f'<div style="position:relative;display:grid">{arrow if i else ""}'
+                f'<div style="border:1px solid;border-radius:6px;padding:.4em .2em;{colours}">'
+                f"<b>{name}</b><br>{html.escape(words)}</div></div>"
             )
         where = f"; this chapter: {self.lit}" if self.lit else ""
         # As many boxes in a row as there is room for: three on a phone.

@@ -47,6 +47,14 @@ def test_live_widgets_are_for_running_notebooks_alone(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_code_is_as_wide_as_the_page(page):
+    # 88 characters are what `book.css` leaves room for, on a desk, also in hidden solutions.
+    blocks = re.findall(r"^```(?:bash|python)\n(.*?)^```", "\n".join(cells(page, "markdown")), re.DOTALL | re.MULTILINE)
+    wide = [line for code in [*cells(page, "code")[1:], *blocks] for line in code.splitlines() if len(line) > 88]
+    assert not wide, "wrap these:\n" + "\n".join(wide)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_no_number_is_typed_in_a_table(page):
     rows = [line for text in cells(page, "markdown") for line in text.splitlines() if re.match(r"\|.*\|", line)]
     typed = [row for row in rows if re.search(r"\d+\.\d", row)]

@@ -103,17 +103,18 @@ def test_page(visit, name, view, scheme):
         page.screenshot(path=path, full_page=True)
 
 
-# Formulas and what cells print, with the solutions open, that have to be scrolled sideways.
+# Formulas, code and what cells print, with the solutions open, that have to be scrolled sideways.
 CUT = """() => {
     document.querySelectorAll(".toggle-hidden").forEach(e => e.classList.remove("toggle-hidden"));
-    return [...document.querySelectorAll("mjx-container[display=true], .cell_output pre")]
+    document.querySelectorAll("details").forEach(e => e.open = true);
+    return [...document.querySelectorAll("mjx-container[display=true], article pre")]
         .filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1)
         .map(e => (e.closest("[id]").id + ": " + e.textContent).slice(0, 120));
 }"""
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_formulas_and_outputs_fit_on_a_desk(visit, name):
+def test_formulas_and_code_fit_on_a_desk(visit, name):
     cut = visit(name).evaluate(CUT)
     assert not cut, "wider than the page:\n" + "\n".join(cut)
 
