@@ -52,7 +52,7 @@ from .checkpoints import (
 from .config import FREE, Config, add_settings, config_from, data_folder, run_program
 from .devices import Memory, choose_device, choose_precision, free_memory, is_out_of_memory
 from .distributed import add_up, add_up_gradients, collect, from_first, part_of, rank, together, world
-from .episodes import Batch, EpisodeDataset, test_episodes
+from .episodes import Batch, EpisodeDataset, require_readable, test_episodes
 from .evaluate import (
     choose_workers,
     draw_episodes,
@@ -236,6 +236,7 @@ class Training:
         )
         val_list = test_episodes(self.benchmark, fold=config.fold, shot=1, count=config.val_episodes, split="val")
         self.validation = EpisodeDataset(self.benchmark, config.size, val_list)
+        require_readable(self.validation, max(1, self.workers))
         self.score = SegmentationScore(self.benchmark.classes(config.fold, "train"))
         self.epoch = self.step = self.best_epoch = 0
         self.losses, self.best, self.saving = 0.0, -1.0, 0.0
