@@ -19,8 +19,8 @@ from .config import RANGES, Config
 from .devices import is_out_of_memory, memory_limits
 
 NO_ROOM = 76  # exit status of a rehearsal whose memory did not suffice
-# Of a limit on a process, what a rehearsal does without: a training of days comes to need a little more than two steps.
-SPARE = 0.03
+# Of what a limit leaves, what a rehearsal does without: a training of days comes to need a little more than two steps.
+SPARE = 0.05
 # Memory that libraries miss where Python cannot be told: their last words.
 _LAST_WORDS = re.compile("memory|bad_alloc|thread creation|start new thread|failed to map", re.IGNORECASE)
 
@@ -101,7 +101,8 @@ def spare() -> None:
         import resource
     except ImportError:  # Windows
         return
-    for number in (resource.RLIMIT_DATA, resource.RLIMIT_AS):
-        soft, hard = resource.getrlimit(number)
-        if soft != resource.RLIM_INFINITY:
-            resource.setrlimit(number, (int((1 - SPARE) * soft), hard))
+    limits = memory_limits()
+    for name, number in (("ulimit -d", resource.RLIMIT_DATA), ("ulimit -v", resource.RLIMIT_AS)):
+        if name in limits:
+            limit, used = limits[name]
+            resource.setrlimit(number, (int(limit - SPARE * max(0, limit - used)), resource.getrlimit(number)[1]))

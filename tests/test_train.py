@@ -370,7 +370,7 @@ train.run_program(train.main)
     ("kind", "field", "more", "batch", "advice"),
     [
         ("RLIMIT_DATA", "VmData", 450_000_000, 8, r"--micro-batch [1-4]( --recompute)? fits"),
-        ("RLIMIT_AS", "VmSize", 270_000_000, 2, r"--size (192|128|96|64|32) --micro-batch 1 --recompute fits"),
+        ("RLIMIT_AS", "VmSize", 450_000_000, 4, r"--micro-batch [12]( --recompute)? fits"),
     ],
 )
 def test_what_fits_under_a_limit_does_fit(data, kind, field, more, batch, advice):
