@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import platform
 import re
 import sys
@@ -92,18 +93,70 @@ class Memory:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def memory_limits() -> dict[str, tuple[int, int]]:
+    """What limits this process's memory under Linux besides the machine's own: (limit, used) in bytes by name.
+
+    "ulimit -d" counts private memory that can be written, "ulimit -v" all addresses, those of libraries too; "cgroup" is
+    the limit of a container or a scheduler, and is shared by all of its processes. No limit, no entry.
+    """
+    limits = {}
+    if sys.platform != "linux":
+        return limits
+    import resource
+
+    status = Path("/proc/self/status").read_text()
+    for name, number, field in (
+        ("ulimit -d", resource.RLIMIT_DATA, "VmData"),
+        ("ulimit -v", resource.RLIMIT_AS, "VmSize"),
+    ):
+        limit = resource.getrlimit(number)[0]
+        if limit != resource.RLIM_INFINITY:
+            limits[name] = limit, 1024 * int(re.search(rf"{field}:\s+(\d+)", status)[1])
+    with contextlib.suppress(OSError):  # no such file system
+        found = _cgroup_limits(Path("/proc/self/cgroup").read_text(), Path("/sys/fs/cgroup"))
+        if found:
+            limits["cgroup"] = min(found, key=lambda pair: pair[0] - pair[1])
+    return limits
+
+
+def _cgroup_limits(membership: str, root: Path) -> list[tuple[int, int]]:
+    """(limit, used) of a process's control group and of those around it, of version 2 or 1."""
+    found = []
+    for line in membership.splitlines():
+        _, kind, path = line.split(":", 2)
+        if kind == "":
+            base, names = root, ("memory.max", "memory.current", "inactive_file")
+        elif kind == "memory":
+            base, names = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        folder = base / path.strip("/")
+        for group in (folder, *folder.parents):
+            with contextlib.suppress(OSError, ValueError, TypeError):  # not there, "max", or without such a line
+                limit, used = (int((group / name).read_text()) for name in names[:2])
+                # Files that the system keeps in memory, and lets go first.
+                used -= int(re.search(rf"^{names[2]} (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)[1])
+                if limit < 2**60:  # version 1 says "none" by a huge number
+                    found.append((limit, used))
+            if group == base:
+                break
+    return found
+
+
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be taken on a GPU, or on a CPU under Linux; None where nobody knows."""
+    """Bytes that can still be taken on a GPU, or on a CPU under Linux by this process; None where nobody knows."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "cpu" and sys.platform == "linux":
-        return 1024 * int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1])
+        machine = 1024 * int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1])
+        return max(0, min([machine, *(limit - used for limit, used in memory_limits().values())]))
     return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there is no memory left. On a CPU PyTorch and oneDNN have no class of their own for that."""
     of_cpu = isinstance(error, RuntimeError) and re.search(
-        "DefaultCPUAllocator|could not (create|execute) a", str(error)
+        "DefaultCPUAllocator|could not (create|execute) a|bad_alloc|can't start new thread", str(error)
     )
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(of_cpu)
+    of_system = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or of_system or bool(of_cpu)

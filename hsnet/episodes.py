@@ -2,6 +2,8 @@
 
 import signal
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
@@ -14,7 +16,7 @@ from tqdm import tqdm
 from .benchmarks import Benchmark, Episode, Sample, Square, UnreadableFileError
 from .benchmarks.squash import resize_image, resize_mask, squash
 from .config import TEST_LISTS
-from .distributed import part_of
+from .distributed import collect, part_of, rank, world
 
 __all__ = [
     "Batch",
@@ -218,6 +220,39 @@ class EpisodeDataset(torch.utils.data.Dataset):
                 tqdm.write(f"passed over ({len(self.passed_over)} of at most {self.bad_files}): {message}")
         if len(self.passed_over) > self.bad_files:
             raise _too_many(self.passed_over, self.bad_files)
+
+
+def require_readable(dataset: EpisodeDataset, threads: int = 1) -> None:
+    """Read every file that a fixed list of episodes needs, once: what would end its scoring is said now.
+
+    Files are decoded as a whole, since a header tells nothing of an end that is missing. That finds files that are not
+    there, broken off or no pictures, masks of another size or with unknown labels; not pictures that decode to something
+    else than they were. What a cache holds is not read. Several processes share the work.
+
+    Raises:
+        UnreadableFileError: what is wrong with all such files, and the next step.
+    """
+    names = sorted({name for episode in dataset.episodes for name in (episode.query, *episode.supports)})
+    own = shard(names, rank(), world())
+    look = lambda name: dataset.benchmark.flaws(name, dataset.size)  # noqa: E731
+    # Closed, so that Ctrl-C does not wait for what is left.
+    with ThreadPoolExecutor(threads) as pool, closing(pool.map(look, own)) as looked_at:
+        bar = tqdm(
+            looked_at,
+            "reading the validation's files",
+            len(own),
+            unit="picture",
+            leave=False,
+            delay=2,
+            disable=rank() > 0,
+        )
+        found = [flaw for flaws in collect(list(bar)) for flaw in flaws]
+    if found:
+        raise UnreadableFileError(
+            f"{len(found)} of the files that validation needs cannot be used, and a score must not leave any out: put them "
+            f"right (`python -m hsnet.prepare {dataset.benchmark.name} --check` says how), then start the same command "
+            "again\n" + "\n".join(f"  {flaw}" for flaw in found)
+        )
 
 
 def _too_many(messages, tolerated):

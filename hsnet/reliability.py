@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import mmap
 import os
 import platform
 import random
@@ -54,6 +55,17 @@ TINY = {
     "device": "cpu",
     "precision": "float32",
     "foreground_weight": 100.0,  # or so short a training finds nothing anywhere
+}
+EPOCH = TINY["epoch_episodes"] // TINY["batch"]  # steps
+STEPS = TINY["epochs"] * EPOCH
+# What a training does, and the whole steps after which it does that.
+PHASES = {
+    "start": range(STEPS + 1),
+    "between steps": range(STEPS),
+    "step": range(STEPS),
+    "checkpoint": range(1, STEPS + 1),
+    "validation": range(EPOCH, STEPS + 1, EPOCH),
+    "test": range(STEPS, STEPS + 1),
 }
 FIELDS = {option.name: option for option in dataclasses.fields(Config)}
 
@@ -126,8 +138,86 @@ def left_alone() -> tuple[dict, float]:
     return outcome("whole"), time.perf_counter() - start
 
 
-def _strike(at: int, tear: bool) -> Callable[[], None]:
-    """Kill the process at its `at`-th call of fsync or rename; with `tear`, half of the file is on the disk then."""
+class Watch:
+    """What a training does, in memory that it shares with the process that watches it, also after its death.
+
+    Attributes:
+        steps: whole steps that are done, of all epochs.
+        phase: one of `PHASES`.
+        seconds: by phase, how long it took on average.
+    """
+
+    def __init__(self):
+        self._shared = np.frombuffer(mmap.mmap(-1, 8 * (3 + 2 * len(PHASES))))
+        self._target: tuple[str, int] | None = None
+        self._pipe: tuple[int, int] | None = None
+
+    steps = property(lambda self: int(self._shared[0]))
+    phase = property(lambda self: list(PHASES)[int(self._shared[1])])
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """See the class."""
+        times, counts = self._shared[3:].reshape(2, -1)
+        return dict(zip(PHASES, (times / np.maximum(counts, 1)).tolist(), strict=True))
+
+    def child(self, name: str, steps: int, target: tuple[str, int] | None = None, prepare=lambda: None) -> Child:
+        """A training that is watched.
+
+        Args:
+            steps: how many are done before.
+            target: the phase, and the steps after which at the earliest, that `reach` waits for.
+        """
+        self._shared[:3] = steps, 0, time.perf_counter()
+        self._target, self._pipe = target, os.pipe() if target else None
+
+        def watched():
+            self._enter("start")
+            training.Training.learn = self._during("step", training.Training.learn, count=True)
+            training.Training.save = self._during("checkpoint", training.Training.save)
+            training._validate = self._during("validation", training._validate)
+            training._test = self._during("test", training._test)
+            training._run_epochs = self._during("between steps", training._run_epochs)
+            prepare()
+
+        child = Child(name, watched)
+        if target:
+            os.close(self._pipe[1])
+        return child
+
+    def reach(self) -> None:
+        """Wait until the child is where it was asked for, or has ended."""
+        os.read(self._pipe[0], 1)
+        os.close(self._pipe[0])
+
+    def _enter(self, phase):
+        now, shared, size = time.perf_counter(), self._shared, len(PHASES)
+        before = int(shared[1])
+        shared[3 + before] += now - shared[2]
+        shared[1:3] = list(PHASES).index(phase), now
+        shared[3 + size + before] += shared[1] != before
+        if self._target and phase == self._target[0] and self.steps >= self._target[1]:
+            self._target = None
+            os.write(self._pipe[1], b".")
+
+    def _during(self, phase, function, count=False):
+        def call(running, *arguments, **keywords):
+            before = self.phase
+            if phase == "between steps":
+                self._shared[0] = EPOCH * running.epoch + running.step
+                before = "test"  # what comes next
+            self._enter(phase)
+            result = function(running, *arguments, **keywords)
+            self._shared[0] += count
+            self._enter(before)
+            return result
+
+        return call
+
+
+def _strike(at: int, tear: bool, begin: Callable[[], bool] = lambda: True) -> Callable[[], None]:
+    """Kill the process at its `at`-th call of fsync or rename since `begin()` holds; with `tear`, half of the file is on
+    the disk then."""
 
     def prepare():
         calls = 0
@@ -135,7 +225,7 @@ def _strike(at: int, tear: bool) -> Callable[[], None]:
         def struck(function):
             def call(*arguments):
                 nonlocal calls
-                calls += 1
+                calls += begin()
                 if calls == at:
                     if tear and function is fsync:
                         with contextlib.suppress(OSError):  # a folder
@@ -151,53 +241,81 @@ def _strike(at: int, tear: bool) -> Callable[[], None]:
     return prepare
 
 
+def _plan(count: int, rng: random.Random) -> list[list[tuple[str, str, int]]]:
+    """How, in which phase and after how many steps to kill: for each of several trainings, in the order of its steps."""
+    kills = []
+    for i, phase in enumerate(PHASES):
+        steps = list(PHASES[phase])
+        rng.shuffle(steps)
+        # As many in each phase as in any other, and there after as many different steps as there can be.
+        kills += [("random", phase, steps[n % len(steps)]) for n in range(len(range(i, count, len(PHASES))))]
+    steps = list(range(STEPS + 1))
+    rng.shuffle(steps)
+    kills += [("inside_writes", "checkpoint", steps[n % len(steps)]) for n in range(count // 2)]
+    rng.shuffle(kills)
+    trainings = -(-len(kills) // 6)
+    return [
+        sorted(kills[i::trainings], key=lambda kill: (kill[2], list(PHASES).index(kill[1]))) for i in range(trainings)
+    ]
+
+
 def measure_kills(count: int, seed: int = 0) -> dict:
-    """Kill trainings with SIGKILL, `count` times at random instants and `count` // 2 times inside writes, and let them end."""
-    expected, seconds = left_alone()
-    rng = random.Random(seed)
-    plan = ["random"] * count + ["inside_writes"] * (count // 2)
-    rng.shuffle(plan)
-    result = {"tried": len(plan), "survived": 0, "runs": 0, "equal_runs": 0}
-    result |= {
-        "random": {"tried": 0, "survived": 0},
-        "inside_writes": {"tried": 0, "survived": 0},
-        "steps_at_kills": [],
-    }
-    kills: list[str] = []  # of the running training
+    """Kill trainings with SIGKILL, `count` times in all their phases and `count` // 2 times inside writes, and let them end.
 
-    def end(name):
-        equal = outcome(name) == expected
-        result["equal_runs"] += equal
-        for how in kills:
-            result[how]["tried"] += 1
-            result[how]["survived"] += equal
-            result["survived"] += equal
-        kills.clear()
-        shutil.rmtree(data_folder() / "runs" / name)
-
-    name = None
-    for how in tqdm(plan, desc="kills", unit="kill"):
-        killed = False
-        while not killed:
-            if name is None:
-                result["runs"] += 1
-                name = f"killed-{result['runs']}"
+    A training is killed as often as six times, from first step to last, and started again each time. It is not told when
+    the signal comes: the process that sends it waits for the phase, and then for some part of the time that this took when
+    nobody disturbed it.
+    """
+    expected, _ = left_alone()
+    rng, watch = random.Random(seed), Watch()
+    watch.child("watched", 0).wait()
+    if outcome("watched") != expected:
+        raise RuntimeError("a training that is watched ends otherwise: the kills would show nothing")
+    seconds = watch.seconds
+    plan = _plan(count, rng)
+    result = {"tried": sum(map(len, plan)), "survived": 0, "runs": 0, "equal_runs": 0}
+    result |= {"random": {"tried": 0, "survived": 0}, "inside_writes": {"tried": 0, "survived": 0}, "kills": []}
+    bar = tqdm(total=result["tried"], desc="kills", unit="kill")
+    for kills in plan:
+        result["runs"] += 1
+        name, came = f"killed-{result['runs']}", []
+        while len(came) < len(kills):
+            how, phase, least = kills[len(came)]
+            folder = data_folder() / "runs" / name
+            state = load_checkpoint(folder) if folder.exists() else None
+            done = EPOCH * state["epoch"] + state["step"] if state else 0
             if how == "random":
-                child = Child(name)
-                time.sleep(rng.uniform(0, 0.6 * seconds))
+                child = watch.child(name, done, (phase, 0 if phase == "start" else least))
+                watch.reach()
+                time.sleep(rng.uniform(0, seconds[phase]))
                 killed = child.kill()
-            else:  # the files at the start have six such calls, each checkpoint four
-                killed = Child(name, _strike(rng.randint(1, 14), rng.random() < 0.5)).wait() == -signal.SIGKILL
-            if not killed:  # it had ended before
-                end(name)
-                name = None
-        kills.append(how)
-        folder = data_folder() / "runs" / name
-        state = load_checkpoint(folder) if folder.exists() else None
-        result["steps_at_kills"].append(4 * state["epoch"] + state["step"] if state else 0)
-    Child(name).wait()
-    end(name)
+            else:  # the files at the start have six such calls, a checkpoint four, that of a best epoch seven
+                strike = _strike(rng.randint(1, 7), rng.random() < 0.5, lambda least=least: watch.steps >= least)
+                killed = watch.child(name, done, prepare=strike).wait() == -signal.SIGKILL
+            if killed:
+                came.append({"how": how, "phase": watch.phase, "steps": watch.steps})
+                bar.update()
+            else:  # it had ended before: the next one is killed in its place
+                _end(name, expected, came, result)
+                kills = kills[len(came) :]
+                result["runs"] += 1
+                name, came = f"killed-{result['runs']}", []
+        Child(name).wait()
+        _end(name, expected, came, result)
+    bar.close()
     return result
+
+
+def _end(name, expected, came, result):
+    """Compare a training that has ended, and count the kills that it went through."""
+    equal = outcome(name) == expected
+    result["equal_runs"] += equal
+    result["survived"] += equal * len(came)
+    result["kills"] += came
+    for kill in came:
+        result[kill["how"]]["tried"] += 1
+        result[kill["how"]]["survived"] += equal
+    shutil.rmtree(data_folder() / "runs" / name)
 
 
 def _half_done(name):
@@ -533,7 +651,7 @@ def table(result: dict) -> str:
 
     if found := result.get("kills"):
         same = f"{found['equal_runs']} of {found['runs']} trainings ended with the same bits as one left alone"
-        row("killed at a random instant", *found["random"].values(), same)
+        row("killed at a random instant of a phase", *found["random"].values(), same)
         row("killed inside a write", *found["inside_writes"].values(), same)
     if found := result.get("checkpoints"):
         how = f"{found['named']} named and the previous one used, {found['harmless']} without effect"
@@ -558,6 +676,20 @@ def table(result: dict) -> str:
     return records.markdown(["what", "tried", "well", "what happened"], rows)
 
 
+def kills_table(result: dict) -> str:
+    """Markdown: where the kills came, by phase and by the steps that were done; empty where none were tried."""
+    kills = [(kill["phase"], kill["steps"]) for kill in result.get("kills", {}).get("kills", [])]
+    rows = [
+        [
+            phase,
+            *(str(kills.count((phase, n)) or "–") for n in range(STEPS + 1)),
+            str(sum(p == phase for p, _ in kills)),
+        ]
+        for phase in PHASES
+    ]
+    return records.markdown(["phase", *(f"after {n}" for n in range(STEPS + 1)), "all"], rows) if kills else ""
+
+
 def main() -> None:
     """The program."""
     parser = argparse.ArgumentParser(
@@ -573,6 +705,7 @@ def main() -> None:
     path = data_folder() / "reliability.json"
     records.write_json(path, result)
     print(table(result))
+    print(kills_table(result))
     print(f"written to {path}")
 
 

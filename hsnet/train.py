@@ -21,6 +21,7 @@ import math
 import random
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,12 +31,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from . import figures, records
+from . import figures, fits, records
 from .benchmarks import benchmark_of
 from .checkpoints import (
     BACKBONE,
@@ -51,7 +52,7 @@ from .checkpoints import (
 from .config import FREE, Config, add_settings, config_from, data_folder, run_program
 from .devices import Memory, choose_device, choose_precision, free_memory, is_out_of_memory
 from .distributed import add_up, add_up_gradients, collect, from_first, part_of, rank, together, world
-from .episodes import Batch, EpisodeDataset, test_episodes
+from .episodes import Batch, EpisodeDataset, require_readable, test_episodes
 from .evaluate import (
     choose_workers,
     draw_episodes,
@@ -122,15 +123,24 @@ def train(config: Config, resume: bool = False, memory: bool = False) -> Path:
             )
             _say(records.scores_table(records.read_tests(folder)))
             return folder
-        interruption = stack.enter_context(Interruption())
+        interruption, trouble = stack.enter_context(Interruption()), None
         try:
-            with interruption.immediate():
-                training = Training(here, folder, interruption, state)
-                if memory:
-                    _say(_foresee(training))
-                    peak = Memory(training.device)
-            _run_epochs(training)
-            _test(training)
+            try:
+                with interruption.immediate():
+                    training = Training(here, folder, interruption, state)
+                    state = None  # its tensors have been copied
+                    if memory:
+                        _say(_foresee(training))
+                        peak = Memory(training.device)
+                _run_epochs(training)
+                _test(training)
+            except (RuntimeError, MemoryError, OSError) as error:
+                if isinstance(error, NoRoomError) or not is_out_of_memory(error):
+                    raise
+                trouble = error.with_traceback(None)
+            if trouble:  # out of the except: its traceback held the tensors of the attempt
+                training = None
+                raise NoRoomError(_what_fits(here, folder, interruption)) from trouble
         except KeyboardInterrupt:
             saved = (
                 f"saved in {folder}: the same command goes on" if (folder / LAST).exists() else "nothing to save yet"
@@ -139,18 +149,14 @@ def train(config: Config, resume: bool = False, memory: bool = False) -> Path:
             if interruption.number == signal.SIGTERM:
                 raise SystemExit(RESUME_ME) from None
             raise
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            few = episodes_at_a_time(here, training.device)
-            raise MemoryError(
-                f"out of memory on {training.device} with {few} episodes of {config.size} px scored at a time: the same "
-                f"command with --micro-batch {max(1, few // 2)} goes on"
-            ) from error
         if memory:
             (mean,) = add_up([peak.peak() / world()], training.device)
             _say(f"memory   {mean / 1e9:.2f} GB at its peak, measured" + " (mean of the processes)" * (world() > 1))
     return folder
+
+
+class NoRoomError(MemoryError):
+    """Too little memory, with the setting that fits."""
 
 
 class Interruption:
@@ -230,6 +236,7 @@ class Training:
         )
         val_list = test_episodes(self.benchmark, fold=config.fold, shot=1, count=config.val_episodes, split="val")
         self.validation = EpisodeDataset(self.benchmark, config.size, val_list)
+        require_readable(self.validation, max(1, self.workers))
         self.score = SegmentationScore(self.benchmark.classes(config.fold, "train"))
         self.epoch = self.step = self.best_epoch = 0
         self.losses, self.best, self.saving = 0.0, -1.0, 0.0
@@ -348,38 +355,10 @@ class Training:
         self.step += 1
 
     def gradients(self, batch: Batch, whole: float, few: int) -> tuple[Float[Tensor, ""], Bool[Tensor, "b h w"]]:
-        """`backward` of a batch on the device, with the setting that would fit where memory is short."""
+        """`backward` of a batch on the device; see there for `whole` and `few`."""
         query, support = (self.model.backbone.normalize(x) for x in (batch.query, batch.support[:, 0]))
         inputs = self.model, query, support, batch.support_mask[:, 0], batch.query_mask, self.weight, self.dtype
-        keywords = {"ignored": self._ignored(batch), "whole": whole, "scale": self.scaler.scale}
-        few = few or episodes_at_once(query)
-        try:
-            return backward(*inputs, few=few, **keywords)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        # Out of the except: the traceback holds the tensors of the attempt.
-        raise MemoryError(self._what_fits(lambda few: backward(*inputs, few=few, **keywords), min(few, len(query))))
-
-    def _what_fits(self, attempt: Callable[[int], object], few: int) -> str:
-        """Try smaller settings on the same episodes, and say which the first is that fits."""
-        tried = [(n, False) for n in (few // 2**i for i in range(1, few.bit_length())) if not self.config.recompute]
-        tried += [(n, True) for n in (few // 2**i for i in range(few.bit_length())) if n]
-        message = f"out of memory on {self.device} with {few} episodes of {self.config.size} px at a time"
-        for n, recompute in tried:
-            self.model.zero_grad()
-            self.model.encoder.recompute = recompute
-            gc.collect()  # frames of the failed attempt
-            Memory(self.device)  # gives back what is free
-            try:
-                attempt(n)
-            except (RuntimeError, MemoryError) as error:
-                if is_out_of_memory(error):
-                    continue
-                raise
-            setting = f"--micro-batch {n}" + " --recompute" * recompute
-            return f"{message}. {setting} fits, as was just tried, and changes nothing else: the same command with it goes on"
-        return f"{message}, and a single one with --recompute does not fit either: give a smaller --size"
+        return backward(*inputs, few=few, ignored=self._ignored(batch), whole=whole, scale=self.scaler.scale)
 
     def pixels(self, batch: Batch) -> float:
         """`pixel_weight` of a batch that the loader has just given."""
@@ -575,7 +554,10 @@ def backward(
         whole = pixel_weight(query_mask, ignored, weight)
     truth = query_mask.long() if ignored is None else query_mask.long().masked_fill(ignored, IGNORED)
     loss, masks = torch.zeros((), device=query.device), []
-    parts = (tensor.split(few or episodes_at_once(query)) for tensor in (query, support, support_mask, truth))
+    parts = (
+        tensor.split(few or episodes_at_once(query.shape, query.device))
+        for tensor in (query, support, support_mask, truth)
+    )
     for some_query, some_support, some_mask, some_truth in zip(*parts, strict=True):
         with torch.autocast(query.device.type, dtype, enabled=dtype != torch.float32):
             logits = model(some_query, some_support, some_mask)
@@ -595,9 +577,17 @@ def pixel_weight(
     return (weights if ignored is None else weights.masked_fill(ignored, 0)).sum().item() or 1.0
 
 
-def episodes_at_once(query: Shaped[Tensor, "b 3 h w"]) -> int:
-    """How many episodes `backward` takes at a time unless told: all on a GPU, few on a CPU."""
-    return len(query) if query.is_cuda else max(1, FEW // query.shape[-2] ** 2 // query.shape[-1] ** 2)
+def episodes_at_once(shape: tuple[int, ...], device: torch.device) -> int:
+    """How many of (b, 3, h, w) pictures `backward` takes at a time unless told: all on a GPU, few on a CPU."""
+    count, _, h, w = shape
+    return count if device.type == "cuda" else max(1, FEW // h**2 // w**2)
+
+
+def _trained_at_a_time(config, device):
+    """How many episodes a training step of this process takes at a time."""
+    begin, end = part_of(config.batch, 0, world())
+    shape = end - begin, 3, config.size, config.size
+    return min(config.micro_batch or episodes_at_once(shape, device), end - begin)
 
 
 def make_optimizers(config: Config, learned: dict[str, torch.nn.Parameter]) -> list[torch.optim.Optimizer]:
@@ -674,6 +664,54 @@ class Board:
         self.writer.flush()
 
 
+def _what_fits(config, folder, interruption):
+    """The message of a training that found too little memory; see `fits.what_fits`."""
+    device = choose_device(config.device)
+    gc.collect()
+    Memory(device)  # gives back what is free
+    few = max(_trained_at_a_time(config, device), episodes_at_a_time(config, device))
+    with interruption.immediate():
+        return fits.what_fits(config, few, str(device), begun=(folder / LAST).exists())
+
+
+def rehearse(config: Config) -> None:
+    """A short training with a run's settings, in a folder that is thrown away: does its memory suffice?
+
+    Two whole steps, so that the second finds the optimizers' state, then as much validation and test of each kind as is
+    done at a time. The whole support takes part, since less of a picture needs less.
+
+    Raises:
+        SystemExit: with the status `fits.NO_ROOM`, it does not.
+    """
+    fits.spare()
+    few = episodes_at_a_time(config, choose_device(config.device))
+    short = dataclasses.replace(
+        config,
+        # Kernels that are given the whole pyramid hold the masked features besides, whatever the mask.
+        mask_support=config.mask_support and config.kernel != "center-pivot",
+        shot=str(max(config.shots)),
+        epochs=1,
+        minutes=0.0,
+        epoch_episodes=2 * config.batch,
+        val_episodes=few,
+        test_episodes=few * (max(config.shots) + 1) // 2 + 1,
+        workers=0,
+        tensorboard=False,
+        name="rehearsal",
+    )
+    with tempfile.TemporaryDirectory() as name, Interruption() as interruption:
+        folder = Path(name)
+        short.save(folder / "config.json")
+        try:
+            training = Training(short, folder, interruption, None)
+            _run_epochs(training)
+            _test(training)
+        except (RuntimeError, MemoryError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise SystemExit(fits.NO_ROOM) from None
+
+
 def _foresee(training):
     """An estimate of the memory, from one and two episodes whose objects fill their pictures.
 
@@ -697,8 +735,7 @@ def _foresee(training):
         p.numel() * p.element_size() * (2 if p.ndim == 1 or config.optimizer == "adam" else 1)
         for p in training.learned.values()
     )
-    begin, end = part_of(config.batch, 0, world())
-    few = min(config.micro_batch or episodes_at_once(one.query.expand(end - begin, -1, -1, -1)), end - begin)
+    few = _trained_at_a_time(config, device)
     needs = []
     for work, count in ((learn, few), (validate, episodes_at_a_time(config, device))):
         work(1)  # gradients, and what libraries keep
@@ -716,9 +753,10 @@ def _foresee(training):
     total = base + fixed + each * count
     free = free_memory(device)
     if free is not None and total - now > free:
-        fits = int((free - (total - now - each * count)) // each)
-        advice = f"--micro-batch {fits} fits" if fits >= 1 else "give a smaller --size or --recompute"
-        raise MemoryError(
+        # One number for all that is done: training and scoring.
+        few = min((int((free - (base - now) - part) // each) for part, each, _ in needs if each), default=0)
+        advice = f"--micro-batch {few} should fit" if few >= 1 else "give a smaller --size or --recompute"
+        raise NoRoomError(
             f"about {total / 1e9:.2f} GB are needed with {count} episodes at a time, and {free / 1e9:.2f} GB are free on {device}: {advice}"
         )
     known = "" if free is None else f"; {free / 1e9:.2f} GB are free"
@@ -818,8 +856,12 @@ def main() -> None:
     parser.add_argument(
         "--memory", action="store_true", help="estimate the memory before training, and measure its peak"
     )
+    parser.add_argument("--rehearse", help=argparse.SUPPRESS)  # see `fits`
     parser.add_argument("--list", action="store_true", help="show the runs, how far they are and their best scores")
     arguments = parser.parse_args()
+    if arguments.rehearse:
+        rehearse(Config(**json.loads(arguments.rehearse)))
+        return
     if arguments.list:
         print(list_runs())
         return

@@ -20,17 +20,17 @@ from trees import TREES
 from hsnet import Batch, Config, EpisodeDataset, SegmentationScore, paper, test_episodes
 from hsnet.backbone import Backbone
 from hsnet.baselines import any_object
-from hsnet.benchmarks import UnreadableFileError, benchmark_of, coco, load_benchmark, pascal
+from hsnet.benchmarks import UnreadableFileError, benchmark_of, coco, load_benchmark, pascal, photographs
 from hsnet.benchmarks import cache as caching
 from hsnet.benchmarks.cache import Cache, build_cache
 from hsnet.benchmarks.splits import read_coco, read_fss, read_pascal
 from hsnet.config import TEST_LISTS, images_folder
 from hsnet.devices import choose_precision
-from hsnet.episodes import load_episode, resize_image, shard, test_lists
+from hsnet.episodes import load_episode, require_readable, resize_image, shard, test_lists
 from hsnet.evaluate import evaluate, predictor
 from hsnet.golden import FOLDER, golden, golden_input
 from hsnet.model import VOTE_RULES
-from hsnet.train import backward
+from hsnet.train import Training, backward, train
 
 OFFICIAL_LISTS = os.environ.get("HSNET_SPLITS")
 needs_lists = pytest.mark.skipif(
@@ -626,6 +626,81 @@ def test_a_test_does_not_pass_bad_files_over(trees, workers):
         UnreadableFileError, match=rf"^\S+{episodes[3].query}.jpg cannot be read \(.*\): fetch it again$"
     ):
         list(EpisodeDataset(benchmark, 64, episodes, bad_files=20).loader(2, workers))
+
+
+SMALL = {
+    "benchmark": "pascal",
+    "backbone": "efficientnet_lite0",
+    "size": 64,
+    "batch": 2,
+    "epochs": 1,
+    "epoch_episodes": 2,
+    "val_episodes": 20,
+    "test_episodes": 2,
+    "shot": "1",
+    "workers": 0,
+    "device": "cpu",
+    "precision": "float32",
+    "name": "bad",
+}
+
+
+def test_bad_files_of_validation_are_all_named_before_the_first_step(trees, data, monkeypatch):
+    config = Config(**SMALL)
+    episodes = test_episodes(benchmark_of(config), fold=0, shot=1, count=20, split="val")
+    image = trees / "pascal" / "JPEGImages" / f"{episodes[3].query}.jpg"
+    mask = trees / "pascal" / "SegmentationClassAug" / f"{episodes[12].supports[0]}.png"
+    whole = {path: path.read_bytes() for path in (image, mask)}
+    for path, content in whole.items():
+        path.write_bytes(content[: 3 * len(content) // 4])
+    Image.open(image)  # its header is whole, which tells nothing
+    steps, learn = [], Training.learn
+    monkeypatch.setattr(Training, "learn", lambda *a: (steps.append(1), learn(*a))[1])
+    with pytest.raises(
+        UnreadableFileError, match=r"^2 of the files that validation needs.*prepare pascal --check.*same command"
+    ) as error:
+        train(config)
+    lines = str(error.value).splitlines()[1:]
+    assert sorted(line.split()[0] for line in lines) == sorted(map(str, whole))
+    assert not steps
+    for path, content in whole.items():
+        path.write_bytes(content)
+    train(config)
+    assert steps
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_all_kinds_of_bad_files_are_found(trees, kind):
+    breaks(trees, "2007_000000", kind)
+    benchmark = load_benchmark("pascal", size=64)
+    (flaw,) = benchmark.flaws("2007_000000", 64)
+    assert re.search(KINDS[kind][1], flaw)
+    assert benchmark.flaws("2007_000001", 64) == []
+
+
+def test_an_image_and_its_mask_are_both_named(trees):
+    breaks(trees, "2007_000000", "broken off")
+    breaks(trees, "2007_000000", "empty")
+    found = load_benchmark("pascal", size=64).flaws("2007_000000", 64)
+    assert [("jpg cannot be read" in flaw, "png cannot be read" in flaw) for flaw in found] == [(1, 0), (0, 1)]
+
+
+def test_what_a_cache_holds_is_not_read(trees, monkeypatch):
+    folder = trees / "pascal" / "SegmentationClassAug"
+    episodes = test_episodes(load_benchmark("pascal", size=32), fold=0, shot=1, count=20)
+    left_out, broken = episodes[0].query, episodes[1].query
+    (folder / f"{left_out}.png").write_bytes(b"")
+    build_cache(load_benchmark("pascal", size=32), 32)
+    (folder / f"{broken}.png").write_bytes(b"")
+    opened, look = [], photographs.open_image
+    monkeypatch.setattr(photographs, "open_image", lambda path: (opened.append(path), look(path))[1])
+    dataset = EpisodeDataset(load_benchmark("pascal", size=32), 32, episodes)
+    with pytest.raises(UnreadableFileError, match=rf"^1 of the files[^\n]*\n  \S+{left_out}.png cannot be read"):
+        require_readable(dataset)
+    assert {path.stem for path in opened} == {left_out}  # only what the cache lacks
+    other_size = EpisodeDataset(load_benchmark("pascal", size=48), 48, episodes)
+    with pytest.raises(UnreadableFileError, match=r"^2 of the files"):
+        require_readable(other_size, threads=2)
 
 
 def test_trees_that_are_not_whole(trees, tmp_path):

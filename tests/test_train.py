@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from hsnet import Config, HSNet, paper
+from hsnet import Config, HSNet, fits, paper
 from hsnet import evaluate as evaluate_program
 from hsnet import train as train_program
 from hsnet.config import add_settings, config_from
@@ -347,6 +347,8 @@ def test_out_of_memory_names_what_fits(data, monkeypatch):
         return backward(model, query, *rest, few=few, **keywords)
 
     monkeypatch.setattr(train_program, "backward", scarce)
+    # What is tried in a process of its own is not patched there.
+    monkeypatch.setattr(fits, "_rehearse", lambda c: "" if c.recompute and c.micro_batch == 1 else None)
     with pytest.raises(
         MemoryError, match=r"out of memory on cpu with 4 episodes of 64 px.*--micro-batch 1 --recompute fits"
     ):
@@ -354,23 +356,44 @@ def test_out_of_memory_names_what_fits(data, monkeypatch):
     train(replace(config, micro_batch=1, recompute=True))  # as it says; no --resume, no other name
 
 
-def test_too_little_memory_for_real(data):
-    # 600 MB beyond what Python and PyTorch have taken.
-    program = """
-import re, resource
+LIMITED = """
+import resource, sys
+kind, limit = sys.argv.pop(1), int(sys.argv.pop(1))
+resource.setrlimit(getattr(resource, kind), (limit, limit))
 from hsnet import train
-taken = 1024 * int(re.search(r"VmData:\\s+(\\d+)", open("/proc/self/status").read())[1])
-resource.setrlimit(resource.RLIMIT_DATA, (taken + 600_000_000,) * 2)
 train.run_program(train.main)
 """
-    settings = {**TINY, "size": 256, "batch": 24, "micro_batch": 24, "epoch_episodes": 24, "epochs": 1}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system must enforce the limit")
+@pytest.mark.parametrize(
+    ("kind", "field", "more", "batch", "advice"),
+    [
+        ("RLIMIT_DATA", "VmData", 450_000_000, 8, r"--micro-batch [1-4]( --recompute)? fits"),
+        ("RLIMIT_AS", "VmSize", 450_000_000, 4, r"--micro-batch [12]( --recompute)? fits"),
+    ],
+)
+def test_what_fits_under_a_limit_does_fit(data, kind, field, more, batch, advice):
+    look = f"""
+import re
+import hsnet.train
+print(1024 * int(re.search(r"{field}:\\s+(\\d+)", open("/proc/self/status").read())[1]))
+"""
+    # What Python and the libraries take is under the limit too.
+    taken = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout
+    settings = {**TINY, "size": 256, "batch": batch, "micro_batch": batch, "epoch_episodes": batch, "epochs": 1}
+    settings |= {"precision": "float32", "shot": "1"}
     options = [f"--{k.replace('_', '-')}={v}" for k, v in settings.items()]
-    done = subprocess.run([sys.executable, "-c", program, *options], capture_output=True, text=True)
+    command = [sys.executable, "-c", LIMITED, kind, str(int(taken) + more), *options]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
-    # What a failed attempt leaves behind in the process decides which smaller one fits there: either advice is one.
-    assert "error: out of memory on cpu with 24 episodes of 256 px at a time" in done.stderr
-    assert "--micro-batch" in done.stderr or "give a smaller --size" in done.stderr
+    assert f"error: out of memory on cpu with {batch} episodes of 256 px at a time" in done.stderr
     assert "Traceback" not in done.stderr
+    found = re.search(advice, done.stderr)
+    assert found, done.stderr
+    again = subprocess.run([*command, *found[0].split()[:-1]], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert history(data / "runs" / "tiny")[0]["epoch"] == 1
 
 
 def test_memory_is_estimated_and_measured(data, capsys, monkeypatch):

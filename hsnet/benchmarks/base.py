@@ -112,6 +112,13 @@ class Benchmark(ABC):
             FileNotFoundError: a tree that is not there or not whole, saying the next step.
         """
 
+    def flaws(self, name: str, size: int) -> list[str]:
+        """What is wrong with the files of a picture, each with its path, by reading all that `read_square` reads.
+
+        Nothing for what is drawn, and for what a cache of this size holds.
+        """
+        return []
+
     @abstractmethod
     def training_queries(self, fold: int) -> int:
         """How many episodes an epoch has unless a number is asked for."""

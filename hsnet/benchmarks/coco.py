@@ -150,6 +150,14 @@ class AnnotatedCoco(CocoFolds):
         """As `read`, squashed."""
         return squash(self.read(name, class_id), size)
 
+    def flaws(self, name: str, size: int) -> list[str]:
+        """See `Benchmark.flaws`: of an image. Its instances are there, or the annotations could not have been read."""
+        try:
+            self.read(name, class_id=0)
+        except (FileNotFoundError, UnreadableFileError) as error:
+            return [str(error)]
+        return []
+
     def source(self) -> dict:
         """Its own lists."""
         return {"source": "annotations", "lists": "annotations"}

@@ -192,6 +192,22 @@ class Photographs(Benchmark):
                 f"{missing[0]}: half a download? {next_step}"
             )
 
+    def flaws(self, name: str, size: int) -> list[str]:
+        """See `Benchmark.flaws`: files that are missing, broken off, of a wrong kind or size, or hold unknown labels."""
+        if self._is_cached(name, size):
+            return []
+        found = {}  # the mask is looked at by itself where the image is bad
+        for look in (lambda: self.picture(name), lambda: self.read_labels(self.mask_path(name))):
+            try:
+                look()
+                break
+            except (FileNotFoundError, UnreadableFileError) as error:
+                found[str(error)] = None
+        return list(found)
+
+    def _is_cached(self, name, size):
+        return self.cache is not None and self.cache.size == size and name in self.cache
+
     def picture(self, name: str) -> tuple[Image.Image, np.ndarray]:
         """An image, RGB, and its map of labels, uint8 (h, w).
 
@@ -228,7 +244,7 @@ class Photographs(Benchmark):
 
     def read_square(self, name: str, class_id: int, size: int) -> Square:
         """As `squash(read(name, class_id), size)`, only faster: labels are resized once, a cache saves the decoding."""
-        if self.cache is not None and self.cache.size == size and name in self.cache:
+        if self._is_cached(name, size):
             image, labels = self.cache.read(name)
         else:
             image, labels = self.read_labelled_square(name, size)
