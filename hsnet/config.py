@@ -59,8 +59,8 @@ class Config:
 
     benchmark: str = _setting(
         "emoji",
-        "what to train and test on; coco-to-pascal tests a run of coco",
-        ("emoji", "shapes", *PHOTOGRAPHS, "coco-to-pascal"),
+        "what to train and test on; emoji-photo trains all concepts in scenes nearer to photographs; coco-to-pascal tests a run of coco",
+        ("emoji", "emoji-photo", "shapes", *PHOTOGRAPHS, "coco-to-pascal"),
     )
     root: str = _setting("", "folder of the benchmark's files (empty: its own under HSNET_IMAGES, else under data/)")
     protocol: str = _setting(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from hsnet.benchmarks import emoji
+from hsnet.benchmarks.photo import EmojiPhoto
 from hsnet.benchmarks.scenes import compose
 from hsnet.episodes import test_episodes
 
@@ -88,3 +89,31 @@ def test_a_scene_is_a_function_of_its_name(benchmark):
     again = benchmark.scene(name)
     np.testing.assert_array_equal(first.image, again.image)
     np.testing.assert_array_equal(first.labels, again.labels)
+
+
+def test_photo_scenes_train_every_concept_and_test_the_benchmarks_own(benchmark):
+    photo = EmojiPhoto(64)
+    assert photo.classes(0, "train") == list(range(len(photo.concepts)))
+    assert photo.classes(0, "test") == benchmark.classes(0, "test")
+    for split in ("val", "test"):
+        for episode in test_episodes(photo, fold=0, shot=1, count=3, split=split):
+            scene, own = photo.scene(episode.query), benchmark.scene(episode.query)
+            assert np.array_equal(scene.image, own.image)
+            assert np.array_equal(scene.labels, own.labels)
+
+
+def test_photo_scenes_show_their_target_and_follow_from_their_names(benchmark):
+    photo, rng = EmojiPhoto(64), np.random.default_rng(0)
+    shares = []
+    for _ in range(60):
+        episode = photo.draw(rng, 0)
+        assert emoji.UNSEEN_ARTIST not in {artist for _, artist in photo.objects(episode.query)}
+        sample, again = photo.read(episode.query, episode.class_id), photo.read(episode.query, episode.class_id)
+        assert np.array_equal(sample.image, again.image)
+        assert sample.image.shape == (64, 64, 3)
+        assert sample.image.dtype == np.uint8
+        shares.append(sample.mask.mean())
+    shares = np.array(shares)
+    # Seldom twenty draws do not suffice; objects are of many sizes.
+    assert (shares >= 0.01).mean() > 0.9
+    assert np.quantile(shares, 0.9) / np.quantile(shares, 0.1) > 8

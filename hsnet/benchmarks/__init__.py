@@ -9,6 +9,7 @@ from .coco import open_coco
 from .emoji import Emoji
 from .fss import Fss
 from .pascal import CocoToPascal, Pascal
+from .photo import EmojiPhoto
 from .shapes import Shapes
 from .squash import Sample, Square
 
@@ -23,7 +24,7 @@ __all__ = [
     "load_benchmark",
 ]
 
-_DRAWN: dict[str, Callable[..., Benchmark]] = {"emoji": Emoji, "shapes": Shapes}
+_DRAWN: dict[str, Callable[..., Benchmark]] = {"emoji": Emoji, "emoji-photo": EmojiPhoto, "shapes": Shapes}
 _PHOTOGRAPHS: dict[str, Callable[..., Benchmark]] = {
     "pascal": Pascal,
     "coco": open_coco,
