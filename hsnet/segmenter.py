@@ -70,7 +70,7 @@ class Segmenter:
         self._support_mask: Tensor | None = None
 
     def fit(self, images: Picture | list[Picture], masks: Picture | list[Picture | None] | None = None) -> "Segmenter":
-        """Remember supports: their features are computed here, once.
+        """Remember supports: their features are computed here, once. Warns of a mask that seems to mark all but the object.
 
         Args:
             images: one picture or a list of several of one kind of thing. Each is a file's name or path, a PIL image, or an
@@ -79,8 +79,6 @@ class Segmenter:
             masks: as many, of the same sizes. Each is a name, path or PIL image, or an array of shape (h, w) with the
                 object True, 1 or 255 and all else False or 0, of any kind of number (see `read_mask`). None, or None for
                 one of them: the picture is a cut-out, whose own transparency is the mask.
-
-        Warns of a mask that seems to mark everything but the object.
 
         Returns:
             The segmenter itself.

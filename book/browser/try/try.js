@@ -455,7 +455,11 @@
     const words = count ? `marked: ${share} % of the picture` : "nothing found; paint more of the object";
     part["query-caption"].textContent = `query, ${words}`;
     part.query.setAttribute("aria-label", `Query, ${words}`);
-    part.query.closest("figure").scrollIntoView({ block: "nearest" }); // it may be below the button's part of the window
+    // Into the window, if it is not there: below the page's header, and no other direction is scrolled.
+    const header = 80;
+    const { top, bottom } = part.query.closest("figure").getBoundingClientRect();
+    if (top < header) scrollBy(0, top - header);
+    else if (bottom > innerHeight) scrollBy(0, Math.min(bottom - innerHeight, top - header));
   }
 
   part.run.addEventListener("click", answer);
