@@ -342,18 +342,19 @@ def test_prototypes_are_those_that_photographs_are_compared_with(run, monkeypatc
     images = [picture(), picture(40, 90)]
     masks = [mask_of(i) for i in images]
     images = [np.where(m[..., None], i, np.uint8(30)) for i, m in zip(images, masks, strict=True)]
-    query = np.where(np.arange(44)[:, None] < 20, picture(33, 44), np.uint8(30))  # the same on its left
+    queries = [picture(33, 44), np.full((44, 33, 3), 30, np.uint8)]  # like the objects, and like what surrounds them
     # As chosen on photographs: the last level and the last rule.
-    chosen = Prototypes()
+    chosen, expected = Prototypes(), []
     monkeypatch.setattr(chosen, "_best", lambda: (2, len(Prototypes.THRESHOLDS)))
-    samples = [Sample(i, m, m, m) for i, m in zip([query, *images], [mask_of(query), *masks], strict=True)]
     for aspect in ("squash", "pad"):
         segmenter = Segmenter(run, aspect=aspect, method="prototypes").fit(images, masks)
-        answers = segmenter.predict([query, images[0]])
-        expected = ask(Segmenter(run, aspect=aspect), chosen, samples)["prototypes"]  # of one support, of two
-        assert 0 < expected[1].mean() < 1
-        assert (answers[0] != expected[1]).mean() < 0.01
-        assert (segmenter.predict_each(query)[0] != expected[0]).mean() < 0.01
+        for query, answer in zip(queries, segmenter.predict(queries), strict=True):
+            pairs = zip([query, *images], [mask_of(query), *masks], strict=True)
+            samples = [Sample(i, m, m, m) for i, m in pairs]
+            expected.append(ask(Segmenter(run, aspect=aspect), chosen, samples)["prototypes"])  # of one support, of two
+            assert (answer != expected[-1][1]).mean() < 0.01
+            assert (segmenter.predict_each(query)[0] != expected[-1][0]).mean() < 0.01
+    assert len({one[1].mean().round() for one in expected}) == 2, "all answers are alike"
     with pytest.raises(ValueError, match="no probabilities"):
         segmenter.predict_proba(query)
     with pytest.raises(ValueError, match="unknown method 'magic': choose one of hsnet, prototypes"):
