@@ -65,7 +65,7 @@ def predict_files(
 
     Raises:
         FileNotFoundError, ValueError: a support that does not do, see `Segmenter.fit`.
-        FileExistsError: a file in `out` that would be replaced, or removed with an earlier run, and must not be.
+        FileExistsError: a file in `out` that would be replaced and is not ours, or is ours and read here.
         PermissionError: an `out` that cannot be written.
     """
     segmenter.fit([image for image, _ in supports], [mask for _, mask in supports])
@@ -245,8 +245,8 @@ def main() -> None:
     parser.add_argument(
         "--method",
         default="hsnet",
-        help=f"{' or '.join(METHODS)}: the network, or the baseline of its frozen features alone, which does better on photographs "
-        "than the weights emoji (default: hsnet)",
+        help=f"{' or '.join(METHODS)}: the network, or the baseline of its frozen features alone; on photographs try both "
+        "(default: hsnet)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
     arguments = parser.parse_args()
