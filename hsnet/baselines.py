@@ -54,6 +54,14 @@ class Prototypes:
         chosen = slice(level, level + 1)
         return self._masks(query_levels[chosen], support_levels[chosen], support_mask, size)[0, rule]
 
+    @classmethod
+    def contrast(
+        cls, query_levels, support_levels, support_mask: Bool[Tensor, "b k h w"], size: tuple[int, int]
+    ) -> Bool[Tensor, "b h2 w2"]:
+        """Masks by the one rule that needs no choosing: nearer to the foreground's prototype than to the background's, at
+        the coarsest level."""
+        return cls()._masks(query_levels[-1:], support_levels[-1:], support_mask, size)[0, -1]
+
     def rule(self) -> str:
         """The best level and rule, in words."""
         level, rule = self._best()

@@ -6,7 +6,7 @@
 - onnxruntime-web, which computes them in a browser: with the processor (WebAssembly) or the graphics card (WebGPU). Its
   files are tens of megabytes and are not kept in the repository: npm fetches the published package once into the data
   folder, and its sha256 is compared;
-- a few episodes of the embedded benchmark to begin with.
+- a few episodes of the embedded benchmark to begin with, and the run's scores on photographs where they were measured.
 
 Each file becomes a script that holds it in base64. Browsers let a page that was opened from a folder (file://) load
 scripts but not fetch files: so it works there too, and from any static server.
@@ -29,6 +29,7 @@ from .benchmarks import Episode, load_benchmark
 from .benchmarks.drawn import DrawnBenchmark
 from .benchmarks.sprites import SpriteError, _npm_pack
 from .book import THREAD
+from .checkpoints import run_folder
 from .config import data_folder, run_program
 from .episodes import test_episodes
 from .export import GRAPHS, export
@@ -105,8 +106,8 @@ def built_in(benchmark: DrawnBenchmark) -> list[Episode]:
     return episodes
 
 
-def write_episodes(out: Path, side: int) -> None:
-    """Write the built-in episodes as pictures in a script."""
+def write_episodes(out: Path, side: int, photographs: dict | None = None) -> None:
+    """Write the built-in episodes as pictures in a script, with the scores of `on_photographs`."""
     benchmark = load_benchmark("emoji", size=side)
     shown = []
     for episode in built_in(benchmark):
@@ -120,8 +121,21 @@ def write_episodes(out: Path, side: int) -> None:
                 **{what: _address(picture) for what, picture in pictures.items()},
             }
         )
-    content = {"side": side, "attribution": benchmark.attribution, "episodes": shown}
+    content = {"side": side, "attribution": benchmark.attribution, "photographs": photographs, "episodes": shown}
     (out / "episodes.js").write_text(f"globalThis.hsnetEpisodes={json.dumps(content)};\n")
+
+
+def on_photographs(run: str, side: int) -> dict | None:
+    """The 1-shot mIoU on photographs, in percent, that `hsnet.try_photographs` measured at this size, squashed."""
+    path = run_folder(run) / "photographs.json"
+    results = json.loads(path.read_text())["results"] if path.exists() else []
+    for result in results:
+        if (result["aspect"], result["size"]) == ("squash", side):
+            scores = result["shots"]["1"]
+            return {
+                key: f"{scores[name]['miou']:.1f}" for key, name in (("hsnet", "HSNet"), ("prototypes", "prototypes"))
+            }
+    return None
 
 
 def _address(picture):
@@ -138,7 +152,7 @@ def write(run: str, out: Path, precision: str = "float16") -> None:
         export(model, Path(scratch), precision)
         for name in GRAPHS:
             write_script(out, f"{name}.onnx", Path(scratch, f"{name}.onnx").read_bytes())
-    write_episodes(out, model.training_size)
+    write_episodes(out, model.training_size, on_photographs(run, model.training_size))
     write_runtime(runtime(data_folder() / "browser"), out)
 
 

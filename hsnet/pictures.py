@@ -27,7 +27,7 @@ def read_image(picture: Picture, least: int | None = None) -> tuple[UInt8[np.nda
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a picture, a damaged one, or an array of another kind, naming it.
+        ValueError: a folder, not a picture, a damaged one, or an array of another kind, naming it.
     """
     image, size = _open(picture, least)
     if _is_transparent(image):
@@ -90,6 +90,19 @@ def is_cutout(picture: Picture) -> bool:
     return _is_transparent(_open(picture)[0])
 
 
+def looks_like_mask(image: UInt8[np.ndarray, "h w 3"]) -> bool:
+    """Whether a picture is black and white only, both of them: 99 of 100 pixels within 32 of either."""
+    black, white = ((near.max(axis=2) < 32).mean() for near in (image, 255 - image))
+    return bool(min(black, white) > 0 and black + white > 0.99)
+
+
+def looks_inverted(mask: Bool[np.ndarray, "h w"]) -> bool:
+    """Whether a mask more likely marks what is around the object: more than 95 % of the picture, or more than half of
+    each of its four borders (a cut-out may touch all four with its object, at a few pixels)."""
+    borders = mask[0], mask[-1], mask[:, 0], mask[:, -1]
+    return bool(mask.mean() > 0.95 or min(border.mean() for border in borders) > 0.5)
+
+
 def _are_several(labels, counts) -> bool:
     """Whether values are the labels of several objects rather than one object with soft edges."""
     if not 2 < len(labels) <= 64 or np.issubdtype(labels.dtype, np.floating):
@@ -120,7 +133,7 @@ def find_pictures(paths: list[str | Path]) -> list[Path]:
         elif path.exists():
             found.append(path)
         else:
-            raise FileNotFoundError(f"no such picture: {path}")
+            raise FileNotFoundError(f"no such picture or folder: {path}")
     return found
 
 
@@ -137,6 +150,8 @@ def _open(picture, least=None):
     path = Path(picture)
     if not path.exists():
         raise FileNotFoundError(f"no such picture: {path}")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give its pictures, see `hsnet.pictures.find_pictures`")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # 90 megapixels and more: meant

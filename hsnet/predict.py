@@ -5,15 +5,19 @@
 
 A support is a picture and its mask (white or 1 on the object), or a cut-out whose background is transparent. Queries are
 pictures or folders of pictures. The folder of --out then holds, for each query NAME, NAME-mask.png (255 on the object, in
-the query's size), NAME-overlay.jpg, and, for all of them, index.html to look at.
+the query's size), NAME-overlay.jpg, and, for all of them, index.html to look at. A list of these files, written.sha256,
+stays with them: the next run into the same folder removes what is listed and unchanged, and touches nothing else.
 
-A query that cannot be read is named and left out, and the exit status is 1. Without --run the weights that come with the
-repository are used.
+A query that cannot be read is named and left out, and the exit status is 1; masks of supports among the queries are left
+out too. Without --run the weights that come with the repository are used. The side of the square that the network sees
+belongs to the run (256 pixels for emoji) and is no option: supports have to have the size of the training.
 """
 
 import argparse
+import hashlib
 import html
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -24,12 +28,13 @@ from tqdm import tqdm
 
 from .config import run_program
 from .figures import overlay
-from .pictures import find_pictures, read_image
-from .segmenter import ASPECTS, RULES, Segmenter, read_support
+from .pictures import find_pictures, looks_like_mask, read_image
+from .segmenter import ASPECTS, METHODS, RULES, Segmenter, read_support
 
 BATCH = 8  # queries that pass the network at once
 SHOWN = 1600  # longest side of an overlay, in pixels
 THUMBNAIL = 480
+LIST = "written.sha256"  # of the files of a run, as sha256sum writes and checks it
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -41,7 +46,7 @@ div {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr
 figure {{ margin: 0; }} img {{ max-width: 100%; border-radius: 4px; }} figcaption {{ overflow-wrap: anywhere; }}
 </style></head><body>
 <h1>{title}</h1>
-<p>The object in its own colours, everything else in grey. Made by the run {run} from the supports below.</p>
+<p>The object in its own colours, everything else in grey. Made by {method} of the run {run} from the supports below.</p>
 <h2>Supports</h2><div>
 {supports}
 </div><h2>Queries</h2><div>
@@ -60,40 +65,104 @@ def predict_files(
 
     Raises:
         FileNotFoundError, ValueError: a support that does not do, see `Segmenter.fit`.
+        FileExistsError: a file in `out` that would be replaced and is not ours, or is ours and read here.
         PermissionError: an `out` that cannot be written.
     """
     segmenter.fit([image for image, _ in supports], [mask for _, mask in supports])
-    out.mkdir(parents=True, exist_ok=True)
+    names = _names(queries)
+    written = Written(out)
+    new = [f"support-{i}.jpg" for i in range(1, len(supports) + 1)]
+    new += [f"{name}-{what}" for name in names.values() for what in ("mask.png", "overlay.jpg")] + ["index.html"]
+    removed = written.begin(new, [path for pair in supports for path in pair if path] + queries)
+    if removed:
+        print(f"removed {_count(removed, 'file')} of an earlier run from {out}", file=sys.stderr)
     figures = []
-    for i, (image, mask) in enumerate(supports, start=1):
-        name = f"support-{i}.jpg"
+    for name, (image, mask) in zip(new, supports, strict=False):
         _save_overlay(*read_support(image, mask), out / name, THUMBNAIL)
+        written.add(name)
         figures.append(_figure(name, f"{image.name}, with its mask", None))
     cells, wrong = [], []
-    names = _names(queries)
     try:
         for query, mask in tqdm(_answers(segmenter, queries), total=len(queries), desc="segmenting", unit="picture"):
             try:
                 if isinstance(mask, Exception):
                     raise mask
                 pixels, _ = read_image(query, least=SHOWN)
+                if looks_like_mask(pixels):
+                    tqdm.write(f"warning: {query} is black and white only: is it a mask among the queries?", sys.stderr)
             except (ValueError, OSError) as error:
                 wrong.append(str(error))
                 tqdm.write(f"left out: {error}", file=sys.stderr)
                 continue
             Image.fromarray(mask.astype(np.uint8) * 255).save(out / f"{names[query]}-mask.png")
+            written.add(f"{names[query]}-mask.png")
             _save_overlay(pixels, mask, out / f"{names[query]}-overlay.jpg", SHOWN)
-            share = f"{100 * mask.mean():.0f} % of the picture" if mask.any() else "nothing found"
+            written.add(f"{names[query]}-overlay.jpg")
+            share = f"marked: {100 * mask.mean():.0f} % of the picture" if mask.any() else "nothing found"
             cells.append(_figure(f"{names[query]}-overlay.jpg", f"{query.name}: {share}", f"{names[query]}-mask.png"))
     finally:  # Ctrl-C leaves a page of what is done
         page = PAGE.format(
-            title=f"{len(cells)} pictures segmented",
+            title=f"{_count(len(cells), 'picture')} segmented",
+            method=segmenter.method,
             run=html.escape(run),
             supports="\n".join(figures),
             queries="\n".join(cells),
         )
         (out / "index.html").write_text(page, encoding="utf-8")
+        written.add("index.html")
     return wrong
+
+
+class Written:
+    """Which files of a folder are ours: those that stand in its list and are as they were written."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        lines = (folder / LIST).read_text(encoding="utf-8").splitlines() if (folder / LIST).exists() else []
+        listed = dict(reversed(line.split("  ", 1)) for line in lines if "  " in line)
+        self.ours = [n for n, sha in listed.items() if Path(n).name == n and self._sha256(n) == sha]
+
+    def begin(self, names: list[str], inputs: list[Path]) -> int:
+        """Remove what an earlier run wrote, and begin a new list.
+
+        Args:
+            names: of the files that will be written.
+            inputs: files that will be read.
+
+        Returns:
+            How many files were removed, those not counted that are written anew.
+
+        Raises:
+            FileExistsError: a file that is not ours would be replaced, or an input is ours; nothing was removed then.
+        """
+        read = {path.resolve() for path in inputs}
+        for name in dict.fromkeys([*self.ours, *names]):
+            path = self.folder / name
+            if path.resolve() in read:
+                raise FileExistsError(f"{path} is read here and would be replaced: choose another folder for --out")
+            if path.exists() and name not in self.ours:
+                raise FileExistsError(
+                    f"{path} would be replaced, and was not written here or was changed since: move it, or choose another "
+                    "folder for --out"
+                )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in self.ours:
+            (self.folder / name).unlink()
+        (self.folder / LIST).write_text("")
+        return len({*self.ours} - {*names})
+
+    def add(self, name: str) -> None:
+        """Note a file that has just been written."""
+        with (self.folder / LIST).open("a", encoding="utf-8") as file:
+            file.write(f"{self._sha256(name)}  {name}\n")
+
+    def _sha256(self, name):
+        path = self.folder / name
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def _count(n, thing):
+    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
 
 
 def _answers(segmenter, queries) -> Iterator[tuple[Path, np.ndarray | Exception]]:
@@ -154,7 +223,12 @@ def main() -> None:
         help="an annotated picture and its mask, or one cut-out; repeat it for more supports",
     )
     parser.add_argument("--query", nargs="+", required=True, help="pictures to segment, or folders of them")
-    parser.add_argument("--out", type=Path, default=Path("masks"), help="folder for what is written (default: masks)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("masks"),
+        help="folder for what is written (default: masks, in the current folder)",
+    )
     parser.add_argument(
         "--run",
         default="emoji",
@@ -168,6 +242,12 @@ def main() -> None:
         default="squash",
         help=f"how a picture becomes a square: {' or '.join(ASPECTS)}, which keeps its proportions (default: squash)",
     )
+    parser.add_argument(
+        "--method",
+        default="hsnet",
+        help=f"{' or '.join(METHODS)}: the network, or the baseline of its frozen features alone; on photographs try both "
+        "(default: hsnet)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
     arguments = parser.parse_args()
     for support in arguments.support:
@@ -176,13 +256,31 @@ def main() -> None:
                 f"--support takes one picture and its mask, got {len(support)} files ({', '.join(map(str, support))}): "
                 "repeat --support for each pair"
             )
-    queries = find_pictures(arguments.query)
-    segmenter = Segmenter(arguments.run, rule=arguments.rule, aspect=arguments.aspect, device=arguments.device)
+        if folder := next(filter(Path.is_dir, support), None):
+            raise ValueError(f"{folder} is a folder: give --support PICTURE MASK for each of its pictures")
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise ValueError(f"--out must be a folder, and {arguments.out} is a file")
     supports = [(s[0], s[1] if len(s) == 2 else None) for s in arguments.support]
+    found = find_pictures(arguments.query)
+    masks = {mask.resolve() for _, mask in supports if mask}
+    queries = [path for path in found if path.resolve() not in masks]
+    if not queries:
+        raise ValueError("there is nothing to segment: all of --query are masks of the supports")
+    if len(queries) < len(found):
+        print(f"left out of the queries: {_count(len(found) - len(queries), 'mask')} of the supports", file=sys.stderr)
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    print("loading the network …", file=sys.stderr, flush=True)
+    segmenter = Segmenter(
+        arguments.run,
+        rule=arguments.rule,
+        aspect=arguments.aspect,
+        device=arguments.device,
+        method=arguments.method,
+    )
     wrong = predict_files(segmenter, supports, queries, arguments.out, str(arguments.run))
-    print(f"{len(queries) - len(wrong)} masks in {arguments.out}\nlook at   {arguments.out / 'index.html'}")
+    print(f"{_count(len(queries) - len(wrong), 'mask')} in {arguments.out}\nlook at {arguments.out / 'index.html'}")
     if wrong:
-        print(f"left out  {len(wrong)} of {len(queries)}:\n" + "\n".join(wrong), file=sys.stderr)
+        print(f"left out {len(wrong)} of {_count(len(queries), 'picture')}, named above", file=sys.stderr)
         raise SystemExit(1)
 
 

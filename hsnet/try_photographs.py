@@ -6,7 +6,8 @@
     python -m hsnet.try_photographs                                     prints the tables of what was measured
 
 FOLDER holds COCO, or any part of it, as `hsnet.train --benchmark coco` takes it. Of the twenty classes with the most
-pictures every picture is asked once, with supports drawn from the others; masks are compared at the pictures' own size.
+pictures (those that they cover at least 32 × 32 pixels of) at most fifteen are asked, each once, with supports drawn from
+the class's others; masks are compared at the pictures' own size.
 Beside it the prototypes of the same backbone at the same size, whose level and rule are chosen on pictures of the other
 classes. What is written are areas and scores, no pictures.
 """
@@ -196,7 +197,7 @@ def _small(image, mask, side=180):
 
 
 def scores_table(results: list[dict]) -> str:
-    """Markdown: scores and their difference, by the way pictures become squares and the number of supports."""
+    """Markdown: scores in percent with 95 % intervals, and their difference, by the way pictures become squares and the number of supports."""
 
     def cell(score, sign=""):
         low, high = score["interval"]
@@ -208,7 +209,30 @@ def scores_table(results: list[dict]) -> str:
             shot = result["shots"][str(k)]
             scores = [*(cell(shot[name]) for name in NAMES), cell(shot["difference"], "+")]
             rows.append([f"{result['aspect']}, {result['size']} px", str(k), *scores])
-    return records.markdown(["pictures", "supports", *(f"mIoU [95 %], {n}" for n in NAMES), "difference [95 %]"], rows)
+    return records.markdown(["pictures", "supports", *(f"mIoU, {n}" for n in NAMES), "difference"], rows)
+
+
+def aspects_table(results: list[dict]) -> str:
+    """Markdown: what padding adds to HSNet's mIoU on the same questions, with its 95 % interval, at one size.
+
+    Raises:
+        ValueError: not one result squashed and one padded.
+    """
+    by_aspect = {result["aspect"]: result for result in results}
+    if sorted(by_aspect) != sorted(ASPECTS) or len(results) != len(ASPECTS):
+        raise ValueError(
+            f"results of {', '.join(r['aspect'] for r in results)}: one of each of {', '.join(ASPECTS)} is compared"
+        )
+    rows = []
+    for k in STORED:
+        scores = {}
+        for aspect in ASPECTS:
+            scores[aspect] = SegmentationScore([int(c) for c in by_aspect[aspect]["classes"]])
+            scores[aspect].rows = by_aspect[aspect]["areas"][str(k)]["HSNet"]
+        difference = _difference(scores["pad"], scores["squash"])
+        low, high = difference["interval"]
+        rows.append([str(k), f"{difference['miou']:+.1f} [{low:.1f}, {high:.1f}]"])
+    return records.markdown(["supports", "padded − squashed, mIoU [95 %]"], rows)
 
 
 def sizes_table(result: dict) -> str:
@@ -217,10 +241,11 @@ def sizes_table(result: dict) -> str:
     for k in STORED:
         for part in result["shots"][str(k)]["by_size"]:
             share = f"{100 * part['from']:.0f} to {100 * part['to']:.0f} %"
-            scores = [f"{part[n][what]:.1f}" for what in ("miou", "useful") for n in NAMES if n in part]
+            scores = [f"{part[n]['miou']:.1f}" for n in NAMES if n in part]
+            scores += [f"{part[n]['useful']:.1f} %" for n in NAMES if n in part]
             rows.append([str(k), share, str(part["episodes"]), *(scores or ["–"] * 4)])
-    columns = [f"{what}, {name}" for what in ("mIoU", f"IoU ≥ {USEFUL} %: share") for name in NAMES]
-    return records.markdown(["supports", "object's share", "pictures asked", *columns], rows)
+    columns = [f"{what}, {name}" for what in ("mIoU", f"IoU ≥ {USEFUL} %") for name in NAMES]
+    return records.markdown(["supports", "object's share", "asked", *columns], rows)
 
 
 def main() -> None:

@@ -193,7 +193,7 @@ def small_book(tmp_path):
     for name in ("_config.yml", "README.md", "book/references.md", "book/references.bib"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(BOOK.parent / name, tmp_path / name)
-    for name in ("static", "vendor"):
+    for name in ("static", "vendor", "extension"):
         shutil.copytree(BOOK / name, tmp_path / "book" / name)
     for name in ("intro", "01_few_shot_segmentation"):
         notebook = json.loads((BOOK / f"{name}.ipynb").read_text())

@@ -3,20 +3,25 @@ not judged."""
 
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import hsnet.predict as program
 from hsnet import HSNet, Segmenter
+from hsnet.baselines import Prototypes
+from hsnet.benchmarks.squash import Sample
 from hsnet.checkpoints import SHIPPED, WEIGHTS, run_folder, save_model
-from hsnet.config import ROOT
+from hsnet.config import ROOT, run_program
 from hsnet.episodes import resize_image, resize_mask
 from hsnet.model import vote
 from hsnet.pictures import BEHIND, read_image
-from hsnet.predict import _names
+from hsnet.predict import _names, predict_files
 from hsnet.segmenter import square_image, square_mask
+from hsnet.try_photographs import ask
 
 RNG = np.random.default_rng(0)
 SIZE = 64
@@ -178,10 +183,14 @@ def test_errors_name_what_is_wrong(run, tmp_path):
         segmenter.fit([], [])
     with pytest.raises(ValueError, match="2 pictures but 1 masks"):
         segmenter.fit([wide, high], [mask_of(wide)])
-    with pytest.raises(ValueError, match=r"50 × 70 pixels, its picture 70 × 50.*order of the pictures.*turned"):
+    with pytest.raises(ValueError, match=r"50 × 70 pixels, its picture 70 × 50.*size\. They are turned"):
         segmenter.fit([wide, high], [mask_of(high), mask_of(wide)])
     with pytest.raises(ValueError, match="is empty: mark the object"):
         segmenter.fit(wide, np.zeros(wide.shape[:2], bool))
+    with pytest.raises(ValueError, match=r"Is it the mask of another picture, or of this one before it was resized\?$"):
+        segmenter.fit(wide, np.ones((5, 7), bool))
+    with pytest.raises(ValueError, match="is a folder: give its pictures"):
+        segmenter.fit(tmp_path, mask_of(wide))
     with pytest.raises(ValueError, match="not a cut-out"):
         segmenter.fit(wide)
     point = np.zeros((500, 500), bool)
@@ -203,6 +212,23 @@ def predict(*options):
     return subprocess.run([sys.executable, "-m", "hsnet.predict", *map(str, options)], capture_output=True, text=True)
 
 
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """The same in this process: a function that returns the exit status and what was printed to stdout and stderr."""
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # the program sets its own
+
+    def call(*options):
+        monkeypatch.setattr(sys, "argv", ["predict", *map(str, options)])
+        status = 0
+        try:
+            run_program(program.main)
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return call
+
+
 def test_the_command_line(run, tmp_path):
     folder = tmp_path / "my photographs"
     folder.mkdir()
@@ -219,13 +245,15 @@ def test_the_command_line(run, tmp_path):
         "--aspect", "pad", "--rule", "mean",
     )  # fmt: skip
     assert result.returncode == 1
-    assert "broken.jpg is not a picture" in result.stderr
+    assert result.stderr.count("broken.jpg is not a picture") == 1
+    assert "left out 1 of 4 pictures" in result.stderr
+    assert "loading the network" in result.stderr
     assert "segmenting" in result.stderr  # the progress bar
     assert "3 masks" in result.stdout
     assert str(out / "index.html") in result.stdout
     written = {p.name for p in out.iterdir()}
     assert written == {
-        "index.html", "support-1.jpg", "a-mask.png", "a-overlay.jpg", "a-2-mask.png", "a-2-overlay.jpg",
+        "index.html", "written.sha256", "support-1.jpg", "a-mask.png", "a-overlay.jpg", "a-2-mask.png", "a-2-overlay.jpg",
         "Käse & 'more'-mask.png", "Käse & 'more'-overlay.jpg",
     }  # fmt: skip
     mask = np.asarray(Image.open(out / "Käse & 'more'-mask.png"))
@@ -237,18 +265,100 @@ def test_the_command_line(run, tmp_path):
     assert "3 pictures segmented" in page
 
 
-def test_errors_of_the_command_line(run, tmp_path):
+def test_errors_of_the_command_line(run, here, tmp_path):
     Image.fromarray(picture()).save(tmp_path / "a.png")
     for options, message in (
         (["--support", "a", "b", "c", "--query", tmp_path], "--support takes one picture and its mask, got 3 files"),
-        (["--support", tmp_path / "a.png", "--query", tmp_path / "none.jpg"], "no such picture"),
+        (["--support", tmp_path / "a.png", "--query", tmp_path / "none"], "no such picture or folder"),
+        (["--support", tmp_path, "--query", tmp_path], "is a folder: give --support PICTURE MASK for each"),
+        (["--support", "b.png", tmp_path / "a.png", "--query", tmp_path], "nothing to segment"),
+        (["--support", "b.png", "--query", tmp_path, "--out", tmp_path / "a.png"], "--out must be a folder"),
         (["--support", tmp_path / "a.png", "--query", tmp_path], "not a cut-out"),
     ):
-        result = predict("--run", run, "--out", tmp_path / "out", *options)
-        assert result.returncode == 2, result.stderr
-        assert result.stderr.startswith("error: ")
-        assert message in result.stderr
-        assert "Traceback" not in result.stderr
+        status, _, stderr = here("--run", run, "--out", tmp_path / "out", *options)
+        assert status == 2
+        assert stderr.splitlines()[-1].startswith("error: ")
+        assert message in stderr
+
+
+def test_a_folder_belongs_to_one_run_and_nothing_else_is_touched(run, tmp_path):
+    images = {}
+    for name in "abc":
+        images[name] = tmp_path / f"{name}.png"
+        Image.fromarray(picture()).save(images[name])
+    mask = tmp_path / "mask.png"
+    Image.fromarray(mask_of(picture())).save(mask)
+    out = tmp_path / "out"
+    supports = [(images[n], mask) for n in "abc"]
+    segmenter = Segmenter(run)
+    predict_files(segmenter, supports, [images["a"], images["b"]], out, run)
+    (out / "mine.txt").write_text("notes")
+    (out / "b-mask.png").write_bytes(mask.read_bytes())  # retouched by hand
+    predict_files(segmenter, supports[:1], [images["a"]], out, run)
+    kept = {"mine.txt", "b-mask.png", "written.sha256", "index.html", "support-1.jpg", "a-mask.png", "a-overlay.jpg"}
+    assert {p.name for p in out.iterdir()} == kept
+    # What is the user's, or read by this run, is neither replaced nor removed, and nothing else is then.
+    for query, support, message in (
+        (images["b"], mask, "b-mask.png would be replaced"),
+        (images["c"], out / "a-mask.png", "a-mask.png is read here"),
+    ):
+        with pytest.raises(FileExistsError, match=message):
+            predict_files(segmenter, [(images["a"], support)], [query], out, run)
+        assert {p.name for p in out.iterdir()} == kept
+    assert (out / "b-mask.png").read_bytes() == mask.read_bytes()
+
+
+def test_masks_among_the_queries_are_noticed(run, here, tmp_path):
+    image = picture()
+    Image.fromarray(image).save(tmp_path / "a.png")
+    for name, mask in (("a-mask", ~mask_of(image)), ("other", mask_of(image))):
+        Image.fromarray(mask).save(tmp_path / f"{name}.png")
+    out = tmp_path / "out"
+    options = ["--support", tmp_path / "a.png", tmp_path / "a-mask.png", "--query", tmp_path, "--out", out]
+    with pytest.warns(UserWarning, match="a-mask.png marks .* is it inverted"):
+        status, stdout, stderr = here("--run", run, *options)
+    assert status == 0, stderr
+    assert "left out of the queries: 1 mask of the supports" in stderr
+    assert "other.png is black and white only" in stderr
+    assert "a.png is black" not in stderr
+    assert not (out / "a-mask-mask.png").exists()
+    assert "2 masks in" in stdout
+
+
+def test_a_mask_of_nearly_everything_is_doubted(run):
+    image = picture()
+    everything, close = np.ones(image.shape[:2], bool), mask_of(image)
+    close[:, 30], close[20] = True, True  # touches all four borders, as cut-outs do
+    segmenter = Segmenter(run)
+    for doubtful in (everything, ~mask_of(image)):
+        with pytest.warns(UserWarning, match="is it inverted"):
+            segmenter.fit(image, doubtful)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        segmenter.fit(image, close)
+
+
+def test_prototypes_are_those_that_photographs_are_compared_with(run, monkeypatch):
+    images = [picture(), picture(40, 90)]
+    masks = [mask_of(i) for i in images]
+    images = [np.where(m[..., None], i, np.uint8(30)) for i, m in zip(images, masks, strict=True)]
+    queries = [picture(33, 44), np.full((44, 33, 3), 30, np.uint8)]  # like the objects, and like what surrounds them
+    # As chosen on photographs: the last level and the last rule.
+    chosen, expected = Prototypes(), []
+    monkeypatch.setattr(chosen, "_best", lambda: (2, len(Prototypes.THRESHOLDS)))
+    for aspect in ("squash", "pad"):
+        segmenter = Segmenter(run, aspect=aspect, method="prototypes").fit(images, masks)
+        for query, answer in zip(queries, segmenter.predict(queries), strict=True):
+            pairs = zip([query, *images], [mask_of(query), *masks], strict=True)
+            samples = [Sample(i, m, m, m) for i, m in pairs]
+            expected.append(ask(Segmenter(run, aspect=aspect), chosen, samples)["prototypes"])  # of one support, of two
+            assert (answer != expected[-1][1]).mean() < 0.01
+            assert (segmenter.predict_each(query)[0] != expected[-1][0]).mean() < 0.01
+    assert len({one[1].mean().round() for one in expected}) == 2, "all answers are alike"
+    with pytest.raises(ValueError, match="no probabilities"):
+        segmenter.predict_proba(query)
+    with pytest.raises(ValueError, match="unknown method 'magic': choose one of hsnet, prototypes"):
+        Segmenter(run, method="magic")
 
 
 def test_without_a_run_the_shipped_weights_are_used(data, tmp_path):

@@ -83,4 +83,14 @@ def test_the_command_line_measures_and_keeps_other_variants(root, data, monkeypa
         score = SegmentationScore([0, 1])
         score.rows = result["areas"]["5"]["prototypes"]
         assert score.miou() == pytest.approx(result["shots"]["5"]["prototypes"]["miou"])
+    # Padding that found everything would gain the missing points, and every resampling says so.
+    perfect = json.loads(json.dumps(results[0])) | {"aspect": "pad"}
+    for row in perfect["areas"]["5"]["HSNet"]:
+        row[2] = row[4]
+    line = program.aspects_table([results[0], perfect]).splitlines()[-1]
+    gained = 100 - results[0]["shots"]["5"]["HSNet"]["miou"]
+    assert line.split("|")[1].strip() == "5"
+    assert f"{gained:+.1f} [" in line
+    with pytest.raises(ValueError, match="one of each of squash, pad"):
+        program.aspects_table(results[:1])
     assert "pad, 64 px" in capsys.readouterr().out

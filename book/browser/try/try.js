@@ -5,6 +5,7 @@
   "use strict";
   let side; // of the network's squares
   const LONGEST = 512; // pixels of a picture's longer side as it is shown and painted on
+  const MOST = 5; // supports
   const folder = new URL(".", document.currentScript.src).href;
   const box = document.getElementById("hsnet-try");
   const files = (globalThis.hsnetFiles = {}); // base64 by name
@@ -43,13 +44,14 @@
     <p class="tools">
       <label>Pictures <select data-part="episode"></select></label>
       <span data-part="own" hidden>
-        <label>support <input type="file" accept="image/*" data-part="support-file"></label>
+        <label>supports, up to ${MOST} <input type="file" accept="image/*" multiple data-part="support-file"></label>
         <label>query <input type="file" accept="image/*" data-part="query-file"></label>
       </span>
     </p>
+    <p class="tools" data-part="thumbnails" role="group" aria-label="The support to paint on" hidden></p>
     <div class="pictures">
       <figure>
-        <figcaption>support: paint the object</figcaption>
+        <figcaption data-part="support-caption">support: paint the object</figcaption>
         <canvas data-part="support" tabindex="0" role="application"
           aria-label="Support. Paint the object with mouse or finger; or move the brush with the arrow keys and press space to paint."></canvas>
       </figure>
@@ -65,23 +67,29 @@
       <button type="button" data-part="clear">clear</button>
       <button type="button" data-part="given">the true mask</button>
     </p>
+    <p class="small" data-part="honest" hidden></p>
     <p class="tools">
       <button type="button" data-part="run">find it in the query</button>
+      <button type="button" data-part="save" disabled>save the mask</button>
       <label data-part="device-label" hidden>compute on <select data-part="device">
         <option value="wasm">the processor</option><option value="webgpu">the graphics card (WebGPU)</option></select></label>
     </p>
+    <progress data-part="progress" aria-label="the answer" hidden></progress>
     <p data-part="status" role="status" aria-live="polite"></p>
     <p class="small" data-part="attribution"></p>`;
   const part = Object.fromEntries([...box.querySelectorAll("[data-part]")].map((e) => [e.dataset.part, e]));
   const say = (text) => (part.status.textContent = text);
 
-  // One picture: `canvas` holds its pixels, at most LONGEST a side; `features` are kept until it is replaced.
+  // One picture: `canvas` holds its pixels, at most LONGEST a side; `features` are kept until it is replaced; `width` and
+  // `height` are the file's own. A support has a `mask`, a canvas of its canvas's size, opaque where painted; and of a
+  // built-in episode `given`, the true mask.
   part.query.getContext("2d", { willReadFrequently: true });
   const empty = () => ({ canvas: null, features: null });
-  let support = empty();
+  let supports = [];
+  let support = empty(); // the one that is painted on
+  let mask = null; // its own
   let query = empty();
-  let mask = null; // a canvas of the support's size, opaque where painted
-  let given = null; // the true mask of a built-in episode
+  let answered = null; // the probabilities of the last answer, by support
   let brush = { x: 0, y: 0, shown: false };
   let seconds = {};
 
@@ -104,7 +112,7 @@
     pen.fillRect(0, 0, canvas.width, canvas.height);
     pen.imageSmoothingQuality = "high";
     pen.drawImage(image, 0, 0, canvas.width, canvas.height);
-    return { canvas, features: null };
+    return { canvas, features: null, width: image.naturalWidth, height: image.naturalHeight };
   }
 
   function pixels(canvas, width = canvas.width, height = canvas.height) {
@@ -121,8 +129,11 @@
   function show(canvas, source) {
     canvas.width = source.width;
     canvas.height = source.height;
+    canvas.style.setProperty("--shape", source.width / source.height);
     canvas.getContext("2d").drawImage(source, 0, 0);
   }
+
+  const blank = (canvas) => show(canvas, canvasOf(256, 256));
 
   function drawSupport() {
     if (!support.canvas) return;
@@ -148,18 +159,42 @@
     }
   }
 
-  function setSupport(found, truth) {
-    support = found;
-    mask = canvasOf(found.canvas.width, found.canvas.height);
-    given = truth;
-    part.given.hidden = !truth;
+  function setSupports(found) {
+    supports = found;
+    for (const one of supports) one.mask = canvasOf(one.canvas.width, one.canvas.height);
+    part.thumbnails.hidden = supports.length < 2;
+    part.thumbnails.replaceChildren(
+      ...supports.map((one, i) => {
+        const button = document.createElement("button");
+        button.type = "button";
+        button.setAttribute("aria-label", `support ${i + 1}`);
+        const small = canvasOf(64, 64);
+        small.getContext("2d").drawImage(one.canvas, 0, 0, 64, 64);
+        button.append(small);
+        button.addEventListener("click", () => paintOn(i));
+        return button;
+      }),
+    );
+    paintOn(0);
+  }
+
+  function paintOn(i) {
+    support = supports[i] ?? empty();
+    mask = support.mask ?? null;
+    part.given.hidden = !support.given;
+    [...part.thumbnails.children].forEach((button, j) => button.setAttribute("aria-pressed", i === j));
+    part["support-caption"].textContent = supports.length > 1 ? `support ${i + 1} of ${supports.length}: paint the object` : "support: paint the object";
+    if (!mask) return blank(part.support);
     brush = { x: mask.width / 2, y: mask.height / 2, shown: false };
     drawSupport();
   }
 
   function setQuery(found) {
     query = found;
-    show(part.query, found.canvas);
+    answered = null;
+    part.save.disabled = true;
+    if (found.canvas) show(part.query, found.canvas);
+    else blank(part.query);
     part["query-caption"].textContent = "query";
     part.query.setAttribute("aria-label", "Query");
   }
@@ -209,7 +244,7 @@
   });
   const hideBrush = () => {
     brush.shown = false;
-    drawSupport();
+    if (mask) drawSupport();
   };
   part.support.addEventListener("pointerleave", hideBrush);
   part.support.addEventListener("blur", hideBrush);
@@ -222,7 +257,7 @@
     if (event.key === " ") stroke(brush, brush);
     else drawSupport();
   });
-  part.brush.addEventListener("input", drawSupport);
+  part.brush.addEventListener("input", () => mask && drawSupport());
   part.clear.addEventListener("click", () => {
     if (!mask) return;
     mask.width = mask.width; // empties it
@@ -230,12 +265,12 @@
   });
   part.given.addEventListener("click", () => {
     mask.width = mask.width;
-    mask.getContext("2d").drawImage(given, 0, 0);
+    mask.getContext("2d").drawImage(support.given, 0, 0);
     drawSupport();
   });
 
-  // The painted mask as the network sees it: nearest, rounding down, as `hsnet.episodes.resize_mask`.
-  function squashedMask() {
+  // A painted mask as the network sees it: nearest, rounding down, as `hsnet.episodes.resize_mask`.
+  function squashedMask(mask) {
     const values = pixels(mask);
     const small = new Float32Array(side * side);
     for (let y = 0; y < side; y++)
@@ -252,6 +287,7 @@
 
   async function load(device) {
     const start = performance.now();
+    part.progress.removeAttribute("value"); // how long it takes is not known
     const name = device === "webgpu" ? "ort-wasm-simd-threaded.asyncify" : "ort-wasm-simd-threaded";
     const [glue, binary, features, match] = await Promise.all([
       bytes(name + ".mjs"),
@@ -290,13 +326,20 @@
   const drawn = () => new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
 
   async function answer() {
-    if (!support.canvas || !query.canvas) return say("Choose a support and a query first.");
-    const small = squashedMask();
-    if (!small.some((v) => v)) return say("Paint the object in the support first.");
+    if (!supports.length) return say(query.canvas ? "Choose a support first." : "Choose a support and a query first.");
+    if (!query.canvas) return say("Choose a query first.");
+    const small = supports.map((one) => squashedMask(one.mask));
+    const bare = small.findIndex((values) => !values.some((v) => v));
+    if (bare >= 0) {
+      paintOn(bare);
+      return say(`Paint the object in ${supports.length > 1 ? `support ${bare + 1}` : "the support"} first.`);
+    }
+    const asked = { supports, query };
     part.run.disabled = true;
+    part.progress.hidden = false;
     const start = performance.now();
     try {
-      say(network ? "computing …" : "loading the network (once), then computing …");
+      say(network ? "computing …" : "loading the network, then computing: about ten seconds the first time …");
       await drawn();
       const device = part.device.value;
       network ??= load(device);
@@ -310,14 +353,34 @@
         network = load("wasm");
         net = await network;
       }
-      const inputs = { mask: new net.ort.Tensor("float32", small, [1, side, side]) };
-      for (const [name, picture] of [["support", support], ["query", query]])
-        (await featuresOf(net, picture)).forEach((tensor, i) => (inputs[`${name}-${i}`] = tensor));
-      const found = await net.match.run(inputs);
-      const probability = found.probability.data;
-      drawAnswer(probability);
+      part.progress.max = 2 * asked.supports.length + 1;
+      part.progress.value = 0;
+      const step = async () => {
+        part.progress.value += 1;
+        await drawn();
+      };
+      const queried = await featuresOf(net, asked.query);
+      await step();
+      const probabilities = [];
+      for (const [i, one] of asked.supports.entries()) {
+        const inputs = { mask: new net.ort.Tensor("float32", small[i], [1, side, side]) };
+        queried.forEach((tensor, j) => (inputs[`query-${j}`] = tensor));
+        (await featuresOf(net, one)).forEach((tensor, j) => (inputs[`support-${j}`] = tensor));
+        await step();
+        probabilities.push((await net.match.run(inputs)).probability.data);
+        await step();
+      }
+      if (asked.query !== query || asked.supports !== supports) return say("Others were chosen meanwhile: press again.");
+      answered = probabilities;
+      part.save.disabled = false;
+      drawAnswer();
       seconds.answer = (performance.now() - start) / 1000;
-      globalThis.hsnetTry = { probability: Array.from(probability), mask: Array.from(small), seconds: { ...seconds }, device: net.device };
+      globalThis.hsnetTry = {
+        probabilities: probabilities.map((p) => Array.from(p)),
+        masks: small.map((m) => Array.from(m)),
+        seconds: { ...seconds },
+        device: net.device,
+      };
       say(`${seconds.answer.toFixed(1)} seconds on ${net.device === "webgpu" ? "the graphics card" : "the processor"}.`);
     } catch (error) {
       network = null;
@@ -325,29 +388,56 @@
       console.error(error);
     } finally {
       part.run.disabled = false;
+      part.progress.hidden = true;
     }
   }
 
+  // The answer at a size: each support's probability, corners on corners, above a half is its vote; a pixel with half of the
+  // picture's most votes is the object's, as `hsnet.model.vote`.
+  function voted(width, height) {
+    const votes = new Uint8Array(width * height);
+    for (const probability of answered)
+      for (let y = 0; y < height; y++) {
+        const v = height > 1 ? (y * (side - 1)) / (height - 1) : 0;
+        const top = Math.min(Math.floor(v), side - 2);
+        for (let x = 0; x < width; x++) {
+          const u = width > 1 ? (x * (side - 1)) / (width - 1) : 0;
+          const left = Math.min(Math.floor(u), side - 2);
+          const at = top * side + left;
+          const upper = probability[at] + (u - left) * (probability[at + 1] - probability[at]);
+          const lower = probability[at + side] + (u - left) * (probability[at + side + 1] - probability[at + side]);
+          if (upper + (v - top) * (lower - upper) > 0.5) votes[y * width + x] += 1;
+        }
+      }
+    const most = votes.reduce((a, b) => Math.max(a, b), 1);
+    return votes.map((n) => (2 * n >= most ? 1 : 0));
+  }
+
+  // A picture of the query's own size, white on the object.
+  part.save.addEventListener("click", () => {
+    const { width, height } = query;
+    const canvas = canvasOf(width, height);
+    const pen = canvas.getContext("2d");
+    const shown = pen.createImageData(width, height);
+    voted(width, height).forEach((inside, i) => shown.data.set([255 * inside, 255 * inside, 255 * inside, 255], 4 * i));
+    pen.putImageData(shown, 0, 0);
+    canvas.toBlob((blob) => {
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(blob);
+      link.download = "mask.png";
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+    });
+  });
+
   // As `hsnet.figures.overlay`: the object in its colours with an outline, everything else in pale grey.
-  function drawAnswer(probability) {
+  function drawAnswer() {
     show(part.query, query.canvas);
     const { width, height } = part.query;
     const pen = part.query.getContext("2d");
     const shown = pen.getImageData(0, 0, width, height);
-    const inside = new Uint8Array(width * height);
-    let count = 0;
-    for (let y = 0; y < height; y++) {
-      const v = height > 1 ? (y * (side - 1)) / (height - 1) : 0; // corners on corners
-      const top = Math.min(Math.floor(v), side - 2);
-      for (let x = 0; x < width; x++) {
-        const u = width > 1 ? (x * (side - 1)) / (width - 1) : 0;
-        const left = Math.min(Math.floor(u), side - 2);
-        const at = (row, column) => probability[(top + row) * side + left + column];
-        const upper = at(0, 0) + (u - left) * (at(0, 1) - at(0, 0));
-        const lower = at(1, 0) + (u - left) * (at(1, 1) - at(1, 0));
-        if (upper + (v - top) * (lower - upper) > 0.5) count += inside[y * width + x] = 1;
-      }
-    }
+    const inside = voted(width, height);
+    const count = inside.reduce((a, b) => a + b, 0);
     for (let y = 0; y < height; y++)
       for (let x = 0; x < width; x++) {
         const i = y * width + x;
@@ -362,9 +452,14 @@
       }
     pen.putImageData(shown, 0, 0);
     const share = Math.round((100 * count) / inside.length);
-    const words = count ? `found: ${share} % of the picture` : "nothing found";
+    const words = count ? `marked: ${share} % of the picture` : "nothing found; paint more of the object";
     part["query-caption"].textContent = `query, ${words}`;
     part.query.setAttribute("aria-label", `Query, ${words}`);
+    // Into the window, if it is not there: below the page's header, and no other direction is scrolled.
+    const header = 80;
+    const { top, bottom } = part.query.closest("figure").getBoundingClientRect();
+    if (top < header) scrollBy(0, top - header);
+    else if (bottom > innerHeight) scrollBy(0, Math.min(bottom - innerHeight, top - header));
   }
 
   part.run.addEventListener("click", answer);
@@ -377,14 +472,20 @@
     const own = part.episode.value === "own";
     const turn = ++chosen;
     part.own.hidden = !own;
-    if (own) return;
+    part.attribution.hidden = own;
+    if (own) {
+      for (const name of ["support-file", "query-file"]) part[name].value = "";
+      setSupports([]);
+      setQuery(empty());
+      return say("Choose supports, pictures that show the thing, and a query, in which it is to be found.");
+    }
     const episode = globalThis.hsnetEpisodes.episodes[+part.episode.value];
     const [first, truth, second] = await Promise.all([picture(episode.support), picture(episode.mask), picture(episode.query)]);
     if (turn !== chosen) return; // another one was chosen meanwhile
     const marked = truth.canvas.getContext("2d").getImageData(0, 0, truth.canvas.width, truth.canvas.height);
     for (let i = 0; i < marked.data.length; i += 4) marked.data[i + 3] = marked.data[i] > 127 ? 255 : 0;
     truth.canvas.getContext("2d").putImageData(marked, 0, 0);
-    setSupport(first, truth.canvas);
+    setSupports([{ ...first, given: truth.canvas }]);
     if (query.source !== episode.query) setQuery({ ...second, source: episode.query }); // else its features are kept
     else setQuery(query);
     box.dataset.shown = part.episode.value;
@@ -392,19 +493,26 @@
   }
   part.episode.addEventListener("change", choose);
 
-  for (const [name, set] of [["support-file", (p) => setSupport(p, null)], ["query-file", setQuery]])
+  for (const [name, set] of [["support-file", setSupports], ["query-file", ([found]) => setQuery(found)]])
     part[name].addEventListener("change", async () => {
-      const file = part[name].files[0];
-      if (!file) return;
-      const address = URL.createObjectURL(file);
-      try {
-        set(await picture(address));
-        say("The picture stays in this browser.");
-      } catch {
-        say(`${file.name} is not a picture that this browser can read.`);
-      } finally {
-        URL.revokeObjectURL(address);
+      const found = [];
+      const turn = chosen;
+      const wanted = [...part[name].files];
+      for (const file of wanted.slice(0, MOST)) {
+        const address = URL.createObjectURL(file);
+        try {
+          found.push(await picture(address));
+        } catch {
+          return say(`${file.name} is not a picture that this browser can read.`);
+        } finally {
+          URL.revokeObjectURL(address);
+        }
       }
+      if (!found.length || turn !== chosen) return;
+      set(found);
+      const left = wanted.length - found.length;
+      const next = !supports.length ? "Choose a support." : !query.canvas ? "Paint the object, and choose a query." : "Paint the object, then press the button.";
+      say(`${left ? `Only the first ${MOST} are taken. ` : ""}Pictures stay in this browser. ${next}`);
     });
 
   async function begin() {
@@ -415,6 +523,18 @@
       new Option("my own pictures", "own"),
     );
     part.attribution.textContent = globalThis.hsnetEpisodes.attribution;
+    if (globalThis.hsnetEpisodes.photographs) {
+      const { hsnet, prototypes } = globalThis.hsnetEpisodes.photographs;
+      const link = document.createElement("a");
+      link.href = "15_your_own_pictures.html#how-good-is-it-on-photographs";
+      link.textContent = "what to expect";
+      part.honest.append(
+        `Learned from drawings. On photographs its mIoU with one support is ${hsnet}; plain prototypes reach ${prototypes}: `,
+        link,
+        ".",
+      );
+      part.honest.hidden = false;
+    }
     await choose();
     const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
     if (!adapter) return;
