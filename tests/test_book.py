@@ -16,6 +16,19 @@ from hsnet.book import FIRST_CELL, publish, published, reference
 BOOK = Path(__file__).resolve().parents[1] / "book"
 PAGES = sorted(BOOK.glob("*.ipynb"))
 CHAPTERS = [page for page in PAGES if page.name[0].isdigit()]
+# What people ask for, in the words that they use.
+QUESTIONS = [
+    "reproduce the paper's number",
+    "fair comparison",
+    "prepare COCO masks",
+    "use my own images",
+    "validation equals test",
+    "how does 5-shot vote",
+    "out of memory",
+    "how long does training take",
+    "which pixels are ignored",
+    "why pre-ReLU features",
+]
 
 
 def cells(page, kind):
@@ -100,21 +113,7 @@ def test_labels_are_unique():
     assert len(found) == len(set(found)), sorted({label for label in found if found.count(label) > 1})
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "reproduce the paper's number",
-        "fair comparison",
-        "prepare COCO masks",
-        "use my own images",
-        "validation equals test",
-        "how does 5-shot vote",
-        "out of memory",
-        "how long does training take",
-        "which pixels are ignored",
-        "why pre-ReLU features",
-    ],
-)
+@pytest.mark.parametrize("words", QUESTIONS)
 def test_a_question_is_answered_in_the_words_people_use(words):
     answers = (BOOK / "questions.md").read_text().split("\n## ")[1:]
     [answer] = [text for text in answers if words.lower() in text.partition("\n")[0].lower()]

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from test_book import QUESTIONS
 
 PAGES = os.environ.get("HSNET_PAGES")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -131,6 +132,15 @@ def test_sliders_move_by_keyboard(visit, name):
         assert handle.input_value() == handle.get_attribute("max")
         page.keyboard.press("Home")
         assert shown.get_attribute("alt") == before
+
+
+@pytest.mark.parametrize("words", QUESTIONS)
+def test_a_question_is_found_by_the_search(visit, words):
+    page = visit(f"search.html?q={words.replace(' ', '+')}")
+    found = page.locator("#search-results li a")
+    found.nth(2).wait_for()
+    first = [found.nth(i).get_attribute("href") for i in range(3)]
+    assert any("book/questions.html" in address for address in first), first
 
 
 def test_the_pages_are_there():
