@@ -19,8 +19,9 @@ from .config import RANGES, Config
 from .devices import is_out_of_memory, memory_limits
 
 NO_ROOM = 76  # exit status of a rehearsal whose memory did not suffice
-# Of what a limit leaves, what a rehearsal does without: a training of days comes to need a little more than two steps.
-SPARE = 0.05
+# Of what a limit leaves, what a rehearsal does without: a training of days comes to need a little more than two steps, and what
+# each thread takes for itself differs from start to start.
+SPARE = 0.15
 # Memory that libraries miss where Python cannot be told: their last words.
 _LAST_WORDS = re.compile("memory|bad_alloc|thread creation|start new thread|failed to map", re.IGNORECASE)
 

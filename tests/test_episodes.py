@@ -88,7 +88,9 @@ def test_digest_changes_with_what_decides_a_scene(shapes, monkeypatch):
 
 
 def test_errors(shapes):
-    with pytest.raises(ValueError, match="unknown benchmark 'voc': choose one of emoji, shapes, pascal, coco, fss"):
+    with pytest.raises(
+        ValueError, match="unknown benchmark 'voc': choose one of emoji, emoji-photo, shapes, pascal, coco, fss"
+    ):
         load_benchmark("voc", size=64)
     with pytest.raises(ValueError, match="fold is 7: shapes has the folds 0 to 3"):
         test_episodes(shapes, fold=7, shot=1)
@@ -98,7 +100,7 @@ def test_errors(shapes):
         test_episodes(shapes, fold=0, shot=1, protocol="mine")
     with pytest.raises(ValueError, match="split is 'training'"):
         shapes.classes(0, "training")
-    assert set(BENCHMARKS) == {"emoji", "shapes", "pascal", "coco", "fss", "coco-to-pascal"}
+    assert set(BENCHMARKS) == {"emoji", "emoji-photo", "shapes", "pascal", "coco", "fss", "coco-to-pascal"}
 
 
 def test_masks_are_resized_to_the_nearest_rounding_down():

@@ -339,10 +339,13 @@ def test_a_mask_of_nearly_everything_is_doubted(run):
 
 
 def test_prototypes_are_those_that_photographs_are_compared_with(run, monkeypatch):
-    images = [picture(), picture(40, 90)]
-    masks = [mask_of(i) for i in images]
-    images = [np.where(m[..., None], i, np.uint8(30)) for i, m in zip(images, masks, strict=True)]
-    queries = [picture(33, 44), np.full((44, 33, 3), 30, np.uint8)]  # like the objects, and like what surrounds them
+    images = [np.full((50, 70, 3), 30, np.uint8), np.full((40, 90, 3), 30, np.uint8)]
+    masks = [np.zeros(i.shape[:2], bool) for i in images]
+    for image, mask in zip(images, masks, strict=True):
+        mask[:, : mask.shape[1] // 2] = True  # in the middle it would have an equal share of all four positions
+        image[mask] = (230, 40, 40)
+    # Like the objects, and like what surrounds them: far from where rounding would decide.
+    queries = [np.full((33, 44, 3), (230, 40, 40), np.uint8), np.full((44, 33, 3), 30, np.uint8)]
     # As chosen on photographs: the last level and the last rule.
     chosen, expected = Prototypes(), []
     monkeypatch.setattr(chosen, "_best", lambda: (2, len(Prototypes.THRESHOLDS)))
