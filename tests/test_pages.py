@@ -3,12 +3,13 @@
 import functools
 import http.server
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
 
 import pytest
-from test_book import QUESTIONS
+from test_book import BOOK, QUESTIONS
 
 PAGES = os.environ.get("HSNET_PAGES")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -140,7 +141,12 @@ def test_a_question_is_found_by_the_search(visit, words):
     found = page.locator("#search-results li a")
     found.nth(2).wait_for()
     first = [found.nth(i).get_attribute("href") for i in range(3)]
-    assert any("book/questions.html" in address for address in first), first
+    # The answer, or a page that it links to.
+    [answer] = [
+        text for text in (BOOK / "questions.md").read_text().split("\n## ")[1:] if words.lower() in text.lower()
+    ]
+    right = {"questions", *re.findall(r"\{doc\}`(\w+)`", answer)}
+    assert right & {Path(address.partition("#")[0]).stem for address in first}, first
 
 
 def test_the_pages_are_there():
