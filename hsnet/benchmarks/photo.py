@@ -3,6 +3,9 @@
 The drawings are the embedded benchmark's; what differs is all around them. A photograph has objects of any size, cut off by its
 border and hidden by others, textures in which fine detail is weaker than coarse in a certain proportion, borders between
 grounds, light that falls from one side, blur, noise and the traces of compression. Here all of these are drawn at random.
+
+Where this resembles `scenes` it does not share with it: the code of that file is hashed into the digest of the test scenes, which
+must stay what they were when runs were scored.
 """
 
 import io
