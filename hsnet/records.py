@@ -142,12 +142,16 @@ def paper_table() -> str:
     return markdown(header, [[*key, found.get("1", "–"), found.get("5", "–")] for key, found in cells.items()])
 
 
+def paper_kernels() -> list[dict[str, str]]:
+    """What the paper reports of the cost of its kernels, a row each."""
+    return list(csv.DictReader((PAPER / "kernels.csv").open()))
+
+
 def paper_kernels_table() -> str:
     """Markdown: what the paper reports of the cost of its kernels."""
-    rows = csv.DictReader((PAPER / "kernels.csv").open())
     header = ["kernel", "time", "memory", "FLOPs", "parameters"]
     forms = ("{kernel}", "{milliseconds} ms", "{gigabytes} GB", "{gflops} G", "{million_parameters} M")
-    return markdown(header, [[form.format(**row) for form in forms] for row in rows])
+    return markdown(header, [[form.format(**row) for form in forms] for row in paper_kernels()])
 
 
 def others_table() -> str:
