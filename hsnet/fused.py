@@ -130,15 +130,19 @@ class _CorrelateAndConvolve(torch.autograd.Function):
             box = _box_of_output(result[i], support, stride)
             size = hq * wq * len(query) * support.inside.numel() * query[0].element_size()
             keep = ctx.kept.setdefault(i, ([], [])) if any(ctx.needs_input_grad) and size <= most else None
+            # Channels come out of the convolutions as planes. They are brought innermost by copies, and added afterwards:
+            # additions that transpose take several times as long.
             for rows, correlation in _over_support(query, support, i):
-                convolved = F.conv2d(correlation, support_weight, None, stride, support_weight.shape[-1] // 2)
-                box[rows] += convolved.permute(0, 2, 3, 1)
+                convolved = F.conv2d(correlation, support_weight, bias, stride, support_weight.shape[-1] // 2)
+                box[rows] = convolved.permute(0, 2, 3, 1)
                 if keep:
                     keep[0].append((rows, correlation))
             for outputs, correlation in _over_query(query, support, i, stride):
                 convolved = F.conv2d(correlation, query_weight, None, 1, query_weight.shape[-1] // 2)
-                for (row, column), image in zip(outputs, convolved, strict=True):
-                    box[:, row, column] += image.flatten(1).mT
+                convolved = convolved.flatten(0, 1).flatten(1).mT.contiguous().view(hq * wq, len(outputs), -1)
+                for begin, end in _runs([row * (w2 + 1) + column for row, column in outputs]):  # none beyond its row
+                    row, column = outputs[begin]
+                    box[:, row, column : column + end - begin] += convolved[:, begin:end]
                 if keep:
                     keep[1].append((outputs, correlation))
         return result

@@ -48,11 +48,13 @@ class GroupNorm(nn.GroupNorm):
         return _unrows(_Normalise.apply(_rows(x), self.weight, self.bias, self.num_groups, self.eps), x)
 
     def forward_(self, x: Float[Tensor, "b c hq wq hs ws"]) -> Float[Tensor, "b c hq wq hs ws"]:
-        """Normalise without gradients, in place where channels lie innermost."""
+        """Normalise and set negative values to 0; without gradients, and in place where channels lie innermost."""
         rows = _rows(x)
         for item in rows:
             mean, inverse = _statistics(item, self.num_groups, self.eps)
-            _scale_and_shift(item, inverse * self.weight, self.bias - mean * inverse * self.weight, out=item)
+            scale, shift = inverse * self.weight, self.bias - mean * inverse * self.weight
+            for part in _parts(item):
+                _scale_and_shift(part, scale, shift, out=part).relu_()
         return _unrows(rows, x)
 
 
@@ -62,7 +64,9 @@ class _Normalise(torch.autograd.Function):
         result = torch.empty_like(rows)
         statistics = [_statistics(item, groups, eps) for item in rows]
         for item, out, (mean, inverse) in zip(rows, result, statistics, strict=True):
-            _scale_and_shift(item, inverse * weight, bias - mean * inverse * weight, out=out)
+            scale, shift = inverse * weight, bias - mean * inverse * weight
+            for part, part_out in zip(_parts(item), _parts(out), strict=True):
+                _scale_and_shift(part, scale, shift, out=part_out)
         ctx.groups = groups
         ctx.save_for_backward(rows, weight, *(tensor for pair in statistics for tensor in pair))
         return result
@@ -110,28 +114,33 @@ def _wide(part):
     return part.float() if part.element_size() < 4 else part
 
 
-def _scale_and_shift(rows, scale, shift, out):
-    """rows · scale + shift for each column; `out` may be `rows`."""
-    if rows.dtype == scale.dtype:
-        torch.addcmul(shift, rows, scale, out=out)
-    else:
-        for part, part_out in zip(_parts(rows), _parts(out), strict=True):
-            part_out.copy_(torch.addcmul(shift, _wide(part), scale))
+def _scale_and_shift(part, scale, shift, out):
+    """part · scale + shift for each column, returned in `out`, which may be `part`."""
+    if part.dtype == scale.dtype:
+        return torch.addcmul(shift, part, scale, out=out)
+    return out.copy_(torch.addcmul(shift, _wide(part), scale))
 
 
 def _statistics(rows, groups, eps):
     """Mean and inverse standard deviation of (positions, c) over each group, given for each channel."""
-    centre = _wide(rows[0])  # any value near the mean: squares of large numbers would lose the small ones' digits
-    total, square = torch.zeros_like(centre), torch.zeros_like(centre)
-    for part in _parts(rows):
-        part = part - centre
-        total += part.sum(0)
-        square += part.square_().sum(0)
-    mean = centre + total / len(rows)  # of each channel
-    variance = square / len(rows) - (mean - centre) ** 2
+    parts = _parts(rows)
+    means, variances = (torch.stack(values) for values in zip(*map(_mean_and_variance, parts), strict=True))
+    shares = means.new_tensor([[len(part) / len(rows)] for part in parts])
+    mean = (shares * means).sum(0)  # of each channel
+    variance = (shares * (variances + (means - mean) ** 2)).sum(0)
     of_group = _over_group(mean, groups)
     variance = _over_group(variance + (mean - of_group) ** 2, groups)
     return of_group, (variance + eps).rsqrt()
+
+
+def _mean_and_variance(part):
+    """Of each column, in float32 at least."""
+    if part.device.type != "cpu":
+        variance, mean = torch.var_mean(_wide(part), 0, correction=0)
+        return mean, variance
+    # What batch normalisation counts with, and many times as fast there. Given float32, it sums in float32.
+    wide = part.new_zeros(part.shape[1], dtype=torch.promote_types(part.dtype, torch.float32))
+    return torch.batch_norm_update_stats(part, wide, wide.clone(), 0.0)
 
 
 def _over_group(values, groups):
@@ -192,10 +201,12 @@ class MixingBlock(nn.Module):
 
 
 def _run(layers, x):
-    """The layers one after the other, normalising in place where no gradient needs the values."""
+    """The layers one after the other; normalisation and ReLU at once and in place where no gradient needs the values."""
     for layer in layers:
-        in_place = isinstance(layer, GroupNorm) and not torch.is_grad_enabled()
-        x = layer.forward_(x) if in_place else layer(x)
+        if torch.is_grad_enabled() or not isinstance(layer, GroupNorm | nn.ReLU):
+            x = layer(x)
+        elif isinstance(layer, GroupNorm):
+            x = layer.forward_(x)  # with the ReLU that follows
     return x
 
 
