@@ -32,6 +32,7 @@ except ImportError:  # Windows: two trainings in one folder are not noticed ther
     fcntl = None
 
 from .config import ROOT, data_folder
+from .devices import is_out_of_memory
 
 WEIGHTS = "model.safetensors"
 LAST, PREVIOUS, DAMAGED, LOCK = "last.pt", "previous.pt", "damaged.pt", "lock"
@@ -53,7 +54,7 @@ def save_model(path: Path, model: nn.Module, learned: dict[str, Tensor] | None =
     write_whole(path, safetensors.torch.save(stored, metadata))
 
 
-def write_whole(path: Path, content: bytes, check: Callable[[Path], object] | None = None) -> None:
+def write_whole(path: Path, content: bytes | memoryview, check: Callable[[Path], object] | None = None) -> None:
     """Write a file so that its name never shows half of it: under a temporary name, on the disk, checked, renamed.
 
     Args:
@@ -99,16 +100,20 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
 
     Raises:
         OSError: it cannot be written; what was there before is untouched.
+        MemoryError: it does not fit into memory beside the training.
     """
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    try:
+        torch.save(state, buffer)
+    except RuntimeError as error:  # of the zip file's end, for the buffer could not grow
+        raise (error.__context__ if isinstance(error.__context__, MemoryError) else error) from None
 
     def check(temporary):
         _read_checkpoint(temporary)
         if (folder / LAST).exists():
             (folder / LAST).replace(folder / PREVIOUS)
 
-    write_whole(folder / LAST, buffer.getvalue(), check)
+    write_whole(folder / LAST, buffer.getbuffer(), check)
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
@@ -144,6 +149,8 @@ def _read_checkpoint(path):
                 raise ValueError(f"wrong checksum of {part}")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and zipfile raise many kinds for a damaged file
+        if is_out_of_memory(error):
+            raise
         raise ValueError(f"{path} is damaged ({(str(error) or type(error).__name__).splitlines()[0]})") from error
 
 
@@ -205,16 +212,26 @@ def lock_holder(folder: Path) -> str | None:
 
 def load_model(run: str | Path, build: Callable[..., nn.Module]) -> nn.Module:
     """The model of a run, by name or folder, built by `build(**settings, pretrained=…)`; see `HSNet.from_run`."""
+    path = weights_of(run)
+    metadata, _ = _read(path)
+    model = build(**json.loads(metadata["settings"]), pretrained=not json.loads(metadata["backbone_stored"]))
+    load_weights(model, path)
+    return model.eval()
+
+
+def weights_of(run: str | Path) -> Path:
+    """The file of a run's weights; `run` as in `run_folder`.
+
+    Raises:
+        FileNotFoundError: no such run, or one without weights.
+    """
     path = run_folder(run) / WEIGHTS
     if not path.exists():
         raise FileNotFoundError(
             f"{path.parent} holds no {WEIGHTS}: its training has not finished an epoch, or the weights were not copied. "
             f"Train it with `python -m hsnet.train --name {path.parent.name}`"
         )
-    metadata, _ = _read(path)
-    model = build(**json.loads(metadata["settings"]), pretrained=not json.loads(metadata["backbone_stored"]))
-    load_weights(model, path)
-    return model.eval()
+    return path
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

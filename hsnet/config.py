@@ -81,6 +81,11 @@ class Config:
         ("efficientnet_lite0", "vgg16", "resnet50", "resnet101"),
     )
     pretrained: bool = _setting(True, "start from the backbone's ImageNet weights")
+    start: str = _setting(
+        "",
+        "run, by name or folder, whose weights the training starts from (empty: drawn at random); with its --seed, its "
+        "episodes would come again: give another",
+    )
     kernel: str = _setting("center-pivot", "the 4D convolution", ("center-pivot", "separable", "dense"))
     layers: str = _setting(
         "all",

@@ -43,10 +43,12 @@ from .checkpoints import (
     LAST,
     WEIGHTS,
     load_checkpoint,
+    load_weights,
     lock,
     lock_holder,
     save_checkpoint,
     save_model,
+    weights_of,
     write_whole,
 )
 from .config import FREE, Config, add_settings, config_from, data_folder, run_program
@@ -224,6 +226,8 @@ class Training:
             self.benchmark.check(config.fold, split, tolerated)
         self.workers = choose_workers(config.workers)
         self.model = HSNet(**config.model_settings).to(self.device)
+        if config.start and state is None:
+            load_weights(self.model, weights_of(config.start))
         self.model.training_size = config.size
         self.model.encoder.recompute = config.recompute
         self.learned = self.model.learned_parameters()
@@ -677,8 +681,8 @@ def _what_fits(config, folder, interruption):
 def rehearse(config: Config) -> None:
     """A short training with a run's settings, in a folder that is thrown away: does its memory suffice?
 
-    Two whole steps, so that the second finds the optimizers' state, then as much validation and test of each kind as is
-    done at a time. The whole support takes part, since less of a picture needs less.
+    Two epochs of one step, so that the second finds the optimizers' state and a best epoch's weights, with as much
+    validation, and then test of each kind, as is done at a time. The whole support takes part, since less of a picture needs less.
 
     Raises:
         SystemExit: with the status `fits.NO_ROOM`, it does not.
@@ -690,9 +694,9 @@ def rehearse(config: Config) -> None:
         # Kernels that are given the whole pyramid hold the masked features besides, whatever the mask.
         mask_support=config.mask_support and config.kernel != "center-pivot",
         shot=str(max(config.shots)),
-        epochs=1,
+        epochs=2,
         minutes=0.0,
-        epoch_episodes=2 * config.batch,
+        epoch_episodes=config.batch,
         val_episodes=few,
         test_episodes=few * (max(config.shots) + 1) // 2 + 1,
         workers=0,
@@ -792,10 +796,9 @@ def _find_state(config, folder, resume):
             raise ValueError(
                 f"{folder / LAST} was written by an older version: give a new --name, or delete that folder"
             )
+        before = vars(Config()) | before  # an older version had fewer settings
         free = FREE + (LONGER if resume else ())
-        other = [
-            f"{k} {before.get(k)!r}, now {v!r}" for k, v in vars(config).items() if k not in free and before.get(k) != v
-        ]
+        other = [f"{k} {before[k]!r}, now {v!r}" for k, v in vars(config).items() if k not in free and before[k] != v]
         if other:
             longer = "" if resume else f" With --resume, {', '.join(LONGER)} may differ"
             raise ValueError(

@@ -1,10 +1,12 @@
 """Saved models come back; wrong or damaged ones say so."""
 
+import io
+
 import pytest
 import torch
 
 from hsnet import HSNet
-from hsnet.checkpoints import WEIGHTS, load_weights, save_model
+from hsnet.checkpoints import WEIGHTS, load_checkpoint, load_weights, save_checkpoint, save_model
 
 SETTINGS = {"kernel": "separable", "layers": "deep", "levels": 2, "mask_support": False}
 
@@ -45,6 +47,30 @@ def test_truncated(run, bytes_left):
     (run / WEIGHTS).write_bytes(whole[:bytes_left])
     with pytest.raises(ValueError, match=r"model.safetensors is damaged .*--name one"):
         HSNet.from_run("one")
+
+
+def test_no_memory_for_a_checkpoint(tmp_path, monkeypatch):
+    class Small(io.BytesIO):
+        def write(self, part):
+            if self.tell() + len(part) > 3000:
+                raise MemoryError
+            return super().write(part)
+
+    save_checkpoint(tmp_path, {"epoch": 1})
+    with monkeypatch.context() as patched:
+        patched.setattr(io, "BytesIO", Small)
+        with pytest.raises(MemoryError):
+            save_checkpoint(tmp_path, {str(i): torch.zeros(500) for i in range(5)})
+    assert load_checkpoint(tmp_path) == {"epoch": 1}
+
+    def scarce(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "load", scarce)
+        with pytest.raises(RuntimeError, match="can't allocate"):  # it is not called damaged
+            load_checkpoint(tmp_path)
+    assert not list(tmp_path.glob("*damaged*"))
 
 
 def test_missing(run):

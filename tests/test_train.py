@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -332,6 +333,27 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_episode(data, monk
     monkeypatch.setattr(train_program, "EXPLODED", 0.1)
     with pytest.raises(ValueError, match=r"the loss is 0\.\d+ in epoch 1, step 3: training stops"):
         train(config)
+
+
+def test_a_training_starts_from_another_s_weights(data):
+    settings = {**TINY, "epochs": 1, "epoch_episodes": 2, "shot": "1", "precision": "float32"}
+    first = train(Config(**{**settings, "name": "first"}))
+    second = Config(**{**settings, "name": "second", "start": "first", "seed": 1})
+    second = replace(second, optimizer="adam", learning_rate=1e-9)  # steps so small that they change nothing
+    weights, started, fresh = (
+        load_file(folder / "model.safetensors")
+        for folder in (first, train(second), train(replace(second, name="fresh", start="")))
+    )
+    assert all(torch.allclose(weights[name], started[name], atol=1e-6) for name in weights)
+    assert not all(torch.allclose(weights[name], fresh[name], atol=1e-3) for name in weights)
+    assert Config.load(data / "runs" / "second" / "config.json").start == "first"
+    # Once begun it needs the other no more.
+    shutil.rmtree(first)
+    train(replace(second, epochs=2), resume=True)
+    with pytest.raises(FileNotFoundError, match="first"):
+        train(replace(second, name="third"))
+    with pytest.raises(ValueError, match="kernel 'center-pivot', not 'separable'"):
+        train(replace(second, name="third", start="second", kernel="separable"))
 
 
 def test_patience(data, monkeypatch):
