@@ -9,7 +9,6 @@ them is whole. Nothing is unpickled freely: weights are read by safetensors or w
 
 import errno
 import hashlib
-import io
 import json
 import os
 import re
@@ -19,7 +18,7 @@ import zipfile
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
 import safetensors.torch
@@ -54,10 +53,13 @@ def save_model(path: Path, model: nn.Module, learned: dict[str, Tensor] | None =
     write_whole(path, safetensors.torch.save(stored, metadata))
 
 
-def write_whole(path: Path, content: bytes | memoryview, check: Callable[[Path], object] | None = None) -> None:
+def write_whole(
+    path: Path, content: bytes | Callable[[BinaryIO], object], check: Callable[[Path], object] | None = None
+) -> None:
     """Write a file so that its name never shows half of it: under a temporary name, on the disk, checked, renamed.
 
     Args:
+        content: bytes, or what writes into the file that it is given.
         check: reads the temporary file, and raises where it is not what it should be.
 
     Raises:
@@ -66,7 +68,7 @@ def write_whole(path: Path, content: bytes | memoryview, check: Callable[[Path],
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            content(file) if callable(content) else file.write(content)
             file.flush()
             os.fsync(file.fileno())
         if check:
@@ -75,8 +77,8 @@ def write_whole(path: Path, content: bytes | memoryview, check: Callable[[Path],
         with suppress(OSError):
             temporary.unlink()
         raise type(error)(
-            f"{path} cannot be written ({error.strerror}; {len(content) / 1e6:.0f} MB): make room, or put the folder's "
-            "permissions right. What was there before is untouched"
+            f"{path} cannot be written ({error.strerror}): make room, or put the folder's permissions right. What was "
+            "there before is untouched"
         ) from error
     temporary.replace(path)
     _fsync_folder(path.parent)
@@ -102,18 +104,19 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
         OSError: it cannot be written; what was there before is untouched.
         MemoryError: it does not fit into memory beside the training.
     """
-    buffer = io.BytesIO()
-    try:
-        torch.save(state, buffer)
-    except RuntimeError as error:  # of the zip file's end, for the buffer could not grow
-        raise (error.__context__ if isinstance(error.__context__, MemoryError) else error) from None
+
+    def write(file):
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # of the zip file's end, after what really went wrong
+            raise (error.__context__ if isinstance(error.__context__, OSError | MemoryError) else error) from None
 
     def check(temporary):
         _read_checkpoint(temporary)
         if (folder / LAST).exists():
             (folder / LAST).replace(folder / PREVIOUS)
 
-    write_whole(folder / LAST, buffer.getbuffer(), check)
+    write_whole(folder / LAST, write, check)
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
     python -m hsnet.try_photographs --root FOLDER                       writes photographs.json into the run's folder
     python -m hsnet.try_photographs --root FOLDER --aspect pad          adds the same with padded pictures
     python -m hsnet.try_photographs --root FOLDER --sheet FILE.png      also draws pictures to look at
+    python -m hsnet.try_photographs --root FOLDER --features            instead: how far the features alone tell objects apart
     python -m hsnet.try_photographs                                     prints the tables of what was measured
 
 FOLDER holds COCO, or any part of it, as `hsnet.train --benchmark coco` takes it. Of the twenty classes with the most
@@ -22,10 +23,11 @@ from tqdm import tqdm
 
 from . import figures, records
 from .baselines import Prototypes
-from .benchmarks import load_benchmark
+from .benchmarks import Sample, load_benchmark
 from .benchmarks.coco import AnnotatedCoco
 from .checkpoints import run_folder
 from .config import run_program
+from .correlation import correlate, mask_features, resize_mask
 from .devices import choose_device, describe
 from .metrics import SegmentationScore
 from .model import vote
@@ -38,6 +40,7 @@ STORED = (1, 5)  # shots whose areas are stored, episode by episode
 SIZES = ((0.0, 0.02), (0.02, 0.1), (0.1, 0.3), (0.3, 1.01))  # shares of the picture that the object covers
 USEFUL = 50  # percent: an IoU from which on a mask is called useful
 NAMES = ("HSNet", "prototypes")
+SCENES = ("emoji-photo", "emoji")  # whose training scenes are compared with photographs
 
 Question = tuple[int, str, list[str]]  # class id, the query's name, its supports' names
 
@@ -190,6 +193,80 @@ def _difference(ours: SegmentationScore, theirs: SegmentationScore, samples: int
     return {"miou": ours.miou() - theirs.miou(), "interval": [float(q) for q in np.quantile(means, [0.025, 0.975])]}
 
 
+def separation(segmenter: Segmenter, pairs: list[list[Sample]]) -> list[dict]:
+    """How far the frozen features alone tell an object from what is around it, before anything is learned.
+
+    For each position of the query its best correlation with the support's object, equation (2). The answer is how often a
+    position on the object has a higher one than a position off it: 50 % is chance, 100 % would make learning needless.
+
+    Args:
+        pairs: each a query and a support.
+
+    Returns:
+        A row a level, fine to coarse: the side of its grid, the mean over layers and pairs in percent, and how many pairs
+        had two positions of either kind.
+    """
+    found: dict[int, list[float]] = {}
+    for samples in tqdm(pairs, desc="features", unit="pair", leave=False):
+        levels, masks = _features(segmenter, samples)
+        support = mask_features([[f[1:] for f in level] for level in levels], masks[1:])
+        for query_level, support_level in zip(levels, support, strict=True):
+            side = query_level[0].shape[-1]
+            share = resize_mask(masks[:1].float(), query_level[0].shape[-2:])[0, 0]
+            on, off = share > 0.5, share < 0.1
+            rows = found.setdefault(side, [])
+            if min(on.sum(), off.sum()) < 2:
+                continue
+            best = [correlate(q[:1], s)[0].flatten(2).amax(-1) for q, s in zip(query_level, support_level, strict=True)]
+            rows.append(float(np.mean([(b[on][:, None] > b[off][None]).float().mean().item() for b in best])))
+    return [
+        {"side": k, "told_apart": 100 * float(np.mean(v)) if v else None, "pairs": len(v)} for k, v in found.items()
+    ]
+
+
+def measure_features(segmenter: Segmenter, root: str, count: int = 100) -> list[dict]:
+    """`separation` of photographs at several sizes, and of training scenes at the segmenter's own size."""
+    own, rows = segmenter.size, []
+    for size in sorted({own, 400, 512}):
+        segmenter.size = size
+        benchmark = _photographs(root, size)
+        asked = questions(benchmark)[0]
+        chosen = np.random.default_rng(0).permutation(len(asked))[:count]
+        pairs = [
+            [benchmark.read(n, c) for n in (query, supports[0])] for c, query, supports in (asked[i] for i in chosen)
+        ]
+        rows.append({"pictures": "photographs", "size": size, "levels": separation(segmenter, pairs)})
+    segmenter.size = own
+    for name in SCENES:
+        scenes = load_benchmark(name, size=own)
+        rng = np.random.default_rng(0)
+        drawn = [scenes.draw(rng, 0, 1) for _ in range(count)]
+        pairs = [[scenes.read(n, e.class_id) for n in (e.query, e.supports[0])] for e in drawn]
+        rows.append({"pictures": f"training scenes, {name}", "size": own, "levels": separation(segmenter, pairs)})
+    return rows
+
+
+def features_table(rows: list[dict]) -> str:
+    """Markdown: `measure_features`, a column a level, fine to coarse."""
+    levels = ("fine", "middle", "coarse")
+    lines = [
+        [row["pictures"], f"{row['size']} px"]
+        + [
+            "–" if level["told_apart"] is None else f"{level['told_apart']:.0f} % ({level['side']} × {level['side']})"
+            for level in row["levels"]
+        ]
+        for row in rows
+    ]
+    return records.markdown(["pictures", "size", *(f"{level} level" for level in levels)], lines)
+
+
+def _photographs(root, size):
+    benchmark = load_benchmark("coco", size=size, root=root)
+    if not isinstance(benchmark, AnnotatedCoco):
+        raise ValueError(f"{root} is prepared for COCO-20i: give a folder of COCO without `masks/`")
+    return benchmark
+
+
 def _small(image, mask, side=180):
     return figures.overlay(
         square_image(image, side, "squash").permute(1, 2, 0).numpy(), square_mask(mask, side, "squash").numpy()
@@ -264,6 +341,9 @@ def main() -> None:
         help="side of the network's squares in pixels (default: the training's; above a multiple of 256 the squeezed "
         "support grows, and weights are read that a smaller training never changed)",
     )
+    parser.add_argument(
+        "--features", action="store_true", help="measure the frozen features instead: photograph-features.json"
+    )
     parser.add_argument("--sheet", type=Path, help="also draw the first three questions of each class, as PNG")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
     arguments = parser.parse_args()
@@ -272,10 +352,12 @@ def main() -> None:
     if arguments.root:
         segmenter = Segmenter(arguments.run, aspect=arguments.aspect, device=str(choose_device(arguments.device)))
         segmenter.size = arguments.size or segmenter.size
-        benchmark = load_benchmark("coco", size=segmenter.size, root=arguments.root)
-        if not isinstance(benchmark, AnnotatedCoco):
-            raise ValueError(f"{arguments.root} is prepared for COCO-20i: give a folder of COCO without `masks/`")
-        result = measure(segmenter, benchmark, arguments.sheet)
+        if arguments.features:
+            rows = measure_features(segmenter, arguments.root)
+            records.write_json(path.with_name("photograph-features.json"), {"rows": rows})
+            print(features_table(rows))
+            return
+        result = measure(segmenter, _photographs(arguments.root, segmenter.size), arguments.sheet)
         kept = [r for r in results if (r["aspect"], r["size"]) != (result["aspect"], result["size"])]
         results = sorted([*kept, result], key=lambda r: (r["size"], r["aspect"] != "squash"))
         records.write_json(path, {"results": results})

@@ -1,6 +1,9 @@
 """Saved models come back; wrong or damaged ones say so."""
 
+import errno
 import io
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,19 +52,32 @@ def test_truncated(run, bytes_left):
         HSNet.from_run("one")
 
 
-def test_no_memory_for_a_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [(MemoryError(), MemoryError), (OSError(errno.ENOSPC, "No space left on device"), OSError)],
+)
+def test_no_room_for_a_checkpoint(tmp_path, monkeypatch, wrong, expected):
     class Small(io.BytesIO):
         def write(self, part):
             if self.tell() + len(part) > 3000:
-                raise MemoryError
+                raise wrong
             return super().write(part)
+
+        def fileno(self):
+            return os.open(os.devnull, os.O_RDONLY)
 
     save_checkpoint(tmp_path, {"epoch": 1})
     with monkeypatch.context() as patched:
-        patched.setattr(io, "BytesIO", Small)
-        with pytest.raises(MemoryError):
+        patched.setattr(Path, "open", lambda *_: Small())
+        with pytest.raises(
+            expected, match=None if expected is MemoryError else r"last\.pt cannot be written \(No space"
+        ):
             save_checkpoint(tmp_path, {str(i): torch.zeros(500) for i in range(5)})
     assert load_checkpoint(tmp_path) == {"epoch": 1}
+
+
+def test_no_memory_to_read_a_checkpoint(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, {"epoch": 1})
 
     def scarce(*_, **__):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")

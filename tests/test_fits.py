@@ -45,7 +45,7 @@ def test_the_order_in_which_settings_are_tried():
             "does not fit either. --size 32 --micro-batch 1 --recompute fits",
         ),
         (lambda c: "" if c.size == 32 else None, True, "with it and another --name: this run is of 96 px"),
-        (lambda c: None, False, "no smaller setting fits, down to 32 px: it needs more memory"),
+        (lambda c: None, False, "no smaller setting fits with a little to spare, down to 32 px: it needs more memory"),
         (lambda c: "no such file", False, "could not be tried (no such file): give --micro-batch 2, and less"),
     ],
 )

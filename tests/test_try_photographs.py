@@ -9,7 +9,7 @@ from PIL import Image
 
 import hsnet.try_photographs as program
 from hsnet import HSNet
-from hsnet.benchmarks import load_benchmark
+from hsnet.benchmarks import Sample, load_benchmark
 from hsnet.checkpoints import WEIGHTS, save_model
 from hsnet.metrics import SegmentationScore
 
@@ -94,3 +94,35 @@ def test_the_command_line_measures_and_keeps_other_variants(root, data, monkeypa
     with pytest.raises(ValueError, match="one of each of squash, pad"):
         program.aspects_table(results[:1])
     assert "pad, 64 px" in capsys.readouterr().out
+
+
+def test_what_the_features_alone_tell_apart(root, data, monkeypatch, capsys):
+    monkeypatch.setattr(program, "CLASSES", 2)
+    model = HSNet("efficientnet_lite0")
+    model.training_size = 96
+    run = data / "runs" / "tiny"
+    run.mkdir(parents=True)
+    save_model(run / WEIGHTS, model)
+    segmenter = program.Segmenter("tiny")
+
+    def picture(left, right):
+        pixels = RNG.integers(0, 256, (96, 96, 3), np.uint8)
+        pixels[:, :48] = (pixels[:, :48] * left).astype(np.uint8)
+        pixels[:, 48:] = (pixels[:, 48:] * right).astype(np.uint8)
+        mask = np.zeros((96, 96), bool)
+        mask[:, :48] = True
+        return Sample(pixels, mask, mask, np.zeros_like(mask))
+
+    alike = program.separation(segmenter, [[picture(0.1, 1), picture(0.1, 1)]])
+    noise = program.separation(segmenter, [[picture(1, 1), picture(1, 1)] for _ in range(5)])
+    assert [row["side"] for row in alike] == [12, 6, 3]
+    assert all(row["told_apart"] > 90 for row in alike[:2])
+    assert all(35 < row["told_apart"] < 75 for row in noise[:2])
+    monkeypatch.setattr(sys, "argv", ["try_photographs", "tiny", "--root", str(root), "--features"])
+    monkeypatch.setattr(program, "SCENES", ("shapes",))
+    program.main()
+    rows = json.loads((run / "photograph-features.json").read_text())["rows"]
+    assert [(row["pictures"], row["size"]) for row in rows] == [
+        ("photographs", 96), ("photographs", 400), ("photographs", 512), ("training scenes, shapes", 96)
+    ]  # fmt: skip
+    assert "512 px" in capsys.readouterr().out
