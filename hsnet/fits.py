@@ -19,9 +19,9 @@ from .config import RANGES, Config
 from .devices import is_out_of_memory, memory_limits
 
 NO_ROOM = 76  # exit status of a rehearsal whose memory did not suffice
-# Of what a limit leaves, what a rehearsal does without: a training of days comes to need a little more than two steps, and what
-# each thread takes for itself differs from start to start.
-SPARE = 0.15
+# Of what a limit leaves, what a rehearsal does without, as a share and in bytes: a training of days comes to need a little more
+# than two steps, for its memory falls to pieces, and what each thread takes for itself differs from start to start.
+SPARE, SPARE_BYTES = 0.1, 50_000_000
 # Memory that libraries miss where Python cannot be told: their last words.
 _LAST_WORDS = re.compile("memory|bad_alloc|thread creation|start new thread|failed to map", re.IGNORECASE)
 
@@ -106,4 +106,6 @@ def spare() -> None:
     for name, number in (("ulimit -d", resource.RLIMIT_DATA), ("ulimit -v", resource.RLIMIT_AS)):
         if name in limits:
             limit, used = limits[name]
-            resource.setrlimit(number, (int(limit - SPARE * max(0, limit - used)), resource.getrlimit(number)[1]))
+            left = max(0, limit - used)
+            lower = limit - min(left, int(SPARE * left) + SPARE_BYTES)
+            resource.setrlimit(number, (lower, resource.getrlimit(number)[1]))
