@@ -3,6 +3,8 @@
 The drawings are the embedded benchmark's; what differs is all around them. A photograph has objects of any size, cut off by its
 border and hidden by others, textures in which fine detail is weaker than coarse in a certain proportion, borders between
 grounds, light that falls from one side, blur, noise and the traces of compression. Here all of these are drawn at random.
+And two photographed things of one class are less alike than two drawings of one concept: so the target is drawn from the
+concept's whole family, a wolf for a dog, and in colours of its own.
 
 Where this resembles `scenes` it does not share with it: the code of that file is hashed into the digest of the test scenes, which
 must stay what they were when runs were scored.
@@ -16,15 +18,16 @@ from PIL import Image, ImageFilter
 from .emoji import Emoji
 from .scenes import Scene, _paste, _Place
 
-OBJECT_SIZE = (0.15, 1.2)  # longest side of an object over the side of the scene; uniform in its logarithm
+OBJECT_SIZE = (0.2, 1.6)  # longest side of an object over the side of the scene; uniform in its logarithm
+MIDDLE = (0.15, 0.85)  # of an object, over the side of the scene
 DISTRACTORS = (0, 5)  # least and most
 TILT = 0.6  # radians at most; half of the objects are mirrored
-HUE_SHIFT = 0.6  # radians at most, around the grey axis
+HUE_SHIFT = np.pi  # radians at most, around the grey axis; small ones are frequent
 GAIN = (0.5, 1.3)  # of brightness
-SATURATION = (0.3, 1.2)  # of colours: those of drawings are stronger than those of things
+SATURATION = (0.1, 1.2)  # of colours: those of drawings are stronger than those of things
 # A scene is drawn again if its target covers less than this share of the scene, or shows less than this share of itself.
-LEAST_VISIBLE = 0.01
-LEAST_UNCOVERED = 0.4
+LEAST_VISIBLE = 0.015
+LEAST_UNCOVERED = 0.25
 SLOPE = (0.8, 1.6)  # amplitude of a texture's wave of frequency f: f^-slope; photographs have about 1
 
 
@@ -41,12 +44,14 @@ class EmojiPhoto(Emoji):
         return list(range(len(self.class_names))) if split == "train" else super()._classes(fold, split)
 
     def scene(self, name: str) -> Scene:
-        """Draw the scene called `name`."""
+        """Draw the scene called `name`; any member of its target's family may stand for the target."""
         if not name.startswith("train."):
             return super().scene(name)
-        class_id, _, key = name.split(".")[2:]
+        class_id, artist, key = name.split(".")[2:]
         rng = np.random.default_rng([3, int(class_id), int(key)])
-        return compose(rng, [self.cutout(c, a, rng) for c, a in self.objects(name)], self.size)
+        family = [c for c in sorted(self.related(int(class_id))) if artist in self.artists(c, "train")]
+        drawn = [(int(rng.choice(family)), artist), *self.objects(name)[1:]]
+        return compose(rng, [self.cutout(c, a, rng) for c, a in drawn], self.size)
 
     def objects(self, name: str) -> list[tuple[int, str]]:
         """(class id, artist) of each object of a scene, the target first."""
@@ -86,7 +91,7 @@ def compose(rng: np.random.Generator, sprites: list[np.ndarray], size: int) -> S
 
 def _place(rng, size):
     side = size * np.exp(rng.uniform(*np.log(OBJECT_SIZE)))
-    x, y = rng.uniform(0, 1, 2) * size
+    x, y = rng.uniform(*MIDDLE, 2) * size
     return _Place(x, y, side, rng.uniform(-TILT, TILT), int(rng.choice([-1, 1])))
 
 
@@ -153,7 +158,7 @@ def _coarse(texture):
 def _relit(rng, sprite, texture):
     """A cut-out with other colours, a texture of its own, and light from one side; premultiplied RGBa."""
     rgb, alpha = sprite[..., :3].astype(np.float32), sprite[..., 3:].astype(np.float32)
-    angle = rng.uniform(-HUE_SHIFT, HUE_SHIFT)
+    angle = HUE_SHIFT * rng.uniform(-1, 1) ** 3
     c, s = np.cos(angle), np.sin(angle) / np.sqrt(3)
     turn = np.full((3, 3), (1 - c) / 3) + c * np.eye(3) + s * np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
     grey = np.full((3, 3), 1 / 3)
@@ -164,7 +169,7 @@ def _relit(rng, sprite, texture):
     shade = 1 + rng.uniform(0, 0.5) * (np.cos(light) * ramp[:, None] + np.sin(light) * ramp[None])
     texture = np.roll(texture, rng.integers(len(texture), size=2), (0, 1))
     texture = np.pad(texture, (0, max(0, n - len(texture))), mode="wrap")[:n, :n]
-    shade = shade * (1 + rng.uniform(0, 0.25) * texture) * rng.uniform(*GAIN)
+    shade = shade * (1 + rng.uniform(0, 0.5) * texture) * rng.uniform(*GAIN)
     rgb = np.clip(rgb * shade[..., None], 0, alpha)
     return Image.frombuffer("RGBa", (n, n), np.concatenate([rgb, alpha], axis=-1).astype(np.uint8))
 
