@@ -681,8 +681,8 @@ def _what_fits(config, folder, interruption):
 def rehearse(config: Config) -> None:
     """A short training with a run's settings, in a folder that is thrown away: does its memory suffice?
 
-    Two epochs of one step, so that the second finds the optimizers' state and a best epoch's weights, with as much
-    validation, and then test of each kind, as is done at a time. The whole support takes part, since less of a picture needs less.
+    Two epochs of one step, so that the second finds the optimizers' state and a best epoch's weights, with four times
+    as much validation, and then test, as is done at a time: memory falls to pieces where it is taken again and again. The whole support takes part, since less of a picture needs less.
 
     Raises:
         SystemExit: with the status `fits.NO_ROOM`, it does not.
@@ -697,8 +697,8 @@ def rehearse(config: Config) -> None:
         epochs=2,
         minutes=0.0,
         epoch_episodes=config.batch,
-        val_episodes=few,
-        test_episodes=few * (max(config.shots) + 1) // 2 + 1,
+        val_episodes=4 * few,
+        test_episodes=4 * few * (max(config.shots) + 1) // 2,
         workers=0,
         tensorboard=False,
         name="rehearsal",
