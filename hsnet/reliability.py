@@ -507,6 +507,7 @@ def _bad_value(rng, option):
     if option.metadata["choices"]:
         return rng.choice(["", "x", "None", "COCO!", "0", "paper ", "ünïcode", "a" * 1000, "'; rm -rf /"])
     return {
+        "start": lambda: rng.choice(["no-such-run", "../nowhere", "/etc", "n" * 300, "ünïcode", "a/b"]),
         "name": lambda: rng.choice(["../up", "a/b", "..", ".", "/etc", "n" * 300, "x/"]),
         "shot": lambda: rng.choice(["", "0", "-1", "a", "1,,2", "1,x", "5000", "1.5", ","]),
         "device": lambda: rng.choice(["gpu", "cuda:99", "meta", "tpu", "cuda:x", "", "cpu:x"]),

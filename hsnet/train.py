@@ -227,7 +227,7 @@ class Training:
         self.workers = choose_workers(config.workers)
         self.model = HSNet(**config.model_settings).to(self.device)
         if config.start and state is None:
-            load_weights(self.model, weights_of(config.start))
+            _start_from(config.start, self.model)
         self.model.training_size = config.size
         self.model.encoder.recompute = config.recompute
         self.learned = self.model.learned_parameters()
@@ -768,6 +768,15 @@ def _foresee(training):
         f"memory   about {total / 1e9:.2f} GB, estimated: {(base + fixed) / 1e9:.2f} GB and {each / 1e9:.3f} GB for each of "
         f"{count} episodes at a time{known}"
     )
+
+
+def _start_from(run, model):
+    try:
+        load_weights(model, weights_of(run))
+    except (OSError, ValueError) as error:
+        raise (ValueError if isinstance(error, ValueError) else FileNotFoundError)(
+            f"start is {run!r}: {error}"
+        ) from error
 
 
 def _say(text):
