@@ -77,7 +77,10 @@ def what_fits(config: Config, few: int, device: str, begun: bool) -> str:
             )
     limits = [f"{limit / 1e9:.2f} GB by {name}" for name, (limit, _) in memory_limits().items()]
     limited = f" (limited to {', '.join(limits)})" if limits else ""
-    return f"{message}, and no smaller setting fits with a little to spare, down to {RANGES['size'][0]} px: it needs more memory{limited}"
+    return (
+        f"{message}, and no smaller setting fits with a little to spare, down to {RANGES['size'][0]} px: it needs more "
+        f"memory{limited}"
+    )
 
 
 def _rehearse(config):

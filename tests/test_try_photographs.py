@@ -42,6 +42,16 @@ def root(tmp_path):
     return tmp_path / "coco"
 
 
+def tiny(data, size):
+    """The folder of a run called tiny, as if trained at `size`; its weights are drawn at random."""
+    model = HSNet("efficientnet_lite0")
+    model.training_size = size
+    run = data / "runs" / "tiny"
+    run.mkdir(parents=True)
+    save_model(run / WEIGHTS, model)
+    return run
+
+
 def test_every_picture_is_asked_by_others_of_its_class(root, monkeypatch):
     benchmark = load_benchmark("coco", size=64, root=str(root))
     with pytest.raises(ValueError, match="has 2 classes with more than 5 pictures"):
@@ -59,11 +69,7 @@ def test_every_picture_is_asked_by_others_of_its_class(root, monkeypatch):
 
 def test_the_command_line_measures_and_keeps_other_variants(root, data, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(program, "CLASSES", 2)
-    model = HSNet("efficientnet_lite0")
-    model.training_size = 64
-    run = data / "runs" / "tiny"
-    run.mkdir(parents=True)
-    save_model(run / WEIGHTS, model)
+    run = tiny(data, 64)
     for aspect in ("squash", "pad"):
         sheet = tmp_path / f"{aspect}.png"
         options = ["tiny", "--root", str(root), "--aspect", aspect, "--sheet", str(sheet)]
@@ -98,11 +104,7 @@ def test_the_command_line_measures_and_keeps_other_variants(root, data, monkeypa
 
 def test_what_the_features_alone_tell_apart(root, data, monkeypatch, capsys):
     monkeypatch.setattr(program, "CLASSES", 2)
-    model = HSNet("efficientnet_lite0")
-    model.training_size = 96
-    run = data / "runs" / "tiny"
-    run.mkdir(parents=True)
-    save_model(run / WEIGHTS, model)
+    run = tiny(data, 96)
     segmenter = program.Segmenter("tiny")
 
     def picture(left, right):
