@@ -770,9 +770,12 @@ def _foresee(training):
     )
 
 
-def _start_from(run, model):
+def _start_from(run, model=None):
+    """Load a run's weights into a model; without one, only look whether they are there."""
     try:
-        load_weights(model, weights_of(run))
+        path = weights_of(run)
+        if model is not None:
+            load_weights(model, path)
     except (OSError, ValueError) as error:
         raise (ValueError if isinstance(error, ValueError) else FileNotFoundError)(
             f"start is {run!r}: {error}"
@@ -814,6 +817,8 @@ def _find_state(config, folder, resume):
                 f"the run {config.run} was started with {'; '.join(other)}. Give the same settings, or a new --name.{longer}"
             )
         state["finished"] &= all(before[name] == getattr(config, name) for name in LONGER)
+    if config.start and state is None:
+        _start_from(config.start)  # a wrong name must not write over the settings of what was here
     write_whole(folder / "config.json", config.as_json().encode())
     return state
 

@@ -350,8 +350,9 @@ def test_a_training_starts_from_another_s_weights(data):
     # Once begun it needs the other no more.
     shutil.rmtree(first)
     train(replace(second, epochs=2), resume=True)
-    with pytest.raises(FileNotFoundError, match="first"):
+    with pytest.raises(FileNotFoundError, match="start is 'first': no run 'first'"):
         train(replace(second, name="third"))
+    assert not (data / "runs" / "third" / "config.json").exists()
     with pytest.raises(ValueError, match="kernel 'center-pivot', not 'separable'"):
         train(replace(second, name="third", start="second", kernel="separable"))
 
