@@ -33,22 +33,29 @@ SQUEEZING = {  # (kernel_size, stride) of the three convolutions, by levels coun
 MIXING = ((3, 1), (3, 1), (3, 1))
 GROUPS = 4  # of every group normalisation
 
+WHOLE = 1 / 32  # of a GPU's memory, that the finest hypercorrelation of a batch may take
+
 VOTE_RULES = ("paper", "majority")
 
 
 class GroupNorm(nn.GroupNorm):
     """Group normalisation of a (b, c, hq, wq, hs, ws) tensor: statistics over its channels' groups and all four dims.
 
-    PyTorch's own is made for images and few positions. Here channels lie innermost, so that all it takes are sums of columns
-    and one multiplication and addition: several times as fast.
+    On a CPU, PyTorch's own is made for images and few positions. Here channels lie innermost, so that all it takes are sums
+    of columns and one multiplication and addition: several times as fast. A GPU spends more on starting these many small
+    operations than on computing: there PyTorch's own is taken, one operation.
     """
 
     def forward(self, x: Float[Tensor, "b c hq wq hs ws"]) -> Float[Tensor, "b c hq wq hs ws"]:
         """Normalise."""
+        if x.device.type != "cpu":
+            return super().forward(x)
         return _unrows(_Normalise.apply(_rows(x), self.weight, self.bias, self.num_groups, self.eps), x)
 
     def forward_(self, x: Float[Tensor, "b c hq wq hs ws"]) -> Float[Tensor, "b c hq wq hs ws"]:
         """Normalise and set negative values to 0; without gradients, and in place where channels lie innermost."""
+        if x.device.type != "cpu":
+            return super().forward(x).relu_()
         rows = _rows(x)
         for item in rows:
             mean, inverse = _statistics(item, self.num_groups, self.eps)
@@ -363,10 +370,11 @@ class HSNet(nn.Module):
         """
         _check(query, support, support_mask, shots=False)
         self._warn_about_size(support)
+        fuse = self.fuses(len(query), *(math.prod(-(-side // 8) for side in x.shape[-2:]) for x in (query, support)))
         # Each picture's features are reduced to what is needed of them before the next are made.
-        supports = self._prepare_support(self.backbone(support), support_mask)
-        query_levels = self._prepare_query(self.backbone(query))
-        return self._logits(query_levels, supports, query.shape[-2:])
+        supports = self._prepare_support(self.backbone(support), support_mask, fuse)
+        query_levels = self._prepare_query(self.backbone(query), fuse)
+        return self._logits(query_levels, supports, query.shape[-2:], fuse)
 
     @torch.no_grad()
     def predict(
@@ -412,30 +420,43 @@ class HSNet(nn.Module):
     ) -> Iterator[Float[Tensor, "b 2 h w"]]:
         """The logits from each of the K supports, one after the other: the memory of one pass whatever K is."""
         b, k = support_mask.shape[:2]
-        query_levels = self._prepare_query([list(level) for level in query_levels])
+        fuse = self.fuses(b, *(levels[0][0][0, 0].numel() for levels in (query_levels, support_levels)))
+        query_levels = self._prepare_query([list(level) for level in query_levels], fuse)
         for shot in range(k):
             levels = [[f.unflatten(0, (b, k))[:, shot] for f in level] for level in support_levels]
-            yield self._logits(query_levels, self._prepare_support(levels, support_mask[:, shot]), size)
+            supports = self._prepare_support(levels, support_mask[:, shot], fuse)
+            yield self._logits(query_levels, supports, size, fuse)
 
-    def _fuses(self):
-        # For other kernels, and where gradients have to reach the features, the pyramid is built as a whole.
-        return self.settings["kernel"] == "center-pivot" and not self.backbone.trainable
+    def fuses(self, b: int, query_positions: int, support_positions: int) -> bool:
+        """Whether correlation and first convolution go together (see `fused`); positions are those of the finest level.
 
-    def _prepare_query(self, levels):
+        Else the pyramid is built as a whole: for other kernels, where gradients have to reach the features, and on a GPU,
+        which would spend its time waiting for the many small operations, as long as it takes little of its memory.
+        """
+        if self.settings["kernel"] != "center-pivot" or self.backbone.trainable:
+            return False
+        device = next(self.decoder.parameters()).device
+        if device.type != "cuda":
+            return True
+        layers = len(self.backbone.layers[0])
+        room = torch.cuda.get_device_properties(device).total_memory * WHOLE
+        return 4 * b * layers * query_positions * support_positions > room
+
+    def _prepare_query(self, levels, fuse):
         """The features as the encoder takes them. The lists are used up: old and new are not held side by side."""
-        for level in levels if self._fuses() else []:
+        for level in levels if fuse else []:
             for i in range(len(level)):
                 level[i] = unit_vectors(level[i])
         return levels
 
-    def _prepare_support(self, levels, mask):
+    def _prepare_support(self, levels, mask, fuse):
         mask = mask if self.settings["mask_support"] else None
-        if self._fuses():
+        if fuse:
             return [cut(f, mask, block.layers[0]) for f, block in zip(levels, self.encoder.squeezing, strict=True)]
         return levels if mask is None else mask_features(levels, mask)
 
-    def _logits(self, query_levels, supports, size):
-        if self._fuses():
+    def _logits(self, query_levels, supports, size, fuse):
+        if fuse:
             context = self.encoder.from_features(query_levels, supports)
         else:
             context = self.encoder(hypercorrelation_pyramid(query_levels, supports))

@@ -27,6 +27,7 @@ class Muon(torch.optim.Optimizer):
     def step(self) -> None:
         """One step along the orthogonalised momentum (Nesterov's)."""
         for group in self.param_groups:
+            together: dict[object, list[tuple[Tensor, Tensor]]] = {}
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
@@ -34,21 +35,31 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum"] = torch.zeros_like(weight.grad)
                 state["momentum"].mul_(group["momentum"]).add_(weight.grad)
-                ahead = weight.grad + group["momentum"] * state["momentum"]
-                matrix = ahead.flatten(1)
-                size = group["lr"] * max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
-                weight.sub_(orthogonalise(matrix).view_as(weight), alpha=size)
+                matrix = (weight.grad + group["momentum"] * state["momentum"]).flatten(1)
+                # Matrices of one shape at once on a GPU, which would wait for many small products.
+                key = matrix.shape if weight.is_cuda else len(together)
+                together.setdefault(key, []).append((weight, matrix))
+            for pairs in together.values():
+                size = group["lr"] * max(1.0, pairs[0][1].shape[0] / pairs[0][1].shape[1]) ** 0.5
+                matrices = pairs[0][1] if len(pairs) == 1 else torch.stack([matrix for _, matrix in pairs])
+                steps = orthogonalise(matrices).view(len(pairs), *pairs[0][1].shape)
+                for (weight, _), step in zip(pairs, steps, strict=True):
+                    weight.sub_(step.view_as(weight), alpha=size)
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     """Nearly the matrix with the same singular vectors and all singular values 1 (0.7 to 1.2 after five steps).
 
     A Newton-Schulz iteration whose polynomial was tuned to lift small singular values fast.
+
+    Args:
+        matrix: one, or a stack of them.
     """
-    x = matrix / (matrix.norm() + 1e-7)
-    if matrix.shape[0] > matrix.shape[1]:
-        x = x.T
+    rows, columns = matrix.shape[-2:]
+    x = matrix / (matrix.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    if rows > columns:
+        x = x.mT
     for _ in range(steps):
-        square = x @ x.T
+        square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+    return x.mT.contiguous() if rows > columns else x

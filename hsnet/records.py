@@ -344,12 +344,16 @@ def speed_table(result: dict) -> str:
         if r["path"] == "fast":
             ratio = plain[r["what"]] / r["seconds"]
             rows.append(
-                [f"{r['what']}, {r['precision']}", f"{plain[r['what']]:.2f} s", f"{r['seconds']:.2f} s", f"{ratio:.2f}"]
+                [f"{r['what']}, {r['precision']}", _time(plain[r["what"]]), _time(r["seconds"]), f"{ratio:.2f}"]
             )
     for r in result["segmenter"]:
         what = f"`Segmenter`, {r['shot']} support{'s'[: r['shot'] > 1]}: first and further query"
-        rows.append([what, f"{r['first']:.2f} s", f"{r['further']:.2f} s", f"{r['first'] / r['further']:.2f}"])
+        rows.append([what, _time(r["first"]), _time(r["further"]), f"{r['first'] / r['further']:.2f}"])
     return markdown([f"{result['backbone']}, {result['size']} px", "plain path", "library", "times as fast"], rows)
+
+
+def _time(seconds):
+    return f"{seconds:.2f} s" if seconds >= 0.15 else f"{1000 * seconds:.0f} ms"
 
 
 def memory_table(result: dict) -> str:

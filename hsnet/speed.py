@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ from .records import markdown, memory_table, precision_table, speed_table, write
 from .segmenter import Segmenter
 from .train import backward
 
+SIDES = [6, 9, 12, 15, 18]  # positions a side, of four, that the kernels are measured at
 SHOTS, BATCH = 5, 4  # of "5-shot" and of "training step"
 WORK = ("1-shot", "5-shot", "training step")
 
@@ -199,16 +201,21 @@ def measure_kernels(sides: list[int], repetitions: int, device: torch.device) ->
 def measure_stages(bench: Bench, repetitions: int) -> list[dict]:
     """(b) The stages of one image pair.
 
-    The fast path has no correlation of its own to time: it is one with the first squeezing convolution. So both paths show
-    that as one stage, and the correlation alone, as plain functions of either path, besides.
+    On a CPU the fast path has no correlation of its own to time: it is one with the first squeezing convolution. So both paths
+    show that as one stage, and the correlation alone, as plain functions of either path, besides.
     """
     query, support, mask = bench.query[:1], bench.support[:1, 0], bench.mask[:1, 0]
     plain, fast = bench.plain, bench.fast
     query_levels, support_levels = fast.backbone(query), fast.backbone(support)
     blocks = fast.encoder.squeezing
+    fuses = fast.fuses(1, *(levels[0][0][0, 0].numel() for levels in (query_levels, support_levels)))
     plain_query, plain_support = plain.backbone(query), plain.backbone(support)
 
     def first():
+        if not fuses:
+            pyramid = hypercorrelation_pyramid(query_levels, mask_features(support_levels, mask))
+            yield from (block.layers[0](x) for block, x in zip(blocks, pyramid, strict=True))
+            return
         for block, q, s in zip(blocks, query_levels, support_levels, strict=True):
             yield correlate_and_convolve(block.layers[0], [unit_vectors(f) for f in q], cut(s, mask, block.layers[0]))
 
@@ -313,21 +320,24 @@ def measure_memory(backbone: str, sizes: dict[str, list[int]], device: torch.dev
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     tasks = [(what, path, size) for what in sizes for size in sizes[what] for path in ("plain", "fast")]
-    rows = []
-    for what, path, size in tqdm(tasks, desc="memory", unit="process", leave=False):
-        rows.append({"what": what, "path": path, "size": size, "bytes": None})
+
+    def run(task):
+        what, path, size = task
+        row = {"what": what, "path": path, "size": size, "bytes": None}
         if path == "plain" and 3 * 4 * 4 * (size / 8) ** 4 * (BATCH if what == "training step" else 1) > memory / 2:
-            continue
+            return row
         command = [sys.executable, "-m", "hsnet.speed", "--one", what, path, "--size", str(size)]
         command += ["--backbone", backbone, "--device", str(device), "--threads", str(torch.get_num_threads())]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode == 0:
-            rows[-1] |= json.loads(done.stdout)
-        elif (
-            done.returncode > 0 and "memory" not in done.stderr
-        ):  # a signal, such as the kernel's, is no mistake of ours
+            return row | json.loads(done.stdout)
+        if done.returncode > 0 and "memory" not in done.stderr:  # a signal, such as the kernel's, is no mistake of ours
             raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
-    return rows
+        return row
+
+    # Several at a time on a GPU, where only a process's own tensors are counted.
+    with ThreadPoolExecutor(4 if device.type == "cuda" else 1) as pool:
+        return list(tqdm(pool.map(run, tasks), "memory", len(tasks), unit="process", leave=False))
 
 
 def measure_one(backbone: str, what: str, path: str, size: int, device: torch.device) -> dict:
@@ -449,7 +459,7 @@ def about(device: torch.device) -> dict:
 
 def measure(backbone: str, size: int, device: torch.device, quick: bool) -> dict:
     """Everything, as the JSON file holds it."""
-    repetitions = 2 if quick else 5
+    repetitions = (2 if quick else 5) * (4 if device.type == "cuda" else 1)  # passes take milliseconds there
     precisions = list(dict.fromkeys([torch.float32, choose_precision("auto", device)]))
     if device.type == "cuda":
         precisions.append(torch.float16)
@@ -463,7 +473,7 @@ def measure(backbone: str, size: int, device: torch.device, quick: bool) -> dict
         "repetitions": repetitions,
         "mask": "a disc that covers a quarter of the image",
         "limits": machine_limits(device, precisions, repetitions),
-        "kernels": measure_kernels([6, 9, 12] if quick else [6, 9, 12, 15, 18], repetitions, device),
+        "kernels": measure_kernels(SIDES[:3] if quick else SIDES, repetitions, device),
     }
     bench = Bench(backbone, size, device)
     result["stages"] = measure_stages(bench, repetitions)

@@ -19,6 +19,11 @@ def test_singular_values_become_one_and_vectors_stay(shape):
     assert (u.T @ result @ v.T - torch.diag(torch.diagonal(u.T @ result @ v.T))).abs().max() < 1e-3
 
 
+def test_a_stack_is_its_matrices():
+    matrices = torch.randn(3, 12, 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(orthogonalise(matrices), torch.stack([orthogonalise(m) for m in matrices]))
+
+
 def test_a_step_has_the_size_of_the_learning_rate_whatever_the_gradient():
     for scale in (1e-3, 1e3):
         weight = torch.nn.Parameter(torch.zeros(6, 4, 3, 3))
