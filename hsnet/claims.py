@@ -398,7 +398,7 @@ def runs_table() -> str:
                 f"{history[-1]['seconds'] / 60:.0f} min",
                 f"{test['parameters']:,}",
                 f"{history[-1]['peak_bytes'] / 1e9:.2f} GB",
-                test["precision"],
+                f"{test['device']}, {test['precision']}",
             ]
         )
     header = [
@@ -410,7 +410,7 @@ def runs_table() -> str:
         "training",
         "learned values",
         "peak memory",
-        "precision",
+        "computed by",
     ]
     return _with_missing(markdown(header, rows), "Not run yet", missing)
 

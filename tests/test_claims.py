@@ -56,7 +56,14 @@ def write(cell, scores):
         ]
     miou = 100 * scores["HSNet"]
     score = {"miou": miou, "interval": [miou - 1, miou + 1], "fb_iou": 60.0, "episodes": 1000}
-    test = {"shot": 1, "scores": {"HSNet": score}, "areas": areas, "parameters": 1234, "precision": "float32"}
+    test = {
+        "shot": 1,
+        "scores": {"HSNet": score},
+        "areas": areas,
+        "parameters": 1234,
+        "device": "a GPU",
+        "precision": "float32",
+    }
     (cell.folder / "test-1shot.json").write_text(json.dumps(test))
     line = {"epoch": 8, "seconds": 1200.0, "peak_bytes": 2_000_000_000}
     (cell.folder / "history.jsonl").write_text((json.dumps(line) + "\n") * 8)
@@ -92,7 +99,7 @@ def test_a_line_is_made_from_files_and_waits_for_all_of_them():
     assert claims.progress().startswith("4 of 24 runs are done; 2 of 26 comparisons have a verdict. `python -m ")
     assert line()[2].startswith("50.0 − 40.0 = 10.0 [")
     table = claims.runs_table()
-    for cell in ("as published", "6,400", "20 min", "1,234", "2.00 GB"):
+    for cell in ("as published", "6,400", "20 min", "1,234", "2.00 GB", "a GPU, float32"):
         assert f"| {cell} " in table
     assert "Not run yet: separable 4D kernels, fold 0; " in table
     assert "as published, fold" not in table
