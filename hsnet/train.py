@@ -134,6 +134,8 @@ def train(config: Config, resume: bool = False, memory: bool = False) -> Path:
                     if memory:
                         _say(_foresee(training))
                         peak = Memory(training.device)
+                if rank() == 0:  # not before: what fails until here leaves the settings of an earlier run as they were
+                    write_whole(folder / "config.json", config.as_json().encode())
                 _run_epochs(training)
                 _test(training)
             except (RuntimeError, MemoryError, OSError) as error:
@@ -770,12 +772,10 @@ def _foresee(training):
     )
 
 
-def _start_from(run, model=None):
-    """Load a run's weights into a model; without one, only look whether they are there."""
+def _start_from(run, model):
+    """Load a run's weights into a model."""
     try:
-        path = weights_of(run)
-        if model is not None:
-            load_weights(model, path)
+        load_weights(model, weights_of(run))
     except (OSError, ValueError) as error:
         raise (ValueError if isinstance(error, ValueError) else FileNotFoundError)(
             f"start is {run!r}: {error}"
@@ -797,7 +797,7 @@ def _make(folder):
 
 
 def _find_state(config, folder, resume):
-    """The state to go on from, or None for a new run; `config.json` is written."""
+    """The state to go on from, or None for a new run."""
     state = load_checkpoint(folder)
     if state is None:
         if resume:
@@ -817,9 +817,6 @@ def _find_state(config, folder, resume):
                 f"the run {config.run} was started with {'; '.join(other)}. Give the same settings, or a new --name.{longer}"
             )
         state["finished"] &= all(before[name] == getattr(config, name) for name in LONGER)
-    if config.start and state is None:
-        _start_from(config.start)  # a wrong name must not write over the settings of what was here
-    write_whole(folder / "config.json", config.as_json().encode())
     return state
 
 

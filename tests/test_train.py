@@ -352,9 +352,12 @@ def test_a_training_starts_from_another_s_weights(data):
     train(replace(second, epochs=2), resume=True)
     with pytest.raises(FileNotFoundError, match="start is 'first': no run 'first'"):
         train(replace(second, name="third"))
-    assert not (data / "runs" / "third" / "config.json").exists()
+    earlier = data / "runs" / "third" / "config.json"
+    assert not earlier.exists()
+    earlier.write_text("of an earlier run")
     with pytest.raises(ValueError, match="kernel 'center-pivot', not 'separable'"):
         train(replace(second, name="third", start="second", kernel="separable"))
+    assert earlier.read_text() == "of an earlier run"
 
 
 def test_patience(data, monkeypatch):

@@ -3,22 +3,29 @@
 The drawings are the embedded benchmark's; what differs is all around them. A photograph has objects of any size, cut off by its
 border and hidden by others, textures in which fine detail is weaker than coarse in a certain proportion, borders between
 grounds, light that falls from one side, blur, noise and the traces of compression. Here all of these are drawn at random.
-And two photographed things of one class are less alike than two drawings of one concept: so the target is drawn from the
+And two photographed things of one class are less alike than two drawings of one concept: so the target may be drawn from the
 concept's whole family, a wolf for a dog, and in colours of its own.
+
+How far all this goes is drawn for each episode, from the scenes of `emoji` as they are to the hardest: of the hardest alone a
+network learns what objects look like, and hardly to compare.
 
 Where this resembles `scenes` it does not share with it: the code of that file is hashed into the digest of the test scenes, which
 must stay what they were when runs were scored.
 """
 
 import io
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image, ImageFilter
 
+from . import scenes
+from .base import Episode
 from .emoji import Emoji
 from .scenes import Scene, _paste, _Place
 
-OBJECT_SIZE = (0.2, 1.6)  # longest side of an object over the side of the scene; uniform in its logarithm
+LEVELS = 8  # of difficulty: 0 is a scene of `emoji`; below are the ranges of the highest
+OBJECT_SIZE = (0.12, 1.6)  # longest side of an object over the side of the scene; uniform in its logarithm
 MIDDLE = (0.15, 0.85)  # of an object, over the side of the scene
 DISTRACTORS = (0, 5)  # least and most
 TILT = 0.6  # radians at most; half of the objects are mirrored
@@ -26,7 +33,7 @@ HUE_SHIFT = np.pi  # radians at most, around the grey axis; small ones are frequ
 GAIN = (0.5, 1.3)  # of brightness
 SATURATION = (0.1, 1.2)  # of colours: those of drawings are stronger than those of things
 # A scene is drawn again if its target covers less than this share of the scene, or shows less than this share of itself.
-LEAST_VISIBLE = 0.015
+LEAST_VISIBLE = 0.006
 LEAST_UNCOVERED = 0.25
 SLOPE = (0.8, 1.6)  # amplitude of a texture's wave of frequency f: f^-slope; photographs have about 1
 
@@ -43,19 +50,32 @@ class EmojiPhoto(Emoji):
     def _classes(self, fold, split):
         return list(range(len(self.class_names))) if split == "train" else super()._classes(fold, split)
 
+    def draw(self, rng: np.random.Generator, fold: int, shot: int = 1) -> Episode:
+        """One training episode, all of whose scenes have one level of difficulty: the remainder of their keys."""
+        episode, level = super().draw(rng, fold, shot), int(rng.integers(LEVELS))
+
+        def at_level(name):
+            start, _, key = name.rpartition(".")
+            return f"{start}.{int(key) // LEVELS * LEVELS + level}"
+
+        return replace(episode, query=at_level(episode.query), supports=tuple(map(at_level, episode.supports)))
+
     def scene(self, name: str) -> Scene:
         """Draw the scene called `name`; any member of its target's family may stand for the target."""
-        if not name.startswith("train."):
+        strength = _strength(name)
+        if not strength:
             return super().scene(name)
         class_id, artist, key = name.split(".")[2:]
         rng = np.random.default_rng([3, int(class_id), int(key)])
-        family = [c for c in sorted(self.related(int(class_id))) if artist in self.artists(c, "train")]
-        drawn = [(int(rng.choice(family)), artist), *self.objects(name)[1:]]
-        return compose(rng, [self.cutout(c, a, rng) for c, a in drawn], self.size)
+        target = int(class_id)
+        if rng.random() < strength:
+            target = int(rng.choice([c for c in sorted(self.related(target)) if artist in self.artists(c, "train")]))
+        drawn = [(target, artist), *self.objects(name)[1:]]
+        return compose(rng, [self.cutout(c, a, rng) for c, a in drawn], self.size, strength)
 
     def objects(self, name: str) -> list[tuple[int, str]]:
         """(class id, artist) of each object of a scene, the target first."""
-        if not name.startswith("train."):
+        if not _strength(name):
             return super().objects(name)
         class_id, artist, key = name.split(".")[2:]
         rng = np.random.default_rng([4, int(class_id), int(key)])
@@ -69,15 +89,27 @@ class EmojiPhoto(Emoji):
         return objects
 
 
-def compose(rng: np.random.Generator, sprites: list[np.ndarray], size: int) -> Scene:
+def _strength(name):
+    """How far a scene is from those of `emoji`, 0 to 1."""
+    split, *_, key = name.split(".")
+    return int(key) % LEVELS / (LEVELS - 1) if split == "train" else 0.0
+
+
+def _between(mild, hard, strength):
+    """A range between two, in proportion."""
+    return tuple(m + (h - m) * strength for m, h in zip(mild, hard, strict=True))
+
+
+def compose(rng: np.random.Generator, sprites: list[np.ndarray], size: int, strength: float = 1.0) -> Scene:
     """Draw a scene of `size` pixels a side.
 
     Args:
         rng: decides everything.
         sprites: premultiplied uint8 RGBA (n, n, 4), the target first.
+        strength: of all that makes it hard, 0 to 1.
     """
     for _ in range(20):  # the target may end up covered or outside
-        places = [_place(rng, size) for _ in sprites]
+        places = [_place(rng, size, strength) for _ in sprites]
         order = rng.permutation(len(sprites))
         if _shows_target(sprites, places, order, size):
             break
@@ -85,12 +117,12 @@ def compose(rng: np.random.Generator, sprites: list[np.ndarray], size: int) -> S
     picture = np.clip(_ground(rng, size, textures), 0, 255).astype(np.uint8)
     labels = np.zeros((size, size), np.uint8)
     for i in order:
-        _paste(_relit(rng, sprites[i], textures[0]), places[i], picture, labels, i + 1)
-    return Scene(_photographed(rng, picture), labels)
+        _paste(_relit(rng, sprites[i], textures[0], strength), places[i], picture, labels, i + 1)
+    return Scene(_photographed(rng, picture, strength), labels)
 
 
-def _place(rng, size):
-    side = size * np.exp(rng.uniform(*np.log(OBJECT_SIZE)))
+def _place(rng, size, strength):
+    side = size * np.exp(rng.uniform(*_between(np.log(scenes.OBJECT_SIZE), np.log(OBJECT_SIZE), strength)))
     x, y = rng.uniform(*MIDDLE, 2) * size
     return _Place(x, y, side, rng.uniform(-TILT, TILT), int(rng.choice([-1, 1])))
 
@@ -155,32 +187,32 @@ def _coarse(texture):
     return np.asarray(small.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def _relit(rng, sprite, texture):
+def _relit(rng, sprite, texture, strength):
     """A cut-out with other colours, a texture of its own, and light from one side; premultiplied RGBa."""
     rgb, alpha = sprite[..., :3].astype(np.float32), sprite[..., 3:].astype(np.float32)
-    angle = HUE_SHIFT * rng.uniform(-1, 1) ** 3
+    angle = strength * HUE_SHIFT * rng.uniform(-1, 1) ** 3
     c, s = np.cos(angle), np.sin(angle) / np.sqrt(3)
     turn = np.full((3, 3), (1 - c) / 3) + c * np.eye(3) + s * np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
     grey = np.full((3, 3), 1 / 3)
-    saturation = rng.uniform(*SATURATION)
+    saturation = rng.uniform(*_between((1, 1), SATURATION, strength))
     rgb = rgb @ ((saturation * np.eye(3) + (1 - saturation) * grey) @ turn).T.astype(np.float32)
     n = len(sprite)
     ramp, light = np.linspace(-1, 1, n, dtype=np.float32), rng.uniform(0, 2 * np.pi)
-    shade = 1 + rng.uniform(0, 0.5) * (np.cos(light) * ramp[:, None] + np.sin(light) * ramp[None])
+    shade = 1 + rng.uniform(0, 0.5 * strength) * (np.cos(light) * ramp[:, None] + np.sin(light) * ramp[None])
     texture = np.roll(texture, rng.integers(len(texture), size=2), (0, 1))
     texture = np.pad(texture, (0, max(0, n - len(texture))), mode="wrap")[:n, :n]
-    shade = shade * (1 + rng.uniform(0, 0.5) * texture) * rng.uniform(*GAIN)
+    shade = shade * (1 + rng.uniform(0, 0.5 * strength) * texture) * rng.uniform(*_between((1, 1), GAIN, strength))
     rgb = np.clip(rgb * shade[..., None], 0, alpha)
     return Image.frombuffer("RGBa", (n, n), np.concatenate([rgb, alpha], axis=-1).astype(np.uint8))
 
 
-def _photographed(rng, picture):
+def _photographed(rng, picture, strength):
     """Three planes as a camera would have them: a cast, a contrast, blur, noise, compression; (size, size, 3)."""
     planes = picture.astype(np.float32)
     cast = rng.uniform(0.85, 1.15, (3, 1, 1))
     planes = 128 + (planes * cast - 128) * rng.uniform(0.6, 1.1) + rng.uniform(-25, 25)
     image = Image.fromarray(np.clip(planes, 0, 255).astype(np.uint8).transpose(1, 2, 0))
-    if rng.random() < 0.6:
+    if rng.random() < 0.6 * strength:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.5)))
     pixels = np.asarray(image).astype(np.float32)
     pixels += rng.uniform(0, 8) * rng.standard_normal(pixels.shape, np.float32)
