@@ -29,7 +29,8 @@ from .episodes import EpisodeDataset, test_episodes
 from .metrics import SegmentationScore
 from .records import ROOT, markdown, run_score, write_json
 
-RUN = "emoji-fold0-efficientnet_lite0"  # the trained network the pages show
+RUN = "emoji-fold0-long"  # the trained network the pages show
+LAPTOP_RUN = Config().run  # what `make train` leaves
 SIZE = 256  # pixels a side
 
 THREAD = 136  # place of the pages' query among the 5-shot test episodes: a videocassette and a light bulb
