@@ -37,9 +37,14 @@ class Prototypes:
         self, query_levels, support_levels, support_mask: Bool[Tensor, "b k h w"], truth: Bool[Tensor, "b h w"]
     ) -> None:
         """Score every level and rule on a batch of training episodes."""
-        masks = self._masks(query_levels, support_levels, support_mask, truth.shape[-2:])  # level rule b h w
-        union = (masks | truth).sum((-2, -1)).clamp(min=1)
-        self._iou = self._iou + ((masks & truth).sum((-2, -1)) / union).sum(-1)
+        ious = []
+        for pair in zip(
+            query_levels, support_levels, strict=True
+        ):  # all at once are the most memory a small training takes
+            masks = self._masks(*([level] for level in pair), support_mask, truth.shape[-2:])[0]  # rule b h w
+            union = (masks | truth).sum((-2, -1)).clamp(min=1)
+            ious.append(((masks & truth).sum((-2, -1)) / union).sum(-1))
+        self._iou = self._iou + torch.stack(ious)
         self._sides = [level[0].shape[-1] for level in query_levels]
 
     def predict(

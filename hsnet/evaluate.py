@@ -341,6 +341,10 @@ def main() -> None:
     parser.add_argument(
         "--controls", action="store_true", help="instead: does the support decide? (benchmarks whose scenes are drawn)"
     )
+    parser.add_argument(
+        "--precision",
+        help="auto, float32, bfloat16 or float16; areas are the same to the pixel only in one precision (default: the run's)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
     arguments = parser.parse_args()
     if arguments.shot < 1:
@@ -404,7 +408,7 @@ def _score_reference(arguments):
 
 def _asked(config, arguments):
     """A configuration with what the command line asks for."""
-    names = ("benchmark", "fold", "root", "protocol", "rule", "test_episodes", "device")
+    names = ("benchmark", "fold", "root", "protocol", "rule", "test_episodes", "precision", "device")
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     if given.get("benchmark", config.benchmark) != config.benchmark:
         given.setdefault("root", "")  # the run's is of another benchmark

@@ -49,7 +49,7 @@ def test_a_run_under_the_strict_protocol(trees, data, run, capsys):
         Config(**TINY, benchmark="pascal", protocol="strict", novel_images="drop", boundary="ignore", rule="majority")
     )
     assert folder.name == "pascal-fold0-efficientnet_lite0-strict"
-    assert run(folder.name, "--shot", "2") == 0
+    assert run(folder.name, "--shot", "2", "--precision", "float32") == 0
     test, original = (json.loads((folder / f"{prefix}test-2shot.json").read_text()) for prefix in ("", "original-"))
     assert (test["protocol"], test["rule"], test["scored_at"], original["scored_at"]) == (
         "strict", "majority", "size", "original size",
@@ -57,6 +57,7 @@ def test_a_run_under_the_strict_protocol(trees, data, run, capsys):
     assert test["training"] == {
         "benchmark": "pascal", "fold": 0, "protocol": "strict", "novel_images": "drop", "boundary": "ignore",
     }  # fmt: skip
+    assert test["precision"] == "float32"
     assert test["weights_sha256"] == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert [part["seed"] for part in test["lists"]] == [0, 1, 2, 3, 4]
     assert all(part["episodes"] == 6 for part in test["lists"])
@@ -89,6 +90,7 @@ def test_a_run_of_coco_on_pascal(trees, data, run, capsys):
         (("--fold", "0"), "trained on the classes of every fold of coco but 1"),
         (("--protocol", "mine"), "protocol is 'mine': choose one of official, strict"),
         (("--rule", "mine"), "rule is 'mine': choose one of paper, majority"),
+        (("--precision", "half"), "precision is 'half': choose one of auto, float32, bfloat16, float16"),
         (("--backbone", "resnet50"), "a run brings its own"),
     ):
         assert run(folder.name, *options) == 2
