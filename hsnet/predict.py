@@ -243,6 +243,11 @@ def main() -> None:
         help=f"how a picture becomes a square: {' or '.join(ASPECTS)}, which keeps its proportions (default: squash)",
     )
     parser.add_argument(
+        "--size",
+        type=int,
+        help="side of the squares in pixels: larger ones show more of small things and take more time (default: the training's)",
+    )
+    parser.add_argument(
         "--method",
         default="hsnet",
         help=f"{' or '.join(METHODS)}: the network, or the baseline of its frozen features alone; on photographs try both "
@@ -276,6 +281,7 @@ def main() -> None:
         aspect=arguments.aspect,
         device=arguments.device,
         method=arguments.method,
+        size=arguments.size,
     )
     wrong = predict_files(segmenter, supports, queries, arguments.out, str(arguments.run))
     print(f"{_count(len(queries) - len(wrong), 'mask')} in {arguments.out}\nlook at {arguments.out / 'index.html'}")

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from .baselines import Prototypes
 from .devices import choose_device
 from .episodes import resize_image, resize_mask
-from .model import VOTE_RULES, HSNet, vote
+from .model import VOTE_RULES, HSNet, squeezed_size, vote
 from .pictures import BEHIND, Picture, describe, is_cutout, looks_inverted, read_image, read_mask
 
 RULES = (*VOTE_RULES, "mean")
@@ -44,10 +44,12 @@ class Segmenter:
         method: "hsnet"; or "prototypes", the baseline of the frozen features alone, which no training has improved: a
             place is marked where its feature at the coarsest level is nearer to the mean of the objects' than to that of
             what surrounds them. All supports enter these means, and `rule` has no part.
+        size: side of the squares; None for the size of training. Larger ones show more of small things and take more time;
+            the squeezed support must have as many positions as in training: 257 to 512 pixels give it 2 × 2.
 
     Raises:
         FileNotFoundError: no such run, or one without weights.
-        ValueError: an unknown rule, aspect, device or method.
+        ValueError: an unknown rule, aspect, device or method, or a size that these weights cannot take.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Segmenter:
         aspect: str = "squash",
         device: str = "auto",
         method: str = "hsnet",
+        size: int | None = None,
     ):
         for what, value, known in (("rule", rule, RULES), ("aspect", aspect, ASPECTS), ("method", method, METHODS)):
             if value not in known:
@@ -65,7 +68,14 @@ class Segmenter:
         self.rule, self.aspect, self.method = rule, aspect, method
         self.device = choose_device(device)
         self.model = HSNet.from_run(run).to(self.device).eval()
-        self.size = self.model.training_size
+        trained = self.model.training_size
+        self.size = trained if size is None else size
+        if squeezed_size(self.size) != squeezed_size(trained) or self.size < 32:
+            largest = 256 * squeezed_size(trained)
+            raise ValueError(
+                f"size is {size}: these weights were trained at {trained} px and take squares of {max(32, largest - 255)} to "
+                f"{largest} px, whose squeezed support has as many positions"
+            )
         self._support_levels: list[list[Tensor]] = []
         self._support_mask: Tensor | None = None
 

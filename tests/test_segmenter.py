@@ -155,6 +155,22 @@ def test_padding_keeps_proportions_and_is_no_part_of_the_answer(run):
         Segmenter(run, aspect="crop")
 
 
+def test_another_size_of_the_squares(run):
+    image, query = picture(), picture(50, 40)
+    larger = Segmenter(run, size=128).fit(image, mask_of(image))
+    found = larger.predict_proba(query)
+    assert found.shape == (50, 40)
+    # The same as of a network that was trained at that size.
+    own = Segmenter(run)
+    own.model.training_size = own.size = 128
+    np.testing.assert_array_equal(found, own.fit(image, mask_of(image)).predict_proba(query))
+    for size in (300, 16):
+        with pytest.raises(
+            ValueError, match=f"size is {size}: these weights were trained at {SIZE} px and take squares of 32 to 256"
+        ):
+            Segmenter(run, size=size)
+
+
 def test_files_images_and_arrays_agree(run, tmp_path):
     image, query = picture(), picture(33, 44)
     cutout = Image.fromarray(np.dstack([image, mask_of(image) * np.uint8(255)]))
@@ -242,7 +258,7 @@ def test_the_command_line(run, tmp_path):
     out = tmp_path / "masks"
     result = predict(
         "--run", run, "--support", folder / "a.jpg", tmp_path / "a.png", "--query", folder, tmp_path / "b" / "a.jpg", "--out", out,
-        "--aspect", "pad", "--rule", "mean",
+        "--aspect", "pad", "--rule", "mean", "--size", "96",
     )  # fmt: skip
     assert result.returncode == 1
     assert result.stderr.count("broken.jpg is not a picture") == 1
