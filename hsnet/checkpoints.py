@@ -37,7 +37,7 @@ WEIGHTS = "model.safetensors"
 LAST, PREVIOUS, DAMAGED, LOCK = "last.pt", "previous.pt", "damaged.pt", "lock"
 # The runs whose weights come with the repository, by the short name that every `run` argument takes. When a better one is
 # shipped it is named here, and `python -m hsnet.export` and `python -m hsnet.try_photographs` are run again.
-SHIPPED = {"emoji": "emoji-fold0-efficientnet_lite0"}
+SHIPPED = {"emoji": "emoji-photographs"}
 BACKBONE = "backbone.network."
 
 
