@@ -379,7 +379,7 @@ def progress() -> str:
 
 def runs_table() -> str:
     """Markdown: the runs of the comparisons that were made: score, episodes seen, time, learned values, memory."""
-    rows, missing = [], []
+    rows, missing, precisions = [], [], set()
     for cell in claimed_runs():
         test, history = cell.tests().get(1), cell.history()
         name = cell.variant or "as published"
@@ -388,6 +388,7 @@ def runs_table() -> str:
             continue
         score = test["scores"]["HSNet"]
         low, high = score["interval"]
+        precisions.add(test["precision"])
         rows.append(
             [
                 name,
@@ -398,7 +399,7 @@ def runs_table() -> str:
                 f"{history[-1]['seconds'] / 60:.0f} min",
                 f"{test['parameters']:,}",
                 f"{history[-1]['peak_bytes'] / 1e9:.2f} GB",
-                f"{test['device']}, {test['precision']}",
+                test["device"],
             ]
         )
     header = [
@@ -412,7 +413,8 @@ def runs_table() -> str:
         "peak memory",
         "computed by",
     ]
-    return _with_missing(markdown(header, rows), "Not run yet", missing)
+    table = markdown(header, rows) + f"\n\nComputed in {' and '.join(sorted(precisions))}." * bool(rows)
+    return _with_missing(table, "Not run yet", missing)
 
 
 def tables() -> str:
