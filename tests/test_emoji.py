@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from hsnet.benchmarks import emoji
-from hsnet.benchmarks.photo import EmojiPhoto
+from hsnet.benchmarks.drawn import DrawnBenchmark
+from hsnet.benchmarks.photo import LEVELS, EmojiPhoto
 from hsnet.benchmarks.scenes import compose
 from hsnet.episodes import test_episodes
 
@@ -104,9 +105,14 @@ def test_photo_scenes_train_every_concept_and_test_the_benchmarks_own(benchmark)
 
 def test_photo_scenes_show_their_target_and_follow_from_their_names(benchmark):
     photo, rng = EmojiPhoto(64), np.random.default_rng(0)
-    shares = []
+    shares, levels = [], set()
     for _ in range(60):
         episode = photo.draw(rng, 0)
+        # One difficulty an episode; the least is a scene of the benchmark, with distractors of all concepts.
+        (level,) = {int(name.rpartition(".")[2]) % LEVELS for name in (episode.query, *episode.supports)}
+        levels.add(level)
+        if level == 0:
+            assert np.array_equal(photo.scene(episode.query).image, DrawnBenchmark.scene(photo, episode.query).image)
         assert emoji.UNSEEN_ARTIST not in {artist for _, artist in photo.objects(episode.query)}
         sample, again = photo.read(episode.query, episode.class_id), photo.read(episode.query, episode.class_id)
         assert np.array_equal(sample.image, again.image)
@@ -117,3 +123,4 @@ def test_photo_scenes_show_their_target_and_follow_from_their_names(benchmark):
     # Seldom twenty draws do not suffice; objects are of many sizes.
     assert (shares >= 0.01).mean() > 0.9
     assert np.quantile(shares, 0.9) / np.quantile(shares, 0.1) > 8
+    assert levels == set(range(LEVELS))
