@@ -38,9 +38,8 @@ class Prototypes:
     ) -> None:
         """Score every level and rule on a batch of training episodes."""
         ious = []
-        for pair in zip(
-            query_levels, support_levels, strict=True
-        ):  # all at once are the most memory a small training takes
+        # A level at a time: the maps of all at once are the most memory a small training takes.
+        for pair in zip(query_levels, support_levels, strict=True):
             masks = self._masks(*([level] for level in pair), support_mask, truth.shape[-2:])[0]  # rule b h w
             union = (masks | truth).sum((-2, -1)).clamp(min=1)
             ious.append(((masks & truth).sum((-2, -1)) / union).sum(-1))
@@ -88,9 +87,8 @@ class Prototypes:
             b, k = support_mask.shape[:2]
             share = F.adaptive_avg_pool2d(support_mask.flatten(0, 1).float()[:, None], support_level[0].shape[-2:])
             foreground = background = 0.0
-            for query, support in zip(
-                query_level, support_level, strict=True
-            ):  # cosines averaged over the level's layers
+            # Cosines averaged over the level's layers.
+            for query, support in zip(query_level, support_level, strict=True):
                 foreground = foreground + _cosine(query, support, share, b, k) / len(query_level)
                 background = background + _cosine(query, support, 1 - share, b, k) / len(query_level)
             maps = F.interpolate(
