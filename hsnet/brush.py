@@ -151,13 +151,14 @@ class Workbench(ipywidgets.VBox):
         self._wrong = ""
         self.answers: list[np.ndarray] = []  # masks, in the order of the queries
         self._canvases, self._output, self._status = ipywidgets.HBox(), ipywidgets.Output(), ipywidgets.Label()
-        self._canvases.layout.flex_flow = "row wrap"
+        self._canvases.layout.flex_flow, self._canvases.layout.grid_gap = "row wrap", "12px"
         uploads = []
         for what, change in (("supports", self._new_supports), ("queries", self._new_queries)):
             upload = ipywidgets.FileUpload(accept="image/*", multiple=True, description=what)
             upload.observe(change, "value")
             uploads.append(upload)
         button = ipywidgets.Button(description="find it in the queries", button_style="primary")
+        button.layout.width = "auto"
         button.on_click(lambda _: self.answer())
         super().__init__(
             [ipywidgets.HBox(uploads), self._canvases, ipywidgets.HBox([button, self._status]), self._output]
@@ -184,8 +185,9 @@ class Workbench(ipywidgets.VBox):
 
     def _show(self):
         self._canvases.children = self.brushes
-        many = len(self.queries)
-        self._status.value = f"{len(self.brushes)} supports, {many} quer{'y' if many == 1 else 'ies'}.{self._wrong}"
+        k, many = len(self.brushes), len(self.queries)
+        counted = f"{k} support{'s'[: k != 1]}, {many} quer{'y' if many == 1 else 'ies'}"
+        self._status.value = f"{counted}.{self._wrong}"
 
     def answer(self) -> None:
         """Fit on what is painted, and show the answers."""
