@@ -1,4 +1,5 @@
-"""The page that runs the network in the reader's browser, in a real one: run by `make pages`, as test_pages.py is."""
+"""The page that runs the network in the reader's browser, in a real one, and the brush of a running notebook: run by
+`make pages`, as test_pages.py is."""
 
 import base64
 import io
@@ -12,6 +13,7 @@ from PIL import Image
 from test_pages import PAGES, VIEWS, address, browser  # noqa: F401 - fixtures; skips where there is nothing to look at
 
 from hsnet import Segmenter
+from hsnet.brush import Brush
 from hsnet.checkpoints import SHIPPED
 from hsnet.config import ROOT
 
@@ -227,3 +229,50 @@ def test_it_fits_the_window(visit, view, scheme):
         assert top >= header["y"] + header["height"]
     if folder := os.environ.get("HSNET_SCREENSHOTS"):
         page.screenshot(path=Path(folder) / f"try_it-answer-{view}-{scheme}.png", full_page=True)
+
+
+# What Jupyter gives a widget: its state, and an element to draw in.
+NOTEBOOK = """async ([code, picture]) => {
+  const state = (globalThis.state = { picture });
+  const model = { get: (name) => state[name], set: (name, value) => (state[name] = value), save_changes() {} };
+  const widget = await import(URL.createObjectURL(new Blob([code], { type: "text/javascript" })));
+  widget.default.render({ model, el: document.body });
+}"""
+
+
+def test_the_brush_of_a_notebook_paints_erases_and_clears(browser):  # noqa: F811
+    brush = Brush(np.full((300, 600, 3), 200, np.uint8))  # shown at 400 × 200
+    page = browser.new_page(viewport={"width": 800, "height": 600})
+    page.evaluate(NOTEBOOK, [Brush._esm, brush.picture])
+    page.wait_for_function("document.querySelector('canvas').width === 400")
+    canvas = page.locator("canvas").bounding_box()
+
+    def drag(*points):
+        page.mouse.move(canvas["x"] + points[0][0], canvas["y"] + points[0][1])
+        page.mouse.down()
+        for x, y in points[1:]:
+            page.mouse.move(canvas["x"] + x, canvas["y"] + y, steps=5)
+        page.mouse.up()
+
+    def bounds():
+        brush.painted = page.evaluate("state.painted")
+        assert brush.mask.shape == (300, 600)
+        rows, columns = brush.mask.nonzero()
+        return [rows.min(), rows.max(), columns.min(), columns.max()]
+
+    drag((50, 100), (350, 100))  # 16 pixels wide, so 24 in the picture
+    assert np.abs(np.array(bounds()) - [138, 162, 63, 537]).max() <= 3
+    page.locator("input[type=checkbox]").check()
+    drag((200, 100), (390, 100))
+    assert np.abs(np.array(bounds()) - [138, 162, 63, 294]).max() <= 7  # round on the inside: 288 to 300
+    page.locator("button").click()
+    brush.painted = page.evaluate("state.painted")
+    assert not brush.mask.any()
+    # By keyboard: the brush begins where the mouse left it, or in the middle.
+    page.locator("input[type=checkbox]").uncheck()
+    page.mouse.move(canvas["x"] + 10, canvas["y"] + canvas["height"] + 100)
+    page.locator("canvas").focus()
+    for key in [" ", *["ArrowRight"] * 5, " ", *["ArrowDown"] * 5, " "]:
+        page.keyboard.press(key)
+    assert np.abs(np.array(bounds()) - [138, 192, 288, 342]).max() <= 3
+    page.close()
