@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,7 @@ def train(config: Config, resume: bool = False, memory: bool = False) -> Path:
         folder = data_folder() / "runs" / config.run
         if rank() == 0:
             _make(folder)
+            stack.callback(_remove_if_empty, folder)  # after a training that could not begin
             stack.enter_context(lock(folder))
         state = from_first(_find_state(config, folder, resume) if rank() == 0 else None)
         here = dataclasses.replace(config, device=device)
@@ -785,6 +786,11 @@ def _start_from(run, model):
 def _say(text):
     if rank() == 0:
         print(text, flush=True)
+
+
+def _remove_if_empty(folder):
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _make(folder):
