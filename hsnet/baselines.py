@@ -61,10 +61,11 @@ class Prototypes:
     @classmethod
     def contrast(
         cls, query_levels, support_levels, support_mask: Bool[Tensor, "b k h w"], size: tuple[int, int]
-    ) -> Bool[Tensor, "b h2 w2"]:
-        """Masks by the one rule that needs no choosing: nearer to the foreground's prototype than to the background's, at
-        the coarsest level."""
-        return cls()._masks(query_levels[-1:], support_levels[-1:], support_mask, size)[0, -1]
+    ) -> Float[Tensor, "b h2 w2"]:
+        """The one rule that needs no choosing, as scores: the cosine with the foreground's prototype minus that with the
+        background's, at the coarsest level. A pixel is foreground above 0."""
+        maps = _maps(query_levels[-1], support_levels[-1], support_mask, size)
+        return maps[:, 0] - maps[:, 1]
 
     def rule(self) -> str:
         """The best level and rule, in words."""
@@ -84,19 +85,21 @@ class Prototypes:
     def _masks(self, query_levels, support_levels, support_mask, size) -> Bool[Tensor, "level rule b h w"]:
         masks = []
         for query_level, support_level in zip(query_levels, support_levels, strict=True):
-            b, k = support_mask.shape[:2]
-            share = F.adaptive_avg_pool2d(support_mask.flatten(0, 1).float()[:, None], support_level[0].shape[-2:])
-            foreground = background = 0.0
-            # Cosines averaged over the level's layers.
-            for query, support in zip(query_level, support_level, strict=True):
-                foreground = foreground + _cosine(query, support, share, b, k) / len(query_level)
-                background = background + _cosine(query, support, 1 - share, b, k) / len(query_level)
-            maps = F.interpolate(
-                torch.stack([foreground, background], 1), tuple(size), mode="bilinear", align_corners=True
-            )
+            maps = _maps(query_level, support_level, support_mask, size)
             thresholds = self.THRESHOLDS.to(maps.device).view(-1, 1, 1, 1)
             masks.append(torch.cat([maps[:, 0] > thresholds, (maps[:, 0] > maps[:, 1])[None]]))
         return torch.stack(masks)
+
+
+def _maps(query_level, support_level, support_mask, size) -> Float[Tensor, "b 2 h w"]:
+    """Cosines with the foreground's and with the background's prototype, averaged over the level's layers."""
+    b, k = support_mask.shape[:2]
+    share = F.adaptive_avg_pool2d(support_mask.flatten(0, 1).float()[:, None], support_level[0].shape[-2:])
+    foreground = background = 0.0
+    for query, support in zip(query_level, support_level, strict=True):
+        foreground = foreground + _cosine(query, support, share, b, k) / len(query_level)
+        background = background + _cosine(query, support, 1 - share, b, k) / len(query_level)
+    return F.interpolate(torch.stack([foreground, background], 1), tuple(size), mode="bilinear", align_corners=True)
 
 
 def _cosine(

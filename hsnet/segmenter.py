@@ -203,7 +203,7 @@ class Segmenter:
                 )
                 for g in groups
             ]
-            square = torch.cat(found)[:, None].float()  # k 1 s s
+            square = (torch.cat(found)[:, None] > 0).float()  # k 1 s s
             own = from_square(square, _within(size), side, self.aspect)[:, 0] > 0.5
             yield torch.stack([_enlarge(mask, size) for mask in own])
 

@@ -3,7 +3,8 @@
     python -m hsnet.try_photographs --root FOLDER                       writes photographs.json into the run's folder
     python -m hsnet.try_photographs --root FOLDER --aspect pad          adds the same with padded pictures
     python -m hsnet.try_photographs --root FOLDER --sheet FILE.png      also draws pictures to look at
-    python -m hsnet.try_photographs --root FOLDER --features            instead: how far the features alone tell objects apart
+    python -m hsnet.try_photographs --root FOLDER --features            instead: what the features alone tell apart,
+                                                                        and what the best threshold of each picture would give
     python -m hsnet.try_photographs                                     prints the tables of what was measured
 
 FOLDER holds COCO, or any part of it, as `hsnet.train --benchmark coco` takes it. Of the twenty classes with the most
@@ -19,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from . import figures, records
@@ -246,6 +249,94 @@ def measure_features(segmenter: Segmenter, root: str, count: int = 100) -> list[
     return rows
 
 
+def best_cut(scores: Float[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """The mask `scores ≥ t` whose threshold t, chosen with the truth in hand, gives the highest IoU."""
+    order = np.argsort(-scores, axis=None)
+    ranked = scores.ravel()[order]
+    last = np.flatnonzero(np.diff(ranked, append=-np.inf))  # of each run of equal scores: they are cut together
+    hits = truth.ravel()[order].cumsum()[last]
+    return scores >= ranked[last[np.argmax(hits / (last + 1 + truth.sum() - hits))]]
+
+
+def measure_cuts(segmenter: Segmenter, root: str) -> list[dict]:
+    """Is it the ranking of the pixels that is wrong, or where it is cut? All questions, 1-shot.
+
+    Returns:
+        A row a way to rank pixels: its scores when cut as it is (None where nothing says where), and by `best_cut`, which
+        no predictor can reach, for it knows the truth; both over all and by the object's share of the picture.
+    """
+    benchmark = _photographs(root, segmenter.size)
+    asked, side = questions(benchmark)[0], segmenter.size
+    cuts: dict[str, dict[str, SegmentationScore]] = {}
+    shares = []
+    for class_id, query, supports in tqdm(asked, desc="best cuts", unit="picture", leave=False):
+        samples = [benchmark.read(name, class_id) for name in (query, supports[0])]
+        truth = samples[0].mask
+        shares.append(float(truth.mean()))
+        for name, (scores, threshold) in _rankings(segmenter, samples, side).items():
+            masks = {"as it is": None if threshold is None else scores > threshold, "best cut": best_cut(scores, truth)}
+            of_name = cuts.setdefault(
+                name, {kind: SegmentationScore(sorted({c for c, _, _ in asked})) for kind in masks}
+            )
+            for kind, mask in masks.items():
+                if mask is not None:
+                    hit, both = int((mask & truth).sum()), int((mask | truth).sum())
+                    of_name[kind].rows.append([class_id, truth.size - both, hit, truth.size - hit, both])
+    return [
+        {"ranked by": name, "size": side} | {kind: _by_size(s, shares) if s.rows else None for kind, s in kinds.items()}
+        for name, kinds in cuts.items()
+    ]
+
+
+@torch.no_grad()
+def _rankings(segmenter, samples, side):
+    """By name: a score for each pixel of the query, and the threshold above which it is foreground (None: there is none)."""
+    query, support = samples
+    levels, masks = _features(segmenter, samples)
+    query_levels, support_levels = ([[f[part] for f in level] for level in levels] for part in (slice(1), slice(1, 2)))
+    best = [
+        correlate(q, s)[0].flatten(2).amax(-1)
+        for q, s in zip(query_levels[-1], mask_features(support_levels, masks[1:])[-1], strict=True)
+    ]
+    best = torch.stack(best).mean(0)[None, None]  # over the layers; 1 1 h w
+    maps = (
+        Prototypes.contrast(query_levels, support_levels, masks[None, 1:], (side, side)),
+        F.interpolate(best, (side, side), mode="bilinear", align_corners=True)[0],
+    )
+    prototypes, best = (
+        from_square(square[None], query.mask.shape, side, segmenter.aspect)[0, 0].cpu().numpy() for square in maps
+    )
+    return {
+        "HSNet": (segmenter.fit(support.image, support.mask).predict_proba(query.image), 0.5),
+        "prototypes, coarsest level": (prototypes, 0.0),
+        "best correlation, coarsest level": (best, None),
+        "nothing: all is foreground": (np.zeros(query.mask.shape, np.float32), -1.0),
+    }
+
+
+def _by_size(score, shares):
+    result = {"all": score.summary(), "by_size": []}
+    for low, high in SIZES:
+        part = SegmentationScore(score.class_ids)
+        part.rows = [row for row, share in zip(score.rows, shares, strict=True) if low <= share < high]
+        result["by_size"].append(part.miou() if part.rows else None)
+    return result
+
+
+def cuts_table(rows: list[dict]) -> str:
+    """Markdown: `measure_cuts`; mIoU in percent, of the best cuts with 95 % intervals and by the object's share."""
+    lines = []
+    for row in rows:
+        best = row["best cut"]
+        low, high = best["all"]["interval"]
+        as_it_is = row["as it is"]["all"]["miou"] if row["as it is"] else None
+        sizes = ["–" if value is None else f"{value:.1f}" for value in (as_it_is, *best["by_size"])]
+        sizes.insert(1, f"{best['all']['miou']:.1f} [{low:.1f}, {high:.1f}]")
+        lines.append([row["ranked by"], f"{row['size']} px", *sizes])
+    shares = [f"{100 * low:.0f} to {100 * min(high, 1):.0f} %" for low, high in SIZES]
+    return records.markdown(["pixels ranked by", "size", "cut as it is", "best cut [95 %]", *shares], lines)
+
+
 def features_table(rows: list[dict]) -> str:
     """Markdown: `measure_features`, a column a level, fine to coarse."""
     levels = ("fine", "middle", "coarse")
@@ -342,7 +433,7 @@ def main() -> None:
         "support grows, and weights are read that a smaller training never changed)",
     )
     parser.add_argument(
-        "--features", action="store_true", help="measure the frozen features instead: photograph-features.json"
+        "--features", action="store_true", help="measure instead what limits the scores: photograph-features.json"
     )
     parser.add_argument("--sheet", type=Path, help="also draw the first three questions of each class, as PNG")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
@@ -353,9 +444,12 @@ def main() -> None:
         segmenter = Segmenter(arguments.run, aspect=arguments.aspect, device=str(choose_device(arguments.device)))
         segmenter.size = arguments.size or segmenter.size
         if arguments.features:
-            rows = measure_features(segmenter, arguments.root)
-            records.write_json(path.with_name("photograph-features.json"), {"rows": rows})
-            print(features_table(rows))
+            rows, cuts = measure_features(segmenter, arguments.root), []
+            for size in sorted({segmenter.size, 400}):
+                segmenter.size = size
+                cuts += measure_cuts(segmenter, arguments.root)
+            records.write_json(path.with_name("photograph-features.json"), {"rows": rows, "cuts": cuts})
+            print(f"{features_table(rows)}\n\n{cuts_table(cuts)}")
             return
         result = measure(segmenter, _photographs(arguments.root, segmenter.size), arguments.sheet)
         kept = [r for r in results if (r["aspect"], r["size"]) != (result["aspect"], result["size"])]

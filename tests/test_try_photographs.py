@@ -102,6 +102,16 @@ def test_the_command_line_measures_and_keeps_other_variants(root, data, monkeypa
     assert "pad, 64 px" in capsys.readouterr().out
 
 
+def test_no_threshold_is_better_than_the_best_cut():
+    for ties in (3, 1000):
+        scores = RNG.integers(0, ties, (12, 17)) / ties
+        truth = RNG.random((12, 17)) < 0.3 + 0.4 * scores
+        ious = [((scores >= t) & truth).sum() / ((scores >= t) | truth).sum() for t in np.unique(scores)]
+        cut = program.best_cut(scores, truth)
+        assert (cut & truth).sum() / (cut | truth).sum() == max(ious)
+        assert (cut == (scores >= scores[cut].min())).all()
+
+
 def test_what_the_features_alone_tell_apart(root, data, monkeypatch, capsys):
     monkeypatch.setattr(program, "CLASSES", 2)
     run = tiny(data, 96)
@@ -123,8 +133,19 @@ def test_what_the_features_alone_tell_apart(root, data, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["try_photographs", "tiny", "--root", str(root), "--features"])
     monkeypatch.setattr(program, "SCENES", ("shapes",))
     program.main()
-    rows = json.loads((run / "photograph-features.json").read_text())["rows"]
+    measured = json.loads((run / "photograph-features.json").read_text())
+    rows, cuts = measured["rows"], measured["cuts"]
     assert [(row["pictures"], row["size"]) for row in rows] == [
         ("photographs", 96), ("photographs", 400), ("photographs", 512), ("training scenes, shapes", 96)
     ]  # fmt: skip
-    assert "512 px" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "512 px" in out
+    assert [row["size"] for row in cuts] == 4 * [96] + 4 * [400]
+    for row in cuts:
+        assert row["best cut"]["all"]["episodes"] == 13
+        if row["as it is"]:  # of each picture the best: never behind any other threshold
+            assert row["best cut"]["all"]["miou"] >= row["as it is"]["all"]["miou"]
+    everything = next(row for row in cuts if row["ranked by"].startswith("nothing"))
+    assert everything["best cut"] == everything["as it is"]
+    assert everything["best cut"]["all"]["miou"] == pytest.approx(100 / 3, abs=2)  # the share of each square
+    assert f"{everything['best cut']['all']['miou']:.1f}" in out
