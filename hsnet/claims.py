@@ -370,10 +370,10 @@ def progress() -> str:
     lines = f"{decided} of {len(comparisons())} comparisons have a verdict"
     if not left:
         return f"{done}; {lines}."
-    hours = sum(expected_hours(cell.config) for cell in left)
+    hours = max(1, round(sum(expected_hours(cell.config) for cell in left)))
     return (
         f"{done}; {lines}. `python -m hsnet.reproduce claims` trains, tests and measures what is missing: about "
-        f"{hours:.0f} hours of two cores that compute in bfloat16. It may be stopped and started again at any time."
+        f"{hours} hour{'s'[: hours != 1]} of two cores that compute in bfloat16. It may be stopped and started again at any time."
     )
 
 
