@@ -172,12 +172,17 @@ def _summary(scores, shares):
         inside = [i for i, share in enumerate(shares) if low <= share < high]
         row = {"from": low, "to": min(high, 1.0), "episodes": len(inside)}
         for name, score in scores.items() if inside else ():
-            part = SegmentationScore(score.class_ids)
-            part.rows = [score.rows[i] for i in inside]
+            part = _part(score, inside)
             iou = [100 * r[2] / max(r[4], 1) for r in part.rows]
             row[name] = {"miou": round(part.miou(), 1), "useful": round(100 * np.mean(np.array(iou) >= USEFUL), 1)}
         result["by_size"].append(row)
     return result
+
+
+def _part(score, episodes):
+    part = SegmentationScore(score.class_ids)
+    part.rows = [score.rows[i] for i in episodes]
+    return part
 
 
 def _difference(ours: SegmentationScore, theirs: SegmentationScore, samples: int = 1000) -> dict:
@@ -267,6 +272,7 @@ def measure_cuts(segmenter: Segmenter, root: str) -> list[dict]:
     """
     benchmark = _photographs(root, segmenter.size)
     asked, side = questions(benchmark)[0], segmenter.size
+    class_ids = sorted({c for c, _, _ in asked})
     cuts: dict[str, dict[str, SegmentationScore]] = {}
     shares = []
     for class_id, query, supports in tqdm(asked, desc="best cuts", unit="picture", leave=False):
@@ -275,9 +281,7 @@ def measure_cuts(segmenter: Segmenter, root: str) -> list[dict]:
         shares.append(float(truth.mean()))
         for name, (scores, threshold) in _rankings(segmenter, samples, side).items():
             masks = {"as it is": None if threshold is None else scores > threshold, "best cut": best_cut(scores, truth)}
-            of_name = cuts.setdefault(
-                name, {kind: SegmentationScore(sorted({c for c, _, _ in asked})) for kind in masks}
-            )
+            of_name = cuts.setdefault(name, {kind: SegmentationScore(class_ids) for kind in masks})
             for kind, mask in masks.items():
                 if mask is not None:
                     hit, both = int((mask & truth).sum()), int((mask | truth).sum())
@@ -317,9 +321,8 @@ def _rankings(segmenter, samples, side):
 def _by_size(score, shares):
     result = {"all": score.summary(), "by_size": []}
     for low, high in SIZES:
-        part = SegmentationScore(score.class_ids)
-        part.rows = [row for row, share in zip(score.rows, shares, strict=True) if low <= share < high]
-        result["by_size"].append(part.miou() if part.rows else None)
+        inside = [i for i, share in enumerate(shares) if low <= share < high]
+        result["by_size"].append(_part(score, inside).miou() if inside else None)
     return result
 
 
