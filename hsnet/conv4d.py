@@ -101,6 +101,14 @@ class DenseConv4d(_Conv4d):
 
     def forward(self, x: Float[Tensor, "b c hq wq hs ws"]) -> Float[Tensor, "b d hq wq h2 w2"]:
         """Convolve; see the module's docstring for shapes."""
+        if x.device.type != "cpu":
+            return self._convolve(x)
+        # oneDNN, the library behind PyTorch's convolutions on a CPU, gives wrong gradients of small 3D convolutions in half
+        # precision on some processors, and writes where it must not: "double free or corruption" ends the process.
+        with torch.autocast("cpu", enabled=False):
+            return self._convolve(at_least_float32(x))
+
+    def _convolve(self, x):
         b, _, hq, wq, hs, ws = x.shape
         pad = self.kernel_size // 2
         x = F.pad(x, (0, 0, 0, 0, 0, 0, pad, pad))  # query rows
@@ -148,7 +156,10 @@ def convolve(conv: nn.Conv2d, images: Float[Tensor, "n c h w"]) -> Float[Tensor,
     h, w = images.shape[2:]
     pad, stride = conv.kernel_size[0] // 2, conv.stride[0]
     if max(h, w) > pad + 1:
-        return conv(images)
+        if not needs_float32(images, stride):
+            return conv(images)
+        with torch.autocast("cpu", enabled=False):
+            return conv(at_least_float32(images))
     h2, w2 = -(-h // stride), -(-w // stride)
     # What output (i, j) multiplies the whole image with: the kernel, moved so that its centre lies on the output.
     weights = [
@@ -158,3 +169,17 @@ def convolve(conv: nn.Conv2d, images: Float[Tensor, "n c h w"]) -> Float[Tensor,
     rows = images.permute(0, 2, 3, 1).flatten(1)
     result = products(rows, matrix, conv.bias.repeat(h2 * w2))
     return result.view(-1, h2, w2, conv.out_channels).permute(0, 3, 1, 2)
+
+
+def needs_float32(images: Float[Tensor, "n c h w"], stride: int) -> bool:
+    """Whether a convolution with this stride must not be done in half precision.
+
+    On a CPU, oneDNN reads beyond images of which the stride leaves one column: what it returns, and what it returns as the
+    gradient of the weights, then depends on what that memory held before. Strides of 1 are sound, and so is float32.
+    """
+    return images.device.type == "cpu" and 1 < stride >= images.shape[3]
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x`, in float32 if it is in half precision."""
+    return x.float() if x.element_size() < 4 else x

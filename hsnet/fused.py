@@ -14,14 +14,14 @@ Training keeps the slices for the backward pass where they are small, and else c
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .conv4d import CenterPivotConv4d
+from .conv4d import CenterPivotConv4d, at_least_float32, needs_float32
 from .correlation import resize_mask, unit_vectors
 from .products import products
 
@@ -112,60 +112,82 @@ def correlate_and_convolve(
     Returns:
         The same as `conv(hypercorrelation)`, channels innermost in memory.
     """
+    device, dtype = query[0].device.type, query[0].dtype
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    query = [q.to(dtype) for q in query]
+    supports = [replace(s, layers=[x.to(dtype) for x in s.layers]) for s in supports]
     bias = conv.query.bias + conv.support.bias
-    weights = conv.query.weight.to(query[0].dtype), conv.support.weight.to(query[0].dtype), bias.to(query[0].dtype)
-    rows = _CorrelateAndConvolve.apply(*weights, conv.stride, query, supports, KEEP if keep else 0)  # b (hq wq) h2 w2 d
+    rows = _CorrelateAndConvolve.apply(
+        conv.query.weight, conv.support.weight, bias, conv.stride, query, supports, KEEP if keep else 0
+    )  # b (hq wq) h2 w2 d
     return rows.unflatten(1, query[0].shape[2:]).movedim(-1, 1)
 
 
 class _CorrelateAndConvolve(torch.autograd.Function):
+    """The weights in their own precision, in which their gradients are added up; everything else in that of the features."""
+
     @staticmethod
     def forward(ctx, query_weight, support_weight, bias, stride, query, supports, most):
         ctx.save_for_backward(query_weight, support_weight)
         ctx.stride, ctx.query, ctx.supports, ctx.kept = stride, query, supports, {}
-        b, (hq, wq), (hs, ws) = len(supports), query[0].shape[2:], supports[0].size
-        h2, w2 = -(-hs // stride), -(-ws // stride)
-        result = bias.repeat(b, hq * wq, h2, w2, 1)
-        for i, support in enumerate(supports):
-            box = _box_of_output(result[i], support, stride)
-            size = hq * wq * len(query) * support.inside.numel() * query[0].element_size()
-            keep = ctx.kept.setdefault(i, ([], [])) if any(ctx.needs_input_grad) and size <= most else None
-            # Channels come out of the convolutions as planes. They are brought innermost by copies, and added afterwards:
-            # additions that transpose take several times as long.
-            for rows, correlation in _over_support(query, support, i):
-                convolved = F.conv2d(correlation, support_weight, bias, stride, support_weight.shape[-1] // 2)
-                box[rows] = convolved.permute(0, 2, 3, 1)
-                if keep:
-                    keep[0].append((rows, correlation))
-            for outputs, correlation in _over_query(query, support, i, stride):
-                convolved = F.conv2d(correlation, query_weight, None, 1, query_weight.shape[-1] // 2)
-                convolved = convolved.flatten(0, 1).flatten(1).mT.contiguous().view(hq * wq, len(outputs), -1)
-                for begin, end in _runs([row * (w2 + 1) + column for row, column in outputs]):  # none beyond its row
-                    row, column = outputs[begin]
-                    box[:, row, column : column + end - begin] += convolved[:, begin:end]
-                if keep:
-                    keep[1].append((outputs, correlation))
-        return result
+        with torch.autocast(query[0].device.type, enabled=False):
+            return _forward(ctx, query_weight, support_weight, bias, stride, query, supports, most)
 
     @staticmethod
     def backward(ctx, gradient):
-        query_weight, support_weight = ctx.saved_tensors
-        stride, (hq, wq) = ctx.stride, ctx.query[0].shape[2:]
-        of_query, of_support = torch.zeros_like(query_weight), torch.zeros_like(support_weight)
-        for i, support in enumerate(ctx.supports):
-            box = _box_of_output(gradient[i], support, stride)
-            over_support, over_query = ctx.kept.pop(i, None) or (
-                _over_support(ctx.query, support, i),
-                _over_query(ctx.query, support, i, stride),
-            )
-            for rows, correlation in over_support:
-                part = box[rows].permute(0, 3, 1, 2)
-                pad = support_weight.shape[-1] // 2
-                of_support += nn.grad.conv2d_weight(correlation, support_weight.shape, part, stride, pad)
-            for outputs, correlation in over_query:
-                part = torch.stack([box[:, row, column].mT.unflatten(1, (hq, wq)) for row, column in outputs])
-                of_query += nn.grad.conv2d_weight(correlation, query_weight.shape, part, 1, query_weight.shape[-1] // 2)
-        return of_query, of_support, gradient.sum(dim=(0, 1, 2, 3)), None, None, None, None
+        with torch.autocast(gradient.device.type, enabled=False):
+            of_query, of_support = _backward(ctx, gradient)
+        return of_query, of_support, gradient.sum(dim=(0, 1, 2, 3), dtype=of_query.dtype), None, None, None, None
+
+
+def _forward(ctx, query_weight, support_weight, bias, stride, query, supports, most):
+    b, (hq, wq), (hs, ws) = len(supports), query[0].shape[2:], supports[0].size
+    h2, w2 = -(-hs // stride), -(-ws // stride)
+    result = bias.to(query[0].dtype).repeat(b, hq * wq, h2, w2, 1)
+    for i, support in enumerate(supports):
+        box = _box_of_output(result[i], support, stride)
+        size = hq * wq * len(query) * support.inside.numel() * query[0].element_size()
+        keep = ctx.kept.setdefault(i, ([], [])) if any(ctx.needs_input_grad) and size <= most else None
+        # Channels come out of the convolutions as planes. They are brought innermost by copies, and added afterwards:
+        # additions that transpose take several times as long.
+        for rows, correlation in _over_support(query, support, i, stride):
+            weight, pad = support_weight.to(correlation.dtype), support_weight.shape[-1] // 2
+            convolved = F.conv2d(correlation, weight, bias.to(correlation.dtype), stride, pad)
+            box[rows] = convolved.permute(0, 2, 3, 1)
+            if keep:
+                keep[0].append((rows, correlation))
+        for outputs, correlation in _over_query(query, support, i, stride):
+            weight, pad = query_weight.to(correlation.dtype), query_weight.shape[-1] // 2
+            convolved = F.conv2d(correlation, weight, None, 1, pad)
+            convolved = convolved.flatten(0, 1).flatten(1).mT.contiguous().view(hq * wq, len(outputs), -1)
+            for begin, end in _runs([row * (w2 + 1) + column for row, column in outputs]):  # none beyond its row
+                row, column = outputs[begin]
+                box[:, row, column : column + end - begin] += convolved[:, begin:end]
+            if keep:
+                keep[1].append((outputs, correlation))
+    return result
+
+
+def _backward(ctx, gradient):
+    """The gradients of the weights of the two branches."""
+    query_weight, support_weight = ctx.saved_tensors
+    stride, (hq, wq) = ctx.stride, ctx.query[0].shape[2:]
+    of_query, of_support = torch.zeros_like(query_weight), torch.zeros_like(support_weight)
+    for i, support in enumerate(ctx.supports):
+        box = _box_of_output(gradient[i], support, stride)
+        over_support, over_query = ctx.kept.pop(i, None) or (
+            _over_support(ctx.query, support, i, stride),
+            _over_query(ctx.query, support, i, stride),
+        )
+        for rows, correlation in over_support:
+            part = box[rows].permute(0, 3, 1, 2).to(correlation.dtype)
+            pad = support_weight.shape[-1] // 2
+            of_support += nn.grad.conv2d_weight(correlation, support_weight.shape, part, stride, pad)
+        for outputs, correlation in over_query:
+            part = torch.stack([box[:, row, column].mT.unflatten(1, (hq, wq)) for row, column in outputs])
+            of_query += nn.grad.conv2d_weight(correlation, query_weight.shape, part, 1, query_weight.shape[-1] // 2)
+    return of_query, of_support
 
 
 def _box_of_output(whole: Tensor, support: SupportLevel, stride: int) -> Tensor:
@@ -175,8 +197,8 @@ def _box_of_output(whole: Tensor, support: SupportLevel, stride: int) -> Tensor:
     return whole[:, top : top - (-height // stride), left : left - (-width // stride)]
 
 
-def _over_support(query, support, item) -> Iterator[tuple[slice, Float[Tensor, "n l hb wb"]]]:
-    """Correlations of slices of query positions with the box; 0 outside the mask."""
+def _over_support(query, support, item, stride) -> Iterator[tuple[slice, Float[Tensor, "n l hb wb"]]]:
+    """Correlations of slices of query positions with the box, in a precision to be convolved in; 0 outside the mask."""
     queries = [q[item].flatten(1).mT for q in query]
     chosen = support.inside.flatten().nonzero()[:, 0].tolist()
     for rows in _slices(len(queries[0]), len(query) * support.inside.numel() * query[0].element_size()):
@@ -186,7 +208,8 @@ def _over_support(query, support, item) -> Iterator[tuple[slice, Float[Tensor, "
             for begin, end in _runs(chosen):  # neighbours are copied together
                 box[..., chosen[begin] : chosen[begin] + end - begin] = correlation[..., begin:end]
             correlation = box
-        yield rows, correlation.unflatten(2, support.inside.shape)
+        correlation = correlation.unflatten(2, support.inside.shape)
+        yield rows, at_least_float32(correlation) if needs_float32(correlation, stride) else correlation
 
 
 def _over_query(query, support, item, stride) -> Iterator[tuple[list, Float[Tensor, "n l hq wq"]]]:
