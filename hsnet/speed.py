@@ -11,7 +11,8 @@ Contenders take turns; a time is the median of the repetitions after a warm-up; 
 one pass in a process of its own. The network's weights are random, which changes no time; the support's mask is a disc
 that covers a quarter of the image.
 
-Written: data/speed/NAME.json with every figure and what it was measured on, and NAME.png, its curves.
+Written: data/speed/NAME.json with every figure and what it was measured on, and NAME.png, its curves. After Ctrl-C while
+memory is measured, which comes last and takes longest, the file has the rest.
 """
 
 import argparse
@@ -457,8 +458,8 @@ def about(device: torch.device) -> dict:
     }
 
 
-def measure(backbone: str, size: int, device: torch.device, quick: bool) -> dict:
-    """Everything, as the JSON file holds it."""
+def measure(backbone: str, size: int, device: torch.device, quick: bool, path: Path) -> dict:
+    """Everything, as the JSON file `path` holds it; written there also before memory is measured, which takes longest."""
     repetitions = (2 if quick else 5) * (4 if device.type == "cuda" else 1)  # passes take milliseconds there
     precisions = list(dict.fromkeys([torch.float32, choose_precision("auto", device)]))
     if device.type == "cuda":
@@ -480,7 +481,9 @@ def measure(backbone: str, size: int, device: torch.device, quick: bool) -> dict
     result["whole"] = measure_whole(bench, precisions, repetitions)
     result["segmenter"] = measure_segmenter(bench, repetitions)
     del bench
+    write_json(path, result | {"memory": []})
     result["memory"] = measure_memory(backbone, memory, device)
+    write_json(path, result)
     return result
 
 
@@ -603,12 +606,12 @@ def main() -> None:
         write_json(path, result)
         print(f"{precision_table(result)}\n\nfigures  {path}")
         return
-    result = measure(arguments.backbone, arguments.size, device, arguments.quick)
     name = arguments.name or f"{device.type}-{arguments.backbone}" + "-quick" * arguments.quick
-    write_json(folder / f"{name}.json", result)
+    path = folder / f"{name}.json"
+    result = measure(arguments.backbone, arguments.size, device, arguments.quick, path)
     save(draw(result), folder / f"{name}.png")
     print(report(result))
-    print(f"\nfigures  {folder / name}.json\ncurves   {folder / name}.png")
+    print(f"\nfigures  {path}\ncurves   {folder / name}.png")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The program that measures: what it counts, that both paths agree, and its tables and curves."""
 
+import json
+
 import matplotlib.pyplot as plt
 import pytest
 import torch
@@ -65,6 +67,23 @@ def test_stages_tables_and_curves(bench):
     assert "1.50" in text
     assert "| 1-shot, 96 px           | –          | 1.00 GB | –     |" in text
     assert records.speed_table(result) in text
+
+
+def test_the_figures_are_there_before_memory_is_measured(monkeypatch, tmp_path):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(speed, "measure_memory", interrupted)
+    monkeypatch.setattr(speed, "SIDES", [2, 3, 4])
+    monkeypatch.setattr(speed, "measure_whole", lambda *_: [])
+    with pytest.raises(KeyboardInterrupt):
+        speed.measure("efficientnet_lite0", 64, CPU, True, tmp_path / "cpu.json")
+    result = json.loads((tmp_path / "cpu.json").read_text())
+    assert [row["side"] for row in result["kernels"]][::4] == [2, 3, 4]
+    assert result["stages"]
+    assert result["segmenter"]
+    assert result["memory"] == []
+    assert records.memory_table(result).count("\n") == 1  # a heading
 
 
 def test_memory_is_measured_beyond_the_weights():
