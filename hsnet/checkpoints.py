@@ -7,6 +7,7 @@ A training's state is `last.pt`, beside it `previous.pt`, the one before: whatev
 them is whole. Nothing is unpickled freely: weights are read by safetensors or with `weights_only=True`.
 """
 
+import difflib
 import errno
 import hashlib
 import json
@@ -261,7 +262,7 @@ def run_folder(run: str | Path) -> Path:
     The weights of a shipped run that the data folder lacks are found in the checkout.
 
     Raises:
-        FileNotFoundError: no such run, with the names that exist.
+        FileNotFoundError: no such run, with the most similar name and those of the runs that have weights.
     """
     runs = data_folder() / "runs"
     shipped = SHIPPED.get(str(run))
@@ -270,10 +271,12 @@ def run_folder(run: str | Path) -> Path:
     for folder in (runs / shipped,) if shipped else (Path(run), runs / run):
         if folder.is_dir():
             return folder
-    names = sorted(p.name for p in runs.glob("*/")) if runs.is_dir() else []
+    similar = difflib.get_close_matches(str(run), [*SHIPPED, *(p.name for p in runs.glob("*/"))], n=1)
+    names = sorted(p.parent.name for p in runs.glob(f"*/{WEIGHTS}"))
     raise FileNotFoundError(
         f"no run {str(run)!r}, neither as a folder nor under {runs}. "
-        + (f"There are: {', '.join(names)}" if names else "There are none yet: `make train` trains one")
+        + "".join(f"Did you mean {name!r}? " for name in similar)
+        + (f"Runs with weights: {', '.join(names)}" if names else "There are none yet: `make train` trains one")
         + f". Shipped with the repository: {', '.join(SHIPPED)}"
     )
 
