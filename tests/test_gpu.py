@@ -1,0 +1,96 @@
+"""What only a GPU can show: a CPU's results, mixed precision, trainings, NCCL. Skipped where there is none.
+
+pytest tests/test_gpu.py                        where there is one
+HSNET_TEST_GPU=cpu pytest tests/test_gpu.py     the tests themselves, tried on a CPU
+"""
+
+import json
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_distributed import several
+from test_train import TINY, history
+
+from hsnet import Config, HSNet, Segmenter
+from hsnet.benchmarks import benchmark_of
+from hsnet.devices import choose_device, choose_precision
+from hsnet.evaluate import test_run as rerun
+from hsnet.train import backward, train
+
+GPU = os.environ.get("HSNET_TEST_GPU") or "cuda"
+
+pytestmark = pytest.mark.skipif(GPU == "cuda" and not torch.cuda.is_available(), reason="no GPU here")
+
+# The kernel, and whether correlation and first convolution go together, which a GPU does when memory is scarce.
+PATHS = {
+    "center-pivot": ("center-pivot", False),
+    "center-pivot, fused": ("center-pivot", True),
+    "separable": ("separable", False),
+    "dense": ("dense", False),
+}
+
+
+def gradients(path, device, dtype, monkeypatch, scale=1.0):
+    """Loss and gradients of a batch of two; the same weights and pictures whatever the device."""
+    device = choose_device(device)
+    choose_precision("float32" if dtype == torch.float32 else "auto", device)  # sets how float32 is rounded
+    kernel, fused = PATHS[path]
+    monkeypatch.setattr(HSNet, "fuses", lambda *_: fused)
+    torch.manual_seed(0)
+    model = HSNet("efficientnet_lite0", kernel=kernel).eval()
+    query, support = torch.randn(2, 2, 3, 128, 128).to(device)
+    mask = torch.zeros(2, 128, 128, dtype=torch.bool, device=device)
+    mask[:, 20:90, 30:100] = True
+    weight = torch.ones(2, device=device)
+    loss, _ = backward(model.to(device), query, support, mask, mask, weight, dtype, scale=lambda loss: scale * loss)
+    found = torch.cat([p.grad.flatten().cpu() for p in model.learned_parameters().values()]) / scale
+    return loss.item(), found
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_gradients_are_those_of_a_cpu(path, monkeypatch):
+    expected_loss, expected = gradients(path, "cpu", torch.float32, monkeypatch)
+    loss, found = gradients(path, GPU, torch.float32, monkeypatch)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    assert (found - expected).norm() < 0.005 * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("path", PATHS)
+def test_half_precision_is_nearly_the_same(path, dtype, monkeypatch):
+    expected_loss, expected = gradients(path, GPU, torch.float32, monkeypatch)
+    loss, found = gradients(path, GPU, dtype, monkeypatch, scale=2.0**10)
+    assert loss == pytest.approx(expected_loss, rel=0.02)
+    assert (found - expected).norm() < 0.25 * expected.norm()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_training_that_is_resumed_and_tested_elsewhere(data, precision):
+    config = Config(**{**TINY, "device": GPU, "precision": precision, "epochs": 1, "shot": "1"})
+    train(config)
+    folder = train(replace(config, epochs=2), resume=True)
+    assert [line["epoch"] for line in history(folder)] == [1, 2]
+    there = json.loads((folder / "test-1shot.json").read_text())
+    here = rerun(
+        HSNet.from_run("tiny"), replace(config, device="cpu", precision="float32"), benchmark_of(config), folder, 1
+    )
+    for ours, theirs in zip(there["areas"]["HSNet"], here["areas"]["HSNet"], strict=True):
+        assert np.abs(np.subtract(ours, theirs)).max() <= 0.02 * TINY["size"] ** 2
+
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    mask = np.zeros((64, 64), bool)
+    mask[10:40, 10:40] = True
+    masks = [Segmenter(folder, device=device).fit([picture], [mask]).predict(picture) for device in (GPU, "cpu")]
+    assert np.mean(masks[0] != masks[1]) < 0.02
+
+
+def test_torchrun(data):
+    """One process, with the library that several GPUs would speak through."""
+    process = several(1, {**TINY, "device": GPU, "shot": "1"}, data)
+    out, error = process.communicate(timeout=500)
+    assert process.returncode == 0, error
+    assert GPU in out
+    assert len(history(data / "runs" / "tiny")) == TINY["epochs"]
