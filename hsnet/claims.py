@@ -8,6 +8,7 @@ the squeezed support has 2 × 2 positions and every weight learns.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,7 @@ from .records import markdown, write_json
 SHOTS = (1, 2, 3, 5, 10)
 RULES = ("paper", "majority")
 EPISODES = 300  # of what is measured beyond the tests
+VERDICTS = ("holds", "does not hold here", "too close to call")
 BASE = ""  # the variant that is the published network
 SIZES = ((0.0, 0.06), (0.06, 0.15), (0.15, 1.0))  # of a target: small, middle, large; shares of the scene
 
@@ -362,12 +364,14 @@ def draw() -> plt.Figure:
 
 
 def progress() -> str:
-    """How many of the runs are done, what is missing, and the command that fills it: a sentence or two, rendered."""
+    """How many of the runs are done, the verdicts, what is missing, and the command that fills it: rendered."""
     cells = claimed_runs()
     left = [cell for cell in cells if state(cell).kind != "done"]
     done = f"{len(cells) - len(left)} of {len(cells)} runs are done"
-    decided = sum(bool(found.verdict) for found in findings())
-    lines = f"{decided} of {len(comparisons())} comparisons have a verdict"
+    counted = Counter(found.verdict for found in findings() if found.verdict)
+    lines = f"{counted.total()} of {len(comparisons())} comparisons have a verdict"
+    if counted:
+        lines += f" ({', '.join(f'{name}: {counted[name]}' for name in VERDICTS)})"
     if not left:
         return f"{done}; {lines}."
     hours = max(1, round(sum(expected_hours(cell.config) for cell in left)))

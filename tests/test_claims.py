@@ -96,7 +96,7 @@ def test_a_line_is_made_from_files_and_waits_for_all_of_them():
     assert line()[4] == shown() == "holds"
     # The published runs of seed 1 and those without masking: of the others measurements are missing. HSNet is above the
     # prototypes, too.
-    assert claims.progress().startswith("4 of 24 runs are done; 2 of 26 comparisons have a verdict. `python -m ")
+    assert claims.progress().startswith("4 of 24 runs are done; 2 of 26 comparisons have a verdict (holds: 2, does ")
     assert line()[2].startswith("50.0 − 40.0 = 10.0 [")
     table = claims.runs_table()
     for cell in ("as published", "6,400", "20 min", "1,234", "2.00 GB", "a GPU"):
