@@ -275,11 +275,15 @@ def paper(benchmark: str, backbone: str = "resnet50", fold: int = 0) -> Config:
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Add an option for each setting to a command line."""
-    photographs = paper(PHOTOGRAPHS[0])
+    photographs = {name: paper(name) for name in PHOTOGRAPHS}
     for option in dataclasses.fields(Config):
         flag = "--" + option.name.replace("_", "-")
-        of_paper = getattr(photographs, option.name)
-        default = f"{option.default!r}" + (f", photographs: {of_paper!r}" if of_paper != option.default else "")
+        default, usual = f"{option.default!r}", option.default
+        for benchmark, config in photographs.items() if option.name != "benchmark" else ():
+            value = getattr(config, option.name)
+            if value != usual:  # the first one's stands for all, but for what is said of others
+                default += f", {'photographs' if benchmark == PHOTOGRAPHS[0] else benchmark}: {value!r}"
+            usual = getattr(photographs[PHOTOGRAPHS[0]], option.name)
         help_text = f"{option.metadata['help']} (default: {default})".replace("%", "%%")
         if option.type is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=help_text)

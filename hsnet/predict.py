@@ -10,7 +10,8 @@ stays with them: the next run into the same folder removes what is listed and un
 
 A query that cannot be read is named and left out, and the exit status is 1; masks of supports among the queries are left
 out too. Without --run the weights that come with the repository are used. The side of the square that the network sees
-belongs to the run (256 pixels for emoji) and is no option: supports have to have the size of the training.
+is that of the run's training (288 pixels for emoji), or --size, within what leaves the squeezed support as it was trained
+(for emoji 257 to 512).
 """
 
 import argparse
