@@ -14,7 +14,7 @@ def all_foreground(batch: Batch) -> Bool[Tensor, "b h w"]:
 
 
 def any_object(batch: Batch) -> Bool[Tensor, "b h w"]:
-    """Every pixel of any annotated object: what perfect saliency could score without looking at the support."""
+    """Every pixel of any annotated object: what perfect outlines are worth without looking at the support or guessing."""
     return batch.query_objects
 
 
