@@ -104,10 +104,13 @@ def test_empty_and_full_masks(covered):
 
 
 def test_the_whole_pyramid_gives_the_same(monkeypatch):
-    """What a GPU takes as long as it has room: the same logits, votes and gradients."""
+    """What a GPU takes as long as it has room: the same logits, votes and gradients.
+
+    In float64: in float32 rounding may put a unit on the other side of a ReLU, which shows in all gradients before it.
+    """
     torch.manual_seed(0)
-    model = HSNet("efficientnet_lite0", pretrained=False)
-    query, support = torch.randn(2, 3, 64, 96), torch.randn(2, 2, 3, 96, 64)
+    model = HSNet("efficientnet_lite0", pretrained=False).double()
+    query, support = torch.randn(2, 3, 64, 96).double(), torch.randn(2, 2, 3, 96, 64).double()
     mask = torch.rand(2, 2, 96, 64) > 0.5
 
     def run():
@@ -124,6 +127,6 @@ def test_the_whole_pyramid_gives_the_same(monkeypatch):
     monkeypatch.setattr(HSNet, "fuses", lambda *_: False)
     found = run()
     assert asked == [(2, 8 * 12, 12 * 8)] * 2  # the positions, whether from pictures or from features
-    torch.testing.assert_close(found[0], expected[0], rtol=1e-3, atol=1e-4)
-    assert (found[1] != expected[1]).float().mean() < 1e-3
-    assert (found[2] - expected[2]).norm() < 1e-3 * expected[2].norm()
+    torch.testing.assert_close(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    torch.testing.assert_close(found[2], expected[2])
