@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .backbone import Backbone, pyramid_layers
 from .checkpoints import BACKBONE, from_reference, load_model
-from .conv4d import KERNELS, over_query, over_support
+from .conv4d import KERNELS, at_least_float32, over_query, over_support
 from .correlation import hypercorrelation_pyramid, mask_features, unit_vectors
 from .fused import SupportLevel, correlate_and_convolve, cut
 
@@ -83,13 +83,14 @@ class _Normalise(torch.autograd.Function):
         rows, weight, *statistics = ctx.saved_tensors
         result = torch.empty_like(rows)
         of_weight, of_bias = torch.zeros_like(weight), torch.zeros_like(weight)
+        # Sums over many positions, and their squares, would lose too much in half precision.
         for i, (x, dy, dx) in enumerate(zip(rows, gradients, result, strict=True)):
             mean, inverse = statistics[2 * i : 2 * i + 2]
             # With n = inverse (x - mean): dx = inverse (w dy - <w dy> - n <w dy n>), <·> being means over the group.
             sum_dy, sum_dyn = torch.zeros_like(weight), torch.zeros_like(weight)
             for part_x, part_dy in zip(_parts(x), _parts(dy), strict=True):
-                sum_dy += _wide(part_dy).sum(0)
-                sum_dyn += (_wide(part_dy) * (part_x - mean)).sum(0)
+                sum_dy += at_least_float32(part_dy).sum(0)
+                sum_dyn += (at_least_float32(part_dy) * (part_x - mean)).sum(0)
             sum_dyn *= inverse
             of_weight += sum_dyn
             of_bias += sum_dy
@@ -97,8 +98,8 @@ class _Normalise(torch.autograd.Function):
             mean_dyn = _over_group(weight * sum_dyn / len(x), ctx.groups)
             shift = inverse * (inverse * mean * mean_dyn - mean_dy)
             for part_x, part_dy, out in zip(_parts(x), _parts(dy), _parts(dx), strict=True):
-                part = torch.addcmul(shift, _wide(part_dy), inverse * weight)
-                out.copy_(part.addcmul_(_wide(part_x), -inverse * inverse * mean_dyn))
+                part = torch.addcmul(shift, at_least_float32(part_dy), inverse * weight)
+                out.copy_(part.addcmul_(at_least_float32(part_x), -inverse * inverse * mean_dyn))
         return result, of_weight, of_bias, None, None
 
 
@@ -116,16 +117,11 @@ def _parts(rows):
     return rows.split(max(1, 2**17 // rows.shape[1]))
 
 
-def _wide(part):
-    """In float32 at least: sums over many positions, and their squares, lose too much in half precision."""
-    return part.float() if part.element_size() < 4 else part
-
-
 def _scale_and_shift(part, scale, shift, out):
     """part · scale + shift for each column, returned in `out`, which may be `part`."""
     if part.dtype == scale.dtype:
         return torch.addcmul(shift, part, scale, out=out)
-    return out.copy_(torch.addcmul(shift, _wide(part), scale))
+    return out.copy_(torch.addcmul(shift, at_least_float32(part), scale))
 
 
 def _statistics(rows, groups, eps):
@@ -147,7 +143,9 @@ def _mean_and_variance(part):
         # which costs half precision nothing, and float32 a digit.
         wide = part.new_zeros(part.shape[1], dtype=torch.float32)
         return torch.batch_norm_update_stats(part, wide, wide.clone(), 0.0)
-    centre = _wide(part[0])  # any value near the mean: squares of large numbers would lose the small ones' digits
+    centre = at_least_float32(
+        part[0]
+    )  # any value near the mean: squares of large numbers would lose the small ones' digits
     part = part - centre
     mean = part.mean(0)
     return centre + mean, part.square_().mean(0) - mean**2
