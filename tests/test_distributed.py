@@ -17,7 +17,6 @@ from hsnet import Config, HSNet
 from hsnet.benchmarks import benchmark_of
 from hsnet.distributed import collect, part_of
 from hsnet.evaluate import test_run
-from hsnet.train import train
 
 SETTINGS = {
     **TINY,
@@ -55,23 +54,24 @@ def test_shares():
     assert collect([1, 2]) == [1, 2]  # alone
 
 
-def test_two_processes_train_as_one(data):
-    # The last step of an epoch has one episode: the first process has none of it.
-    settings = {**SETTINGS, "epoch_episodes": 9}
-    both = several(2, {**settings, "name": "two"}, data)
-    out, error = both.communicate(timeout=500)
-    assert both.returncode == 0, error
-    assert "2 processes" in out
-    assert out.count("epoch   2") == 1
-    one, two = train(Config(**{**settings, "name": "one"})), data / "runs" / "two"
+def test_two_processes_train_as_one(data, monkeypatch):
+    # The last step of an epoch has one episode: the first process has none of it. Two episodes at a time and one thread
+    # make every product the same one, added in the same order: no difference at all, here. With other products, rounding
+    # puts a unit on the other side of its ReLU now and then, and Adam and Muon make that visible within a few steps.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    settings = {**SETTINGS, "epoch_episodes": 9, "micro_batch": 2}
+    for count, name in ((2, "two"), (1, "one")):
+        out, error = (processes := several(count, {**settings, "name": name}, data)).communicate(timeout=500)
+        assert processes.returncode == 0, error
+        assert ("2 processes" in out) == (count == 2)
+        assert out.count("epoch   2") == 1
+    one, two = data / "runs" / "one", data / "runs" / "two"
     for a, b in zip(history(one), history(two), strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-        assert a["train_miou"] == pytest.approx(b["train_miou"], abs=0.2)
+        assert a["loss"] == pytest.approx(b["loss"], abs=5e-5)
+        assert a["train_miou"] == pytest.approx(b["train_miou"], abs=0.01)
     alone, together = (load_file(folder / "model.safetensors") for folder in (one, two))
     for name, tensor in alone.items():
-        # Adam and Muon take steps of one size, whatever the gradient's: rounding errors show where it is nearly zero, as
-        # it is for biases that a normalisation follows.
-        assert (tensor - together[name]).norm() <= (1e-3 if tensor.ndim > 1 else 2e-2) * tensor.norm(), name
+        assert (tensor - together[name]).norm() <= 1e-5 * tensor.norm(), name
     # Of the same weights the same scores, episode by episode.
     scores = json.loads((two / "test-1shot.json").read_text())
     assert scores["scores"]["HSNet"]["episodes"] == settings["test_episodes"]
