@@ -204,32 +204,45 @@ def _difference(ours: SegmentationScore, theirs: SegmentationScore, samples: int
 def separation(segmenter: Segmenter, pairs: list[list[Sample]]) -> list[dict]:
     """How far the frozen features alone tell an object from what is around it, before anything is learned.
 
-    For each position of the query its best correlation with the support's object, equation (2). The answer is how often a
-    position on the object has a higher one than a position off it: 50 % is chance, 100 % would make learning needless.
+    For each position of the query its correlations with the support's object, equation (2): the best of them, and their
+    mean weighted by the mask. The answer is how often a position on the object has a higher one than a position off it:
+    50 % is chance, 100 % would make learning needless.
 
     Args:
         pairs: each a query and a support.
 
     Returns:
-        A row a level, fine to coarse: the side of its grid, the mean over layers and pairs in percent, and how many pairs
-        had two positions of either kind.
+        A row a level, fine to coarse: the side of its grid; `best` and `mean`, averaged over layers and pairs, in percent;
+        and the number of pairs. Left out are those whose object does not show at the level: in the support at no position,
+        or in the query at fewer than two, on it or off it. Without a pair both are None.
     """
-    found: dict[int, list[float]] = {}
+    found: dict[int, list[list[float]]] = {}
     for samples in tqdm(pairs, desc="features", unit="pair", leave=False):
         levels, masks = _features(segmenter, samples)
         support = mask_features([[f[1:] for f in level] for level in levels], masks[1:])
         for query_level, support_level in zip(levels, support, strict=True):
             side = query_level[0].shape[-1]
-            share = resize_mask(masks[:1].float(), query_level[0].shape[-2:])[0, 0]
+            share, weight = resize_mask(masks.float(), query_level[0].shape[-2:])[:, 0]
             on, off = share > 0.5, share < 0.1
             rows = found.setdefault(side, [])
-            if min(on.sum(), off.sum()) < 2:
+            if min(on.sum(), off.sum()) < 2 or not weight.any():
                 continue
-            best = [correlate(q[:1], s)[0].flatten(2).amax(-1) for q, s in zip(query_level, support_level, strict=True)]
-            rows.append(float(np.mean([(b[on][:, None] > b[off][None]).float().mean().item() for b in best])))
+            ways = []  # a row a layer
+            for q, s in zip(query_level, support_level, strict=True):
+                correlation = correlate(q[:1], s)[0].flatten(2)
+                scores = correlation.amax(-1), correlation @ weight.flatten()
+                ways.append([_ordered(score[on], score[off]) for score in scores])
+            rows.append(np.mean(ways, axis=0).tolist())
     return [
-        {"side": k, "told_apart": 100 * float(np.mean(v)) if v else None, "pairs": len(v)} for k, v in found.items()
+        {"side": side, "pairs": len(rows)}
+        | dict(zip(("best", "mean"), (100 * np.mean(rows, axis=0)).tolist() if rows else (None, None), strict=True))
+        for side, rows in found.items()
     ]
+
+
+def _ordered(higher, lower):
+    """The share of the pairs in which the first has the higher value."""
+    return (higher[:, None] > lower[None]).float().mean().item()
 
 
 def measure_features(segmenter: Segmenter, root: str, count: int = 100) -> list[dict]:
@@ -341,17 +354,16 @@ def cuts_table(rows: list[dict]) -> str:
 
 
 def features_table(rows: list[dict]) -> str:
-    """Markdown: `measure_features`, a column a level, fine to coarse."""
-    levels = ("fine", "middle", "coarse")
-    lines = [
-        [row["pictures"], f"{row['size']} px"]
-        + [
-            "–" if level["told_apart"] is None else f"{level['told_apart']:.0f} % ({level['side']} × {level['side']})"
-            for level in row["levels"]
+    """Markdown: `measure_features`, two columns a level, fine to coarse; last the levels' grids and numbers of pairs."""
+    lines = []
+    for row in rows:
+        cells = [
+            "–" if level[way] is None else f"{level[way]:.0f} %" for level in row["levels"] for way in ("best", "mean")
         ]
-        for row in rows
-    ]
-    return records.markdown(["pictures", "size", *(f"{level} level" for level in levels)], lines)
+        grids = ", ".join(f"{level['side']}² ({level['pairs']})" for level in row["levels"])
+        lines.append([row["pictures"], f"{row['size']} px", *cells, grids])
+    columns = [f"{level}, {way}" for level in ("fine", "middle", "coarse") for way in ("best match", "mean")]
+    return records.markdown(["pictures", "size", *columns, "grids (pairs that show)"], lines)
 
 
 def _photographs(root, size):

@@ -128,8 +128,9 @@ def test_what_the_features_alone_tell_apart(root, data, monkeypatch, capsys):
     alike = program.separation(segmenter, [[picture(0.1, 1), picture(0.1, 1)]])
     noise = program.separation(segmenter, [[picture(1, 1), picture(1, 1)] for _ in range(5)])
     assert [row["side"] for row in alike] == [12, 6, 3]
-    assert all(row["told_apart"] > 90 for row in alike[:2])
-    assert all(35 < row["told_apart"] < 75 for row in noise[:2])
+    for way in ("best", "mean"):
+        assert all(row[way] > 90 for row in alike[:2])
+        assert all(35 < row[way] < 75 for row in noise[:2])
     monkeypatch.setattr(sys, "argv", ["try_photographs", "tiny", "--root", str(root), "--features"])
     monkeypatch.setattr(program, "SCENES", ("shapes",))
     program.main()
