@@ -236,7 +236,8 @@ def _measured(cells: list[Cell], shot: int, last: bool = False, original_size: b
 def paper_and_ours(name: str, protocol: str = "official") -> str:
     """Markdown: a table of the paper beside our runs, best and last epoch, and under it how ours came about.
 
-    "–" was not reported or not run; a mean is one over all folds, never over some.
+    "–" was not reported or not run; a mean is one over all folds, never over some. What was not run takes one line, "ours",
+    and what the paper does not print none.
 
     Raises:
         ValueError: an unknown table; runs that must not stand in one table, such as those of two protocols.
@@ -248,10 +249,12 @@ def paper_and_ours(name: str, protocol: str = "official") -> str:
     for row in dict.fromkeys(cell.row for cell in cells):
         group = [cell for cell in cells if cell.row == row]
         for shot in group[0].shots:
-            lines = {"paper": _printed(group[0], shot)} if protocol == "official" else {}
+            printed = _printed(group[0], shot) if protocol == "official" else {}
+            measured = {}
             for last, original_size in group[0].kinds:
                 what = f"ours, {'last' if last else 'best'} epoch" + ", original size" * original_size
-                lines[what] = _measured(group, shot, last, original_size)
+                measured[what] = _measured(group, shot, last, original_size)
+            lines = ({"paper": printed} if printed else {}) | (measured if any(measured.values()) else {"ours": {}})
             rows += [[row, f"{shot}", what, *(found.get(c, "–") for c in columns)] for what, found in lines.items()]
     header = ["", "shot", "mIoU", *columns]
     return f"{markdown(header, rows)}\n\n{_caption(cells)}"
@@ -297,8 +300,7 @@ def _caption(cells: list[Cell]) -> str:
     ours = [f"{benchmark}: {_spelled(json.loads(next(iter(found))))}" for benchmark, found in kinds.items()]
     return (
         "`–`: not reported, or not run; `?`: a number of the paper found in no second place; a mean is one over all folds. "
-        + CHOSEN
-        + (f" Ours: {'; '.join(ours)}." if ours else " Ours: nothing was run yet.")
+        + (f"{CHOSEN} Ours: {'; '.join(ours)}." if ours else "Ours: nothing was run yet.")
     )
 
 
