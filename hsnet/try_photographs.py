@@ -354,16 +354,17 @@ def cuts_table(rows: list[dict]) -> str:
 
 
 def features_table(rows: list[dict]) -> str:
-    """Markdown: `measure_features`, two columns a level, fine to coarse; last the levels' grids and numbers of pairs."""
-    lines = []
-    for row in rows:
-        cells = [
-            "–" if level[way] is None else f"{level[way]:.0f} %" for level in row["levels"] for way in ("best", "mean")
+    """Markdown: `measure_features`, a column a level; told apart by the best match, by the mean, and of how many pairs."""
+    levels = ("fine", "middle", "coarse")
+    lines = [
+        [row["pictures"], f"{row['size']} px"]
+        + [
+            f"{level['best']:.0f}, {level['mean']:.0f} % of {level['pairs']}" if level["pairs"] else "–"
+            for level in row["levels"]
         ]
-        grids = ", ".join(f"{level['side']}² ({level['pairs']})" for level in row["levels"])
-        lines.append([row["pictures"], f"{row['size']} px", *cells, grids])
-    columns = [f"{level}, {way}" for level in ("fine", "middle", "coarse") for way in ("best match", "mean")]
-    return records.markdown(["pictures", "size", *columns, "grids (pairs that show)"], lines)
+        for row in rows
+    ]
+    return records.markdown(["pictures", "size", *(f"{level} level" for level in levels)], lines)
 
 
 def _photographs(root, size):
