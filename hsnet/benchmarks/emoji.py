@@ -1,12 +1,10 @@
 """The embedded benchmark `emoji`: scenes of drawings of real things by seven artists, one of whom is never trained on."""
 
-from pathlib import Path
-
 import numpy as np
 
 from ..config import data_folder
 from .drawn import DrawnBenchmark
-from .sprites import ATTRIBUTION, CONCEPTS_FILE, Sprites, load_concepts
+from .sprites import ATTRIBUTION, Sprites, drawings_digest, load_concepts
 
 UNSEEN_ARTIST = "streamline-emojis"
 
@@ -49,5 +47,5 @@ class Emoji(DrawnBenchmark):
         return self.sprites.image(class_id, artist)
 
     def data_version(self) -> str:
-        """The list of concepts."""
-        return Path(CONCEPTS_FILE).read_text()
+        """The list of concepts, their packages and how they are rendered."""
+        return drawings_digest()

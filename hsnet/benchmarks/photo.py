@@ -8,9 +8,6 @@ concept's whole family, a wolf for a dog, and in colours of its own.
 
 How far all this goes is drawn for each episode, from the scenes of `emoji` as they are to the hardest: of the hardest alone a
 network learns what objects look like, and hardly to compare.
-
-Where this resembles `scenes` it does not share with it: the code of that file is hashed into the digest of the test scenes, which
-must stay what they were when runs were scored.
 """
 
 import io

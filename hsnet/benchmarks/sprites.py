@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 CONCEPTS_FILE = Path(__file__).resolve().parents[2] / "data" / "emoji" / "concepts.csv"
 SPRITE_SIZE = 160
-# Raised when the code below draws differently, so that older caches are rebuilt.
+# Raised when the code below draws differently, so that older caches are rebuilt and older scores are told apart.
 RENDERING = 1
 
 
@@ -113,7 +113,7 @@ def prepare_sprites(folder: Path, progress: bool = True) -> Path:
     are not fetched again. Raises SpriteError if npm or a package cannot be reached, or a package is not as published.
     """
     folder = Path(folder)
-    digest = _digest()
+    digest = drawings_digest()
     if _cached_digest(folder) == digest:
         return folder / "sprites.npy"
     folder.mkdir(parents=True, exist_ok=True)
@@ -295,7 +295,7 @@ def _sha256(path: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
 
-def _digest() -> str:
+def drawings_digest() -> str:
     """What the cache depends on: the list of concepts, the packages, and how drawings are made."""
     rest = [icons.package for icons in SETS] + [icons.sha256 for icons in SETS] + [str(SPRITE_SIZE), str(RENDERING)]
     return hashlib.sha256(CONCEPTS_FILE.read_bytes() + " ".join(rest).encode()).hexdigest()
