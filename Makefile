@@ -54,8 +54,8 @@ NOTEBOOKS = $(addprefix $(dir $@),$(filter %.ipynb,$(CHANGED)))
 $(EXECUTED): $(READY) $(SOURCES) $(BOOK)
 	mkdir -p $(dir $@) && touch $(dir $@)begun  # what is edited from here on is newer than the stamp
 	for file in $(CHANGED); do mkdir -p $(dir $@)$$(dirname $$file) && cp $$file $(dir $@)$$file || exit 1; done
-	$(BIN)/python -c "from hsnet.book import emoji; emoji()"
-	$(BIN)/python -m hsnet.browser --out $(dir $@)book/browser/try
+	$(BIN)/python -c "import sys; sys.path.insert(0, 'book'); from kit.pages import emoji; emoji()"
+	PYTHONPATH=book $(BIN)/python -m kit.browser --out $(dir $@)book/browser/try
 	$(if $(NOTEBOOKS),OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --overwrite --nbmake-timeout=600 -n 2 $(NOTEBOOKS))
 	touch -r $(dir $@)begun $@
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .products import products
+from .fast.matmul import products
 
 PART = 2**25  # bytes of a result that may be held twice
 

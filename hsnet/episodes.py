@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .benchmarks import Benchmark, Episode, Sample, Square, UnreadableFileError
-from .benchmarks.squash import resize_image, resize_mask, squash
+from .benchmarks.resize import resize_image, resize_mask, squash
 from .config import TEST_LISTS
 from .distributed import collect, part_of, rank, world
 

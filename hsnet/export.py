@@ -23,15 +23,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from . import records
+from . import runs
 from .benchmarks import load_benchmark
-from .checkpoints import run_folder
 from .config import Config, run_program
 from .conv4d import CenterPivotConv4d, convolve
 from .correlation import unit_vectors
 from .episodes import EpisodeDataset, test_episodes
 from .metrics import SegmentationScore
 from .model import HSNet
+from .runs import run_folder
 
 OPSET = 18
 PRECISIONS = ("float32", "float16", "int8")
@@ -324,7 +324,7 @@ def table(result: dict) -> str:
                 f"{100 * result['equal_pixels'][name]['mean']:.3f} %",
             ]
         rows.append([name, *cells, f"{score['miou']:.2f} [{low:.1f}, {high:.1f}]"])
-    return records.markdown(
+    return runs.markdown(
         ["weights", "both files", "pixels as in PyTorch", f"mIoU [95 %], {result['episodes']} episodes"], rows
     )
 
@@ -357,7 +357,7 @@ def main() -> None:
     model = HSNet.from_run(folder)
     if arguments.check:
         result = check(model, Config.load(folder / "config.json"), arguments.check)
-        records.write_json(folder / "export.json", result)
+        runs.write_json(folder / "export.json", result)
         print(f"{table(result)}\nwritten to {folder / 'export.json'}")
     else:
         out = arguments.out or Path(folder.name)

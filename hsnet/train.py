@@ -36,10 +36,26 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from . import figures, fits, records
+from . import figures, fits, runs
 from .benchmarks import benchmark_of
-from .checkpoints import (
-    BACKBONE,
+from .config import FREE, Config, add_settings, config_from, data_folder, run_program
+from .devices import Memory, choose_device, choose_precision, free_memory, is_out_of_memory
+from .distributed import add_up, add_up_gradients, collect, from_first, part_of, rank, together, world
+from .engine import (
+    choose_workers,
+    draw_episodes,
+    episodes_at_a_time,
+    evaluate,
+    fit_prototypes,
+    predictor,
+    test_run,
+)
+from .episodes import Batch, EpisodeDataset, require_readable, test_episodes
+from .metrics import SegmentationScore
+from .model import HSNet
+from .optim import Muon
+from .reference import BACKBONE
+from .runs import (
     LAST,
     WEIGHTS,
     load_checkpoint,
@@ -51,22 +67,6 @@ from .checkpoints import (
     weights_of,
     write_whole,
 )
-from .config import FREE, Config, add_settings, config_from, data_folder, run_program
-from .devices import Memory, choose_device, choose_precision, free_memory, is_out_of_memory
-from .distributed import add_up, add_up_gradients, collect, from_first, part_of, rank, together, world
-from .episodes import Batch, EpisodeDataset, require_readable, test_episodes
-from .evaluate import (
-    choose_workers,
-    draw_episodes,
-    episodes_at_a_time,
-    evaluate,
-    fit_prototypes,
-    predictor,
-    test_run,
-)
-from .metrics import SegmentationScore
-from .model import HSNet
-from .muon import Muon
 
 # Episodes at a time on a CPU: so many that the finest level's first 16 channels, (side / 8)² · (side / 32)² positions in
 # float32, take at most 32 MB. More than that the C library takes from the system, and gives back, with every tensor.
@@ -124,7 +124,7 @@ def train(config: Config, resume: bool = False, memory: bool = False) -> Path:
             _say(
                 f"{config.run} is finished: nothing to do. Train another with --name, or longer with --resume --epochs N"
             )
-            _say(records.scores_table(records.read_tests(folder)))
+            _say(runs.scores_table(runs.read_tests(folder)))
             return folder
         interruption, trouble = stack.enter_context(Interruption()), None
         try:
@@ -526,7 +526,7 @@ def _test(training):
             draw_episodes(model, config, benchmark, folder / "episodes.png")
     model.load_state_dict(last, strict=False)
     training.save(finished=True)
-    _say(records.scores_table(results))
+    _say(runs.scores_table(results))
     _say(f"run      {folder}\npicture  {folder / 'episodes.png'}")
 
 
@@ -839,7 +839,7 @@ def list_runs() -> str:
             continue
         history = folder / "history.jsonl"
         lines = [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
-        tests = {test["shot"]: test for test in records.read_tests(folder)}
+        tests = {test["shot"]: test for test in runs.read_tests(folder)}
         holder = lock_holder(folder)
         if holder:
             state = f"running, {holder}"
@@ -861,7 +861,7 @@ def list_runs() -> str:
         )
     if not rows:
         return f"no runs under {data_folder() / 'runs'} yet: `make train` trains one"
-    return records.markdown(["run", "state", "epochs", "best validation mIoU", "test mIoU"], rows)
+    return runs.markdown(["run", "state", "epochs", "best validation mIoU", "test mIoU"], rows)
 
 
 def main() -> None:

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from kit.publish import FIRST_CELL, publish, published
+from kit.reference import reference
 
 import hsnet
-from hsnet.book import FIRST_CELL, publish, published, reference
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
 PAGES = sorted(BOOK.glob("*.ipynb"))
@@ -146,7 +147,9 @@ def first_cell(page):
 def test_the_first_cell_knows_the_address(page):
     address, branch = published()
     cell = first_cell(page)
-    assert "".join(cell["source"]) == FIRST_CELL.format(address=address, branch=branch), "run python -m hsnet.book"
+    assert "".join(cell["source"]) == FIRST_CELL.format(address=address, branch=branch), (
+        "run python book/kit/publish.py"
+    )
     assert cell["metadata"]["tags"] == ["remove-cell"]
 
 

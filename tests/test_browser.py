@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kit.brush import Brush
 from PIL import Image
 from test_pages import PAGES, VIEWS, address, browser  # noqa: F401 - fixtures; skips where there is nothing to look at
 
 from hsnet import Segmenter
-from hsnet.brush import Brush
-from hsnet.checkpoints import SHIPPED
 from hsnet.config import ROOT
+from hsnet.runs import SHIPPED
 
 FIRST, FURTHER = 8, 4  # seconds that an answer should take, on one thread of a machine with nothing else to do
 NAME = "book/try_it.html"

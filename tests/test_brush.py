@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("anywidget", reason="the brush needs the extra `book`")
+from kit.brush import Brush, Workbench
+
 from hsnet import Segmenter
-from hsnet.brush import Brush, Workbench
-from hsnet.checkpoints import SHIPPED
 from hsnet.config import ROOT
+from hsnet.runs import SHIPPED
 
 RNG = np.random.default_rng(0)
 

@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
-from hsnet import cells, records
-from hsnet.cells import OF_PAPER, Cell, cells_of, only, state, trainings
 from hsnet.config import TEST_LISTS, Config, paper
+from hsnet.reproduce import experiments, report
+from hsnet.reproduce.experiments import OF_PAPER, Cell, cells_of, only, state, trainings
 
 
 def every(protocol="official"):
@@ -19,8 +19,10 @@ def test_every_number_of_the_paper_has_its_cells():
     counts = {name: len(cells_of(name)) for name in OF_PAPER}
     assert counts == {"pascal": 12, "coco": 8, "fss": 3, "coco-to-pascal": 8, "ten-shot": 8, "ablations": 44}
     assert len(trainings(every())) == 12 + 8 + 3 + 10 * 4
-    there = {(c.benchmark, cells.BACKBONES[c.config.backbone], c.variant, str(s)) for c in every() for s in c.shots}
-    printed = {(r["benchmark"], r["backbone"], r["variant"], r["shot"]) for r in records.paper_results()}
+    there = {
+        (c.benchmark, experiments.BACKBONES[c.config.backbone], c.variant, str(s)) for c in every() for s in c.shots
+    }
+    printed = {(r["benchmark"], r["backbone"], r["variant"], r["shot"]) for r in report.paper_results()}
     assert printed <= there
 
 
@@ -39,7 +41,7 @@ def test_cells_are_the_papers_settings():
     for cell in cells_of("ablations"):
         plain = paper("pascal", "resnet101", cell.config.fold)
         names = [f.name for f in dataclasses.fields(Config) if getattr(cell.config, f.name) != getattr(plain, f.name)]
-        assert set(names) == (set(cells.ABLATIONS[cell.variant]) | {"name"} if cell.variant else set())
+        assert set(names) == (set(experiments.ABLATIONS[cell.variant]) | {"name"} if cell.variant else set())
         differ[cell.variant] += 1
     assert set(differ.values()) == {4}
 
@@ -92,7 +94,7 @@ def finish(cell, best=60.0, last=59.0, **more):
     before = f"{cell.tested_on}-fold{cell.config.fold}-" if cell.tested_on else ""
     for shot in cell.shots:
         write_test(cell.folder, shot, best + shot, name=before + "test-{}shot.json", **more)
-        write_test(cell.folder / cells.LAST_EPOCH, shot, last + shot, name=before + "test-{}shot.json", **more)
+        write_test(cell.folder / experiments.LAST_EPOCH, shot, last + shot, name=before + "test-{}shot.json", **more)
 
 
 def test_how_far_a_cell_is(data):
@@ -106,7 +108,7 @@ def test_how_far_a_cell_is(data):
     write_test(cell.folder, 5)
     assert state(cell).kind == "cut"  # the last epoch's weights are not tested
     for shot in (1, 5):
-        write_test(cell.folder / cells.LAST_EPOCH, shot)
+        write_test(cell.folder / experiments.LAST_EPOCH, shot)
     assert state(cell).kind == "done"
     ten = next(c for c in cells_of("ten-shot") if c.config == cell.config)
     assert state(ten).kind == "cut"  # trained, but not tested with ten supports
@@ -116,7 +118,7 @@ def test_a_cell_at_work_and_one_of_other_settings(data, monkeypatch):
     cell = cells_of("pascal")[0]
     begin(cell, epochs=2)
     monkeypatch.setattr(
-        cells, "lock_holder", lambda folder: "process 7 on somewhere" if folder == cell.folder else None
+        experiments, "lock_holder", lambda folder: "process 7 on somewhere" if folder == cell.folder else None
     )
     assert str(state(cell)) == "running 2"
     assert state(cell).text == "process 7 on somewhere"
@@ -130,12 +132,12 @@ def test_a_cell_at_work_and_one_of_other_settings(data, monkeypatch):
 
 
 def test_what_a_training_is_expected_to_cost():
-    hours = {name: cells.expected_hours(paper(name)) for name in ("pascal", "coco", "fss")}
+    hours = {name: experiments.expected_hours(paper(name)) for name in ("pascal", "coco", "fss")}
     assert hours == {"pascal": 2 * 24 * 4, "coco": 7 * 24 * 4, "fss": 3 * 24 * 4}
-    assert cells.expected_hours(Config(minutes=30.0)) == 0.5
-    assert cells.expected_bytes(paper("pascal")) == 4 * 10 * 2_573_794
+    assert experiments.expected_hours(Config(minutes=30.0)) == 0.5
+    assert experiments.expected_bytes(paper("pascal")) == 4 * 10 * 2_573_794
     dense = next(cell for cell in cells_of("ablations") if cell.config.kernel == "dense")
-    assert cells.expected_bytes(dense.config) > 4 * cells.expected_bytes(paper("pascal"))
+    assert experiments.expected_bytes(dense.config) > 4 * experiments.expected_bytes(paper("pascal"))
 
 
 def table(text):
@@ -144,33 +146,33 @@ def table(text):
 
 
 def test_the_state_of_all_cells(data):
-    rows = table(records.cells_table())
+    rows = table(report.cells_table())
     assert rows[0] == ["table", "row", "fold 0", "fold 1", "fold 2", "fold 3", "GPU hours", "disk"]
     assert rows[2][:7] == ["pascal", "PASCAL-5i, ResNet-50", *["missing"] * 4, "768"]
     total = (12 + 40) * 192 + 8 * 672 + 3 * 288
     assert rows[-1][-2] == f"{total:,}"
     finish(cells_of("pascal")[4])
     begin(cells_of("pascal")[5], 9)
-    rows = table(records.cells_table())
+    rows = table(report.cells_table())
     assert rows[2][:7] == ["pascal", "PASCAL-5i, ResNet-50", "done", "cut 9", "missing", "missing", "576"]
     assert rows[-1][-2] == f"{total - 192:,}"
     assert next(r for r in rows if r[0] == "ten-shot")[2:] == ["cut 3", "cut 9", "missing", "missing", "above", "above"]
-    assert len(table(records.cells_table(["pascal"], words="resnet50"))) == 3
-    assert "PASCAL-5i 2 days on 4 GPUs" in records.expectation()
+    assert len(table(report.cells_table(["pascal"], words="resnet50"))) == 3
+    assert "PASCAL-5i 2 days on 4 GPUs" in report.expectation()
 
 
 def test_the_paper_beside_ours(data):
-    assert "Ours: nothing was run yet." in records.paper_and_ours("pascal")
-    rows = table(records.paper_and_ours("pascal"))
+    assert "Ours: nothing was run yet." in report.paper_and_ours("pascal")
+    rows = table(report.paper_and_ours("pascal"))
     assert rows[5] == ["PASCAL-5i, ResNet-50", "1", "paper", "64.3", "70.7", "60.3", "60.5", "64.0", "76.7"]
     assert rows[6] == ["PASCAL-5i, ResNet-50", "1", "ours", *["–"] * 6]
-    unprinted = [r for r in table(records.paper_and_ours("ablations")) if "separable" in r[0]]
+    unprinted = [r for r in table(report.paper_and_ours("ablations")) if "separable" in r[0]]
     assert [r[1:3] for r in unprinted] == [["1", "ours"], ["5", "ours"]]
     assert rows[1][-1] == "73.4 ?"  # unconfirmed
     pascal = [c for c in cells_of("pascal") if c.config.backbone == "resnet50"]
     for k, cell in enumerate(pascal[:2]):
         finish(cell, best=60.0 + k)
-    rows = table(records.paper_and_ours("pascal"))
+    rows = table(report.paper_and_ours("pascal"))
     assert rows[6][2:] == [
         "ours, best epoch",
         "61.0",
@@ -184,14 +186,14 @@ def test_the_paper_beside_ours(data):
     for k, cell in enumerate(pascal[2:], 2):
         finish(cell, best=60.0 + k, source={"source": "ours", "crowd": True})
     with pytest.raises(ValueError, match="must not stand in one table"):
-        records.paper_and_ours("pascal")
+        report.paper_and_ours("pascal")
     for k, cell in enumerate(pascal):
         finish(cell, best=60.0 + k, source={"source": "ours", "crowd": True}, rule="paper")
-    text = records.paper_and_ours("pascal")
+    text = report.paper_and_ours("pascal")
     assert table(text)[6][2:] == ["ours, best epoch", "61.0", "62.0", "63.0", "64.0", "62.5", "72.5"]
     assert "Ours: PASCAL-5i: official protocol, 400 px, masks built here, crowds included, rule: paper." in text
     assert "chosen on the test" in text
-    summary = table(records.summary_table())
+    summary = table(report.summary_table())
     assert summary[2] == ["PASCAL-5i, ResNet-50", "64.0", "62.5", "69.5", "66.5"]
     assert summary[3] == ["PASCAL-5i, ResNet-101", "66.2", "–", "70.4", "–"]
 
@@ -201,10 +203,10 @@ def test_two_protocols_never_share_a_table(data):
     finish(official)
     finish(other, protocol="strict")
     with pytest.raises(ValueError, match="must not stand in one table"):
-        records.paper_and_ours("pascal")
+        report.paper_and_ours("pascal")
     with pytest.raises(ValueError, match="must not stand in one table"):
-        records.summary_table()
-    assert not [row for row in table(records.paper_and_ours("pascal", "strict")) if row[2] == "paper"]
+        report.summary_table()
+    assert not [row for row in table(report.paper_and_ours("pascal", "strict")) if row[2] == "paper"]
 
 
 def test_coco_to_pascal_is_a_test_of_cocos_runs(data):
@@ -216,12 +218,12 @@ def test_coco_to_pascal_is_a_test_of_cocos_runs(data):
     assert state(cell).kind == "cut"
     finish(cell)
     assert state(cell).kind == "done"
-    assert table(records.paper_and_ours("coco-to-pascal"))[2][2:5] == ["ours, best epoch", "61.0", "–"]
+    assert table(report.paper_and_ours("coco-to-pascal"))[2][2:5] == ["ours, best epoch", "61.0", "–"]
 
 
 def test_a_table_is_a_list_of_cells(data, monkeypatch):
     one = Cell(Config(benchmark="shapes", name="tiny", test_episodes=10), shots=(1,))
-    monkeypatch.setitem(cells.TABLES, "tried", lambda protocol: [one])
+    monkeypatch.setitem(experiments.TABLES, "tried", lambda protocol: [one])
     write_test(one.folder, 1, episodes=10)
-    assert table(records.paper_and_ours("tried"))[1][:3] == ["shapes, EfficientNet-Lite0", "1", "ours, best epoch"]
-    assert table(records.cells_table(["tried"]))[1][0] == "tried"
+    assert table(report.paper_and_ours("tried"))[1][:3] == ["shapes, EfficientNet-Lite0", "1", "ours, best epoch"]
+    assert table(report.cells_table(["tried"]))[1][0] == "tried"

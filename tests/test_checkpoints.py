@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hsnet import HSNet
-from hsnet.checkpoints import WEIGHTS, load_checkpoint, load_weights, save_checkpoint, save_model
+from hsnet.runs import WEIGHTS, load_checkpoint, load_weights, save_checkpoint, save_model
 
 SETTINGS = {"kernel": "separable", "layers": "deep", "levels": 2, "mask_support": False}
 

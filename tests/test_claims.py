@@ -6,11 +6,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from hsnet import HSNet, claims
+from hsnet import HSNet
 from hsnet.benchmarks import Shapes
-from hsnet.cells import claims as claimed_runs
 from hsnet.config import Config
 from hsnet.episodes import test_episodes
+from hsnet.reproduce import claims
+from hsnet.reproduce.experiments import claims as claimed_runs
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from test_train import TINY, history
 from hsnet import Config, HSNet
 from hsnet.benchmarks import benchmark_of
 from hsnet.distributed import collect, part_of
-from hsnet.evaluate import test_run
+from hsnet.engine import test_run
 
 SETTINGS = {
     **TINY,

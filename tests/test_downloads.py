@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from hsnet import downloads
-from hsnet.downloads import RemoteFile, fetch, require_space, unpack
+from hsnet.prepare import downloads
+from hsnet.prepare.downloads import RemoteFile, fetch, require_space, unpack
 
 CONTENT = bytes(range(256)) * 40
 

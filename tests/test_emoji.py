@@ -5,7 +5,7 @@ import pytest
 
 from hsnet.benchmarks import emoji
 from hsnet.benchmarks.drawn import DrawnBenchmark
-from hsnet.benchmarks.photo import LEVELS, EmojiPhoto
+from hsnet.benchmarks.emoji_photo import LEVELS, EmojiPhoto
 from hsnet.benchmarks.scenes import compose
 from hsnet.episodes import test_episodes
 

@@ -10,7 +10,7 @@ from pycocotools import mask as rle
 
 from hsnet import BENCHMARKS, Batch, EpisodeDataset, test_episodes
 from hsnet.benchmarks import load_benchmark
-from hsnet.benchmarks.photographs import pick
+from hsnet.benchmarks.listed import pick
 from hsnet.benchmarks.scenes import LEAST_VISIBLE
 from hsnet.episodes import resize_mask
 

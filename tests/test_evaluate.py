@@ -11,7 +11,8 @@ from test_golden import reference_model, reference_state_dict
 from hsnet import Config, EpisodeDataset, HSNet, test_episodes
 from hsnet.benchmarks import load_benchmark
 from hsnet.config import run_program
-from hsnet.evaluate import evaluate, main, predictor
+from hsnet.engine import evaluate, predictor
+from hsnet.evaluate import main
 from hsnet.train import train
 
 TINY = {
@@ -142,7 +143,7 @@ def test_reference_mistakes(trees, options, message, run, capsys):
 
 
 def test_what_is_no_checkpoint(trees, tmp_path):
-    from hsnet.checkpoints import load_reference
+    from hsnet.reference import load_reference
 
     path = tmp_path / "page.pt"
     path.write_text("<html>not found</html>")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hsnet import HSNet
-from hsnet.checkpoints import WEIGHTS, save_model
 from hsnet.config import Config
+from hsnet.runs import WEIGHTS, save_model
 
 pytest.importorskip("onnx", reason="writing ONNX needs the extra `export`")
 import hsnet.export

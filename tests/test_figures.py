@@ -5,8 +5,7 @@ import re
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-
-from hsnet.figures import BOXES, FrameSlider, NetworkDiagram, differences, grid, heat, ladder, panels, two_planes
+from kit.figures import BOXES, FrameSlider, NetworkDiagram, differences, grid, heat, ladder, panels, two_planes
 
 
 def frames(count):

@@ -17,7 +17,7 @@ from test_train import TINY, history
 from hsnet import Config, HSNet, Segmenter
 from hsnet.benchmarks import benchmark_of
 from hsnet.devices import choose_device, choose_precision
-from hsnet.evaluate import test_run as rerun
+from hsnet.engine import test_run as rerun
 from hsnet.train import backward, train
 
 GPU = os.environ.get("HSNET_TEST_GPU") or "cuda"

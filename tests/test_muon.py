@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hsnet.muon import Muon, orthogonalise
+from hsnet.optim import Muon, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(8, 30), (30, 8), (16, 16)])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_close
+from kit.golden import FOLDER, golden, golden_input
 from PIL import Image
 from trees import TREES
 
@@ -26,9 +27,8 @@ from hsnet.benchmarks.cache import Cache, build_cache
 from hsnet.benchmarks.splits import read_coco, read_fss, read_pascal
 from hsnet.config import TEST_LISTS, images_folder
 from hsnet.devices import choose_precision
+from hsnet.engine import evaluate, predictor
 from hsnet.episodes import load_episode, require_readable, resize_image, shard, test_lists
-from hsnet.evaluate import evaluate, predictor
-from hsnet.golden import FOLDER, golden, golden_input
 from hsnet.model import VOTE_RULES
 from hsnet.train import Training, backward, train
 
@@ -802,7 +802,7 @@ def test_settings_reach_the_benchmark(trees):
 
 
 def test_labels_are_squashed_as_masks_are():
-    from hsnet.benchmarks.squash import resize_labels, resize_mask
+    from hsnet.benchmarks.resize import resize_labels, resize_mask
 
     rng = np.random.default_rng(0)
     for size in ((333, 500), (375, 17), (31, 640)):

@@ -16,9 +16,10 @@ from pycocotools import mask as coco_masks
 from scipy.io import savemat
 from test_downloads import Server
 
-from hsnet import checks, masks, prepare
 from hsnet.benchmarks import load_benchmark, splits
-from hsnet.downloads import RemoteFile
+from hsnet.prepare import __main__ as prepare
+from hsnet.prepare import checks, masks
+from hsnet.prepare.downloads import RemoteFile
 
 
 @pytest.fixture

@@ -5,9 +5,10 @@ import re
 
 import pytest
 
-from hsnet import records
+from hsnet import runs
 from hsnet.benchmarks import load_benchmark
 from hsnet.episodes import test_episodes
+from hsnet.reproduce import report
 
 
 def test(shot, digest="a", **scores):
@@ -22,33 +23,33 @@ test.__test__ = False
 
 
 def test_tables():
-    table = records.scores_table([test(1, HSNet=50.04, prototypes=40.0), test(5, HSNet=55.0)])
+    table = runs.scores_table([test(1, HSNet=50.04, prototypes=40.0), test(5, HSNet=55.0)])
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     assert lines[2] == ["HSNet", "50.0 [49.0, 51.0]", "60.0", "55.0 [54.0, 56.0]", "60.0"]
     assert lines[3] == ["prototypes", "40.0 [39.0, 41.0]", "60.0", "–", "–"]
     with pytest.raises(ValueError, match=r"different test scenes \(digests a, b\)"):
-        records.scores_table([test(1, HSNet=1.0), test(5, digest="b", HSNet=1.0)])
+        runs.scores_table([test(1, HSNet=1.0), test(5, digest="b", HSNet=1.0)])
 
 
 def test_rendering_fills_the_marked_places(data):
     folder = data / "runs" / "one"
     folder.mkdir(parents=True)
     text = "before\n<!-- run one -->\nold\n<!-- end -->\nafter <!-- run two -->\n<!-- end -->"
-    assert "–" in records.render(text)
-    records.write_json(folder / "test-1shot.json", test(1, HSNet=50.0))
-    rendered = records.render(text)
+    assert "–" in report.render(text)
+    runs.write_json(folder / "test-1shot.json", test(1, HSNet=50.0))
+    rendered = report.render(text)
     assert "50.0 [49.0, 51.0]" in rendered
     assert "old" not in rendered
-    assert records.render(rendered) == rendered
+    assert report.render(rendered) == rendered
 
 
 def test_rendering_tells_tests_controls_and_other_benchmarks_apart(data):
     folder = data / "runs" / "one"
     folder.mkdir(parents=True)
-    records.write_json(folder / "test-1shot.json", test(1, HSNet=50.0))
-    records.write_json(folder / "controls.json", test(1, **{"wrong support": 10.0}))
-    records.write_json(folder / "coco-fold0-test-5shot.json", test(5, HSNet=20.0))
-    parts = [records.render(f"<!-- {what} one -->\n<!-- end -->") for what in ("run", "controls", "coco-fold0")]
+    runs.write_json(folder / "test-1shot.json", test(1, HSNet=50.0))
+    runs.write_json(folder / "controls.json", test(1, **{"wrong support": 10.0}))
+    runs.write_json(folder / "coco-fold0-test-5shot.json", test(5, HSNet=20.0))
+    parts = [report.render(f"<!-- {what} one -->\n<!-- end -->") for what in ("run", "controls", "coco-fold0")]
     for part, own in zip(parts, ("50.0", "10.0", "20.0"), strict=True):
         assert [number in part for number in ("50.0", "10.0", "20.0")] == [
             number == own for number in ("50.0", "10.0", "20.0")
@@ -59,23 +60,23 @@ def test_the_score_of_a_runs_first_episodes(data):
     folder = data / "runs" / "one"
     folder.mkdir(parents=True)
     rows = [[3, 0, 10, 90, 40], [5, 0, 30, 90, 40], [3, 0, 40, 90, 40]]
-    records.write_json(folder / "test-1shot.json", {"areas": {"HSNet": rows}, "resample_classes": True})
-    assert records.run_score("one").miou() == pytest.approx((100 * 50 / 80 + 75) / 2)
-    assert records.run_score("one", count=2).miou() == pytest.approx((25 + 75) / 2)
+    runs.write_json(folder / "test-1shot.json", {"areas": {"HSNet": rows}, "resample_classes": True})
+    assert runs.run_score("one").miou() == pytest.approx((100 * 50 / 80 + 75) / 2)
+    assert runs.run_score("one", count=2).miou() == pytest.approx((25 + 75) / 2)
     with pytest.raises(FileNotFoundError, match="evaluate one --shot 5"):
-        records.run_score("one", shot=5)
+        runs.run_score("one", shot=5)
 
 
 def test_json_is_readable_and_whole(data):
     content = {"a": [[1, 2], [3, 4]], "b": {"c": [1.5, None]}, "d": [], "e": "é"}
-    records.write_json(data / "x.json", content)
+    runs.write_json(data / "x.json", content)
     assert json.loads((data / "x.json").read_text()) == content
     assert "[1, 2],\n" in (data / "x.json").read_text()
     assert not list(data.glob("*.tmp"))
 
 
 def test_no_runs(data):
-    assert "`make train` trains one" in records.runs_table()
+    assert "`make train` trains one" in runs.runs_table()
 
 
 def test_the_same_query_is_asked_for_its_other_objects():
@@ -96,7 +97,7 @@ def _key(row):
 
 
 def test_the_papers_means_are_those_of_its_folds():
-    rows = records.paper_results()
+    rows = report.paper_results()
     folds: dict[tuple, list[float]] = {}
     for row in rows:
         if row["what"].startswith("fold"):
@@ -106,27 +107,27 @@ def test_the_papers_means_are_those_of_its_folds():
     for key, values in folds.items():
         assert len(values) == 4
         assert means[key] == pytest.approx(sum(values) / 4, abs=0.1), key
-    assert "| PASCAL-5i      | ResNet-101 | 66.2 [7]    | 70.4 [5]    |" in records.paper_table()
-    assert "VGG-16   | 82.3" not in records.paper_table()  # not confirmed
-    assert "| center-pivot 4D | 25.51 ms" in records.paper_kernels_table()
+    assert "| PASCAL-5i      | ResNet-101 | 66.2 [7]    | 70.4 [5]    |" in report.paper_table()
+    assert "VGG-16   | 82.3" not in report.paper_table()  # not confirmed
+    assert "| center-pivot 4D | 25.51 ms" in report.paper_kernels_table()
 
 
 def test_every_number_of_the_paper_says_how_sure_it_is():
-    rows = records.paper_results()
+    rows = report.paper_results()
     assert all(row["sources"] == "unconfirmed" or int(row["sources"]) >= 1 for row in rows)
     assert len({(*_key(row), row["what"]) for row in rows}) == len(rows)
-    assert "| ASNet                     | ResNet-101 | 66.9" in records.others_table()
+    assert "| ASNet                     | ResNet-101 | 66.9" in report.others_table()
 
 
 def test_no_number_is_typed_in_a_table_of_the_readme():
-    page = records.ROOT / "README.md"
+    page = report.ROOT / "README.md"
     text = re.sub(r"<!-- \S+ \S+ -->\n.*?<!-- end -->", "", page.read_text(), flags=re.DOTALL)
     rows = [line for line in text.splitlines() if re.match(r"\s*\|.*\|", line)]
     typed = [row for row in rows if re.search(r"\d+\.\d", re.sub(r"`[^`]*`", "", row))]
     assert not typed, "render these from a file: " + "\n".join(typed)
 
 
-@pytest.mark.parametrize("page", records.PAGES, ids=lambda page: str(page.relative_to(records.ROOT)))
+@pytest.mark.parametrize("page", report.PAGES, ids=lambda page: str(page.relative_to(report.ROOT)))
 def test_what_is_rendered_is_up_to_date(page, monkeypatch):
     monkeypatch.delenv("HSNET_DATA")
-    assert records.render(page.read_text()) == page.read_text(), "write it anew with `python -m hsnet.records`"
+    assert report.render(page.read_text()) == page.read_text(), "write it anew with `python -m hsnet.reproduce.report`"

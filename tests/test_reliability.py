@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 
-from hsnet.reliability import kills_table, table
+import reliability
+from reliability import kills_table, table
 
 
 def test_all_is_withstood(data):
     # A process of its own, which has started no threads: it forks.
     counts = ["--kills=20", "--checkpoints=8", "--pictures=200", "--inputs=1000"]
-    done = subprocess.run([sys.executable, "-m", "hsnet.reliability", *counts], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, reliability.__file__, *counts], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     result = json.loads((data / "reliability.json").read_text())
     kills = result["kills"]

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from hsnet import cells, records, reproduce
-from hsnet.cells import Cell, state
 from hsnet.config import Config
+from hsnet.reproduce import __main__ as reproduce
+from hsnet.reproduce import experiments, report
+from hsnet.reproduce.experiments import Cell, state
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
@@ -38,7 +39,7 @@ def tiny(**changes):
 @pytest.fixture
 def claims(monkeypatch):
     found = [tiny(), tiny(fold=1)]
-    monkeypatch.setitem(cells.TABLES, "tried", lambda protocol: found)
+    monkeypatch.setitem(experiments.TABLES, "tried", lambda protocol: found)
     return found
 
 
@@ -62,7 +63,7 @@ def test_a_cell_from_training_to_table(claims, monkeypatch, capsys):
     assert "– (1/2)" in out.out
     # The last epoch is tested with its own weights: equal to the best's only where the last was the best.
     history = [json.loads(line) for line in (cell.folder / "history.jsonl").read_text().splitlines()]
-    best, last = (load_file(f / "model.safetensors") for f in (cell.folder, cell.folder / cells.LAST_EPOCH))
+    best, last = (load_file(f / "model.safetensors") for f in (cell.folder, cell.folder / experiments.LAST_EPOCH))
     assert len(history) == 2
     assert all(best[name].equal(last[name]) for name in best) == history[1]["best"]
     # What is done is skipped; what is missing is made, and nothing else.
@@ -70,7 +71,7 @@ def test_a_cell_from_training_to_table(claims, monkeypatch, capsys):
     _, out = run(monkeypatch, capsys, "tried", "--only", "0")
     assert out.out.count(": done") == 1
     assert before == {path: path.stat().st_mtime_ns for path in before}
-    lost = cell.folder / cells.LAST_EPOCH / "test-1shot.json"
+    lost = cell.folder / experiments.LAST_EPOCH / "test-1shot.json"
     lost.unlink()
     _, out = run(monkeypatch, capsys, "tried", "--only", "0")
     assert "1 of 1, shapes, EfficientNet-Lite0, fold 0: cut 2, working in" in out.out
@@ -101,7 +102,7 @@ def test_missing_images_are_an_error_with_the_next_step(monkeypatch, capsys, dat
 
 
 def test_a_cell_that_another_process_trains_is_left_to_it(claims, monkeypatch, capsys):
-    monkeypatch.setattr(cells, "lock_holder", lambda folder: "process 1 on here")
+    monkeypatch.setattr(experiments, "lock_holder", lambda folder: "process 1 on here")
     for cell in claims:
         cell.folder.mkdir(parents=True)
         cell.config.save(cell.folder / "config.json")
@@ -112,18 +113,19 @@ def test_a_cell_that_another_process_trains_is_left_to_it(claims, monkeypatch, c
 def test_a_dry_run_touches_nothing(monkeypatch, capsys, data):
     status, out = run(monkeypatch, capsys, "--dry-run", "--only", "resnet50")
     assert status == 0
-    assert out.out.startswith(records.cells_table(words="resnet50"))
+    assert out.out.startswith(report.cells_table(words="resnet50"))
     assert not list(data.iterdir())
     with pytest.raises(ValueError, match="no table 'voc'"):
         run(monkeypatch, capsys, "voc", "--dry-run")
 
 
 SCRIPT = """
-from hsnet import cells, reproduce
-from hsnet.cells import Cell
+from hsnet.reproduce import experiments
+from hsnet.reproduce import __main__ as reproduce
+from hsnet.reproduce.experiments import Cell
 from hsnet.config import Config, run_program
 one = Cell(Config(**{settings!r}), shots=(1,))
-cells.TABLES["tried"] = lambda protocol: [one]
+experiments.TABLES["tried"] = lambda protocol: [one]
 run_program(reproduce.main)
 """
 

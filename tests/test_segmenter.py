@@ -8,20 +8,20 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from kit.try_photographs import ask
 from PIL import Image
 
 import hsnet.predict as program
 from hsnet import HSNet, Segmenter
 from hsnet.baselines import Prototypes
-from hsnet.benchmarks.squash import Sample
-from hsnet.checkpoints import SHIPPED, WEIGHTS, run_folder, save_model
+from hsnet.benchmarks.resize import Sample
 from hsnet.config import ROOT, run_program
 from hsnet.episodes import resize_image, resize_mask
 from hsnet.model import vote
 from hsnet.pictures import BEHIND, read_image
 from hsnet.predict import _names, predict_files
+from hsnet.runs import SHIPPED, WEIGHTS, run_folder, save_model
 from hsnet.segmenter import square_image, square_mask
-from hsnet.try_photographs import ask
 
 RNG = np.random.default_rng(0)
 SIZE = 64

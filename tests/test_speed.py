@@ -6,8 +6,9 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from hsnet import Config, HSNet, records, speed
-from hsnet.checkpoints import save_model
+from hsnet import Config, HSNet, speed
+from hsnet.reproduce import report
+from hsnet.runs import save_model
 
 CPU = torch.device("cpu")
 
@@ -66,7 +67,7 @@ def test_stages_tables_and_curves(bench):
     assert "| 1-shot, float32" in text
     assert "1.50" in text
     assert "| 1-shot, 96 px           | –          | 1.00 GB | –     |" in text
-    assert records.speed_table(result) in text
+    assert report.speed_table(result) in text
 
 
 def test_the_figures_are_there_before_memory_is_measured(monkeypatch, tmp_path):
@@ -83,7 +84,7 @@ def test_the_figures_are_there_before_memory_is_measured(monkeypatch, tmp_path):
     assert result["stages"]
     assert result["segmenter"]
     assert result["memory"] == []
-    assert records.memory_table(result).count("\n") == 1  # a heading
+    assert report.memory_table(result).count("\n") == 1  # a heading
 
 
 def test_memory_is_measured_beyond_the_weights():
@@ -106,13 +107,13 @@ def test_half_precision_is_scored_on_the_same_episodes(data, monkeypatch):
     assert exact["difference"] == 0
     low, high = half["difference_interval"]
     assert low <= half["difference"] <= high
-    table = records.precision_table({"rows": [exact, half]})
+    table = report.precision_table({"rows": [exact, half]})
     assert f"| {half['difference']:+.2f} [" in table
 
 
 def test_a_figure_that_is_not_there(data):
     with pytest.raises(FileNotFoundError, match=r"python -m hsnet\.speed --name gpu"):
-        records.read_speed("gpu")
+        report.read_speed("gpu")
 
 
 def test_reading_is_measured_with_and_without_the_cache():

@@ -3,15 +3,15 @@
 import json
 import sys
 
+import kit.try_photographs as program
 import numpy as np
 import pytest
 from PIL import Image
 
-import hsnet.try_photographs as program
 from hsnet import HSNet
 from hsnet.benchmarks import Sample, load_benchmark
-from hsnet.checkpoints import WEIGHTS, save_model
 from hsnet.metrics import SegmentationScore
+from hsnet.runs import WEIGHTS, save_model
 
 RNG = np.random.default_rng(0)
 

@@ -7,11 +7,11 @@ from .base import Benchmark, Episode, UnreadableFileError
 from .cache import Cache
 from .coco import open_coco
 from .emoji import Emoji
+from .emoji_photo import EmojiPhoto
 from .fss import Fss
 from .pascal import CocoToPascal, Pascal
-from .photo import EmojiPhoto
+from .resize import Sample, Square
 from .shapes import Shapes
-from .squash import Sample, Square
 
 __all__ = [
     "BENCHMARKS",

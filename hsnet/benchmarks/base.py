@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .squash import Sample, Square, squash
+from .resize import Sample, Square, squash
 
 SPLITS = ("train", "val", "test")
 

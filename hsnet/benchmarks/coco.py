@@ -11,9 +11,9 @@ from pycocotools.coco import COCO
 
 from ..config import images_folder
 from .base import Sample, UnreadableFileError
-from .photographs import Photographs, open_image
+from .listed import Photographs, open_image
+from .resize import Square, squash
 from .splits import read_coco
-from .squash import Square, squash
 
 NAMES = (
     "person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant stop_sign parking_meter bench "

@@ -129,4 +129,3 @@ def _parse(name, benchmark):
             artists = benchmark.artists(other, split)
             objects.append((other, artists[rng.integers(len(artists))]))
     return objects, rng
-

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .photographs import Photographs, open_image
+from .listed import Photographs, open_image
 from .splits import read_fss
 
 IMAGES = 10  # of each class

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .photographs import Photographs
+from .listed import Photographs
 from .splits import read_pascal
 
 NAMES = (

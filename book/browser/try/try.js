@@ -1,5 +1,5 @@
 // The page that runs HSNet in the reader's browser. Everything it needs lies beside this file, written by
-// `python -m hsnet.browser`: scripts that hold files in base64, because a page opened from a folder (file://) may load
+// `PYTHONPATH=book python -m kit.browser`: scripts that hold files in base64, because a page opened from a folder (file://) may load
 // scripts but not files. They are loaded when an answer is first wanted. Nothing leaves the browser.
 (() => {
   "use strict";

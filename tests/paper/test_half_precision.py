@@ -11,9 +11,10 @@ import sys
 import pytest
 import torch
 
-from hsnet import CenterPivotConv4d, fused, hypercorrelation_pyramid, mask_features
+from hsnet import CenterPivotConv4d, hypercorrelation_pyramid, mask_features
 from hsnet.correlation import unit_vectors
 from hsnet.devices import choose_precision
+from hsnet.fast import correlation as fused
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import ROOT
+from hsnet.config import ROOT
 
 FOLDER = ROOT / "tests" / "golden"
 

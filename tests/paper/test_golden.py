@@ -8,11 +8,11 @@ import pytest
 import torch
 from conftest import assert_close
 from golden.formula import parameter
+from kit.golden import golden, golden_input
 from torch.nn import functional as F
 
 from hsnet import CenterPivotConv4d, HSNet, SegmentationScore, hypercorrelation_pyramid, mask_features, vote
-from hsnet.checkpoints import from_reference
-from hsnet.golden import golden, golden_input
+from hsnet.reference import from_reference
 
 
 def reference_state_dict(backbone, prefix=""):

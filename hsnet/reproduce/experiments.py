@@ -10,8 +10,8 @@ from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 
-from .checkpoints import lock_holder
-from .config import FREE, ROOT, TRAINING_SEEDS, Config, data_folder, paper
+from ..config import FREE, ROOT, TRAINING_SEEDS, Config, data_folder, paper
+from ..runs import lock_holder
 
 PAPER = ROOT / "data" / "paper"
 BENCHMARKS = {
@@ -187,7 +187,7 @@ def expected_bytes(config: Config) -> int:
 def _learned(settings: tuple) -> int:
     import torch
 
-    from .model import HSNet
+    from ..model import HSNet
 
     with torch.device("meta"):
         model = HSNet(**dict(settings) | {"pretrained": False})
@@ -245,7 +245,7 @@ CLAIMS_COST = {"dense": 3.4, "backbone": 1.8}  # times as much
 
 
 def claims(protocol: str = "official") -> list[Cell]:
-    """What the paper claims, on the embedded benchmark; see `hsnet.claims`."""
+    """What the paper claims, on the embedded benchmark; see `hsnet.reproduce.claims`."""
     cells = []
     for variant, seed in (("", 0), ("", 1), *((variant, 0) for variant in CLAIMED)):
         for fold in CLAIMS_FOLDS:

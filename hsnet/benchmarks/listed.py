@@ -12,7 +12,7 @@ from PIL import Image
 from ..config import images_folder
 from .base import Benchmark, Episode, Sample, UnreadableFileError
 from .cache import Cache
-from .squash import Square, resize_image, resize_labels
+from .resize import Square, resize_image, resize_labels
 
 BOUNDARY = 255
 

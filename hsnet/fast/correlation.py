@@ -21,9 +21,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .conv4d import CenterPivotConv4d, at_least_float32, needs_float32
-from .correlation import resize_mask, unit_vectors
-from .products import products
+from ..conv4d import CenterPivotConv4d, at_least_float32, needs_float32
+from ..correlation import resize_mask, unit_vectors
+from .matmul import products
 
 # Correlations held at a time, in bytes. Few enough to stay in a processor's cache until they are convolved: of the powers
 # of two between 2²⁰ and 2²⁴ this was among the fastest on a processor with 32 MB of it.

@@ -18,16 +18,16 @@ from dataclasses import replace
 
 import torch
 
-from . import claims, records
-from .benchmarks import benchmark_of
-from .cells import LAST_EPOCH, OF_PAPER, TABLES, Cell, cells_of, only, state
-from .checkpoints import WEIGHTS, load_checkpoint, save_model
-from .config import TEST_LISTS, Config, run_program
-from .devices import choose_device
-from .distributed import from_first, rank, together, world
-from .evaluate import fit_prototypes, test_run
-from .model import HSNet
-from .train import train
+from ..benchmarks import benchmark_of
+from ..config import TEST_LISTS, Config, run_program
+from ..devices import choose_device
+from ..distributed import from_first, rank, together, world
+from ..engine import fit_prototypes, test_run
+from ..model import HSNet
+from ..runs import WEIGHTS, load_checkpoint, save_model
+from ..train import train
+from . import claims, report
+from .experiments import LAST_EPOCH, OF_PAPER, TABLES, Cell, cells_of, only, state
 
 # What a machine may need to be told; none of it changes what comes out.
 MACHINE = ("device", "workers", "micro_batch", "recompute")
@@ -144,8 +144,8 @@ def main() -> None:
     arguments = parser.parse_args()
     names = [arguments.table] if arguments.table else list(OF_PAPER)
     if arguments.dry_run:
-        print(records.cells_table(names, arguments.protocol, arguments.only))
-        print(f"\n{records.expectation(names)}")
+        print(report.cells_table(names, arguments.protocol, arguments.only))
+        print(f"\n{report.expectation(names)}")
         return
     tables = only({name: cells_of(name, arguments.protocol) for name in names}, arguments.only)
     cells = [cell for cells in tables.values() for cell in cells]
@@ -154,7 +154,7 @@ def main() -> None:
         failed = reproduce(cells, machine | {"device": device})
         for name in tables if rank() == 0 else ():
             of_claims = name == "claims"
-            made = claims.tables() if of_claims else records.paper_and_ours(name, arguments.protocol)
+            made = claims.tables() if of_claims else report.paper_and_ours(name, arguments.protocol)
             print(f"\n{name}\n\n{made}")
     if failed:
         raise SystemExit(2)

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsnet import CenterPivotConv4d, HSNet, fused, hypercorrelation_pyramid, mask_features
+from hsnet import CenterPivotConv4d, HSNet, hypercorrelation_pyramid, mask_features
 from hsnet.correlation import unit_vectors
+from hsnet.fast import correlation as fused
 
 side = st.integers(1, 11)
 

@@ -40,24 +40,24 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from . import naive
-from .benchmarks import Episode, benchmark_of
-from .benchmarks.cache import Cache, build_cache
-from .benchmarks.pascal import Pascal
-from .benchmarks.photographs import BOUNDARY
-from .checkpoints import WEIGHTS, run_folder, save_model
-from .config import Config, data_folder, run_program
-from .conv4d import KERNELS
-from .correlation import hypercorrelation_pyramid, mask_features, unit_vectors
-from .devices import Memory, choose_device, choose_precision, describe
-from .episodes import EpisodeDataset, test_episodes
-from .evaluate import choose_workers, evaluate, predictor
-from .figures import save
-from .fused import correlate_and_convolve, cut
-from .model import HSNet
-from .records import markdown, memory_table, precision_table, speed_table, write_json
-from .segmenter import Segmenter
-from .train import backward
+from .. import naive
+from ..benchmarks import Episode, benchmark_of
+from ..benchmarks.cache import Cache, build_cache
+from ..benchmarks.listed import BOUNDARY
+from ..benchmarks.pascal import Pascal
+from ..config import Config, data_folder, run_program
+from ..conv4d import KERNELS
+from ..correlation import hypercorrelation_pyramid, mask_features, unit_vectors
+from ..devices import Memory, choose_device, choose_precision, describe
+from ..engine import choose_workers, evaluate, predictor
+from ..episodes import EpisodeDataset, test_episodes
+from ..fast.correlation import correlate_and_convolve, cut
+from ..figures import save
+from ..model import HSNet
+from ..reproduce.report import memory_table, precision_table, speed_table
+from ..runs import WEIGHTS, markdown, run_folder, save_model, write_json
+from ..segmenter import Segmenter
+from ..train import backward
 
 SIDES = [6, 9, 12, 15, 18]  # positions a side, of four, that the kernels are measured at
 SHOTS, BATCH = 5, 4  # of "5-shot" and of "training step"

@@ -1,6 +1,6 @@
 """Everything that the book's in-browser page loads, written beside its script.
 
-    python -m hsnet.browser --out FOLDER
+    PYTHONPATH=book python -m kit.browser --out FOLDER
 
 - the run's graphs (`hsnet.export`);
 - onnxruntime-web, which computes them in a browser: with the processor (WebAssembly) or the graphics card (WebGPU). Its
@@ -25,15 +25,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .benchmarks import Episode, load_benchmark
-from .benchmarks.drawn import DrawnBenchmark
-from .benchmarks.sprites import SpriteError, _npm_pack
-from .book import THREAD
-from .checkpoints import run_folder
-from .config import data_folder, run_program
-from .episodes import test_episodes
-from .export import GRAPHS, export
-from .model import HSNet
+from hsnet.benchmarks import Episode, load_benchmark
+from hsnet.benchmarks.drawn import DrawnBenchmark
+from hsnet.benchmarks.sprites import SpriteError, _npm_pack
+from hsnet.config import data_folder, run_program
+from hsnet.episodes import test_episodes
+from hsnet.export import GRAPHS, export
+from hsnet.model import HSNet
+from hsnet.runs import run_folder
+from kit.pages import THREAD
 
 PACKAGE = "onnxruntime-web@1.30.0"
 TARBALL = "onnxruntime-web-1.30.0.tgz"
@@ -126,7 +126,7 @@ def write_episodes(out: Path, side: int, photographs: dict | None = None) -> Non
 
 
 def on_photographs(run: str, side: int) -> dict | None:
-    """The 1-shot mIoU on photographs, in percent, that `hsnet.try_photographs` measured at this size, squashed."""
+    """The 1-shot mIoU on photographs, in percent, that `book/kit/try_photographs.py` measured at this size, squashed."""
     path = run_folder(run) / "photographs.json"
     results = json.loads(path.read_text())["results"] if path.exists() else []
     for result in results:
@@ -159,7 +159,9 @@ def write(run: str, out: Path, precision: str = "float16") -> None:
 def main() -> None:
     """The program."""
     parser = argparse.ArgumentParser(
-        prog="python -m hsnet.browser", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="PYTHONPATH=book python -m kit.browser",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", nargs="?", default="emoji", help="trained run, by name or folder (default: emoji)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")

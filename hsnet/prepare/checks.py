@@ -11,13 +11,13 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from .benchmarks import UnreadableFileError, splits
-from .benchmarks.coco import Coco
-from .benchmarks.fss import Fss
-from .benchmarks.pascal import Pascal
-from .benchmarks.photographs import Photographs
+from ..benchmarks import UnreadableFileError, splits
+from ..benchmarks.coco import Coco
+from ..benchmarks.fss import Fss
+from ..benchmarks.listed import Photographs
+from ..benchmarks.pascal import Pascal
+from ..reproduce.report import ROOT
 from .masks import SOURCE, agreement, image_instances, paint, read_instances
-from .records import ROOT
 
 # The official lists: name -> sha256, as published.
 LISTS: dict[str, str] = json.loads((ROOT / "data" / "splits-sha256.json").read_text())

@@ -1,11 +1,11 @@
 """How good is `Segmenter` on photographs? Fit on a few pictures of a class of COCO, segment its other pictures.
 
-    python -m hsnet.try_photographs --root FOLDER                       writes photographs.json into the run's folder
-    python -m hsnet.try_photographs --root FOLDER --aspect pad          adds the same with padded pictures
-    python -m hsnet.try_photographs --root FOLDER --sheet FILE.png      also draws pictures to look at
-    python -m hsnet.try_photographs --root FOLDER --features            instead: what the features alone tell apart,
+    python book/kit/try_photographs.py --root FOLDER                       writes photographs.json into the run's folder
+    python book/kit/try_photographs.py --root FOLDER --aspect pad          adds the same with padded pictures
+    python book/kit/try_photographs.py --root FOLDER --sheet FILE.png      also draws pictures to look at
+    python book/kit/try_photographs.py --root FOLDER --features            instead: what the features alone tell apart,
                                                                         and what the best threshold of each picture would give
-    python -m hsnet.try_photographs                                     prints the tables of what was measured
+    python book/kit/try_photographs.py                                     prints the tables of what was measured
 
 FOLDER holds COCO, or any part of it, as `hsnet.train --benchmark coco` takes it. Of the twenty classes with the most
 pictures (those that they cover at least 32 × 32 pixels of) at most fifteen are asked, each once, with supports drawn from
@@ -24,17 +24,17 @@ from jaxtyping import Bool, Float
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from . import figures, records
-from .baselines import Prototypes
-from .benchmarks import Sample, load_benchmark
-from .benchmarks.coco import AnnotatedCoco
-from .checkpoints import run_folder
-from .config import run_program
-from .correlation import correlate, mask_features, resize_mask
-from .devices import choose_device, describe
-from .metrics import SegmentationScore
-from .model import vote
-from .segmenter import ASPECTS, Segmenter, from_square, square_image, square_mask
+from hsnet import figures, runs
+from hsnet.baselines import Prototypes
+from hsnet.benchmarks import Sample, load_benchmark
+from hsnet.benchmarks.coco import AnnotatedCoco
+from hsnet.config import run_program
+from hsnet.correlation import correlate, mask_features, resize_mask
+from hsnet.devices import choose_device, describe
+from hsnet.metrics import SegmentationScore
+from hsnet.model import vote
+from hsnet.runs import run_folder
+from hsnet.segmenter import ASPECTS, Segmenter, from_square, square_image, square_mask
 
 CLASSES = 20
 MOST_QUERIES = 15  # of a class
@@ -350,7 +350,7 @@ def cuts_table(rows: list[dict]) -> str:
         sizes.insert(1, f"{best['all']['miou']:.1f} [{low:.1f}, {high:.1f}]")
         lines.append([row["ranked by"], f"{row['size']} px", *sizes])
     shares = [f"{100 * low:.0f} to {100 * min(high, 1):.0f} %" for low, high in SIZES]
-    return records.markdown(["pixels ranked by", "size", "cut as it is", "best cut [95 %]", *shares], lines)
+    return runs.markdown(["pixels ranked by", "size", "cut as it is", "best cut [95 %]", *shares], lines)
 
 
 def features_table(rows: list[dict]) -> str:
@@ -364,7 +364,7 @@ def features_table(rows: list[dict]) -> str:
         ]
         for row in rows
     ]
-    return records.markdown(["pictures", "size", *(f"{level} level" for level in levels)], lines)
+    return runs.markdown(["pictures", "size", *(f"{level} level" for level in levels)], lines)
 
 
 def _photographs(root, size):
@@ -393,7 +393,7 @@ def scores_table(results: list[dict]) -> str:
             shot = result["shots"][str(k)]
             scores = [*(cell(shot[name]) for name in NAMES), cell(shot["difference"], "+")]
             rows.append([f"{result['aspect']}, {result['size']} px", str(k), *scores])
-    return records.markdown(["pictures", "supports", *(f"mIoU, {n}" for n in NAMES), "difference"], rows)
+    return runs.markdown(["pictures", "supports", *(f"mIoU, {n}" for n in NAMES), "difference"], rows)
 
 
 def aspects_table(results: list[dict]) -> str:
@@ -416,7 +416,7 @@ def aspects_table(results: list[dict]) -> str:
         difference = _difference(scores["pad"], scores["squash"])
         low, high = difference["interval"]
         rows.append([str(k), f"{difference['miou']:+.1f} [{low:.1f}, {high:.1f}]"])
-    return records.markdown(["supports", "padded − squashed, mIoU [95 %]"], rows)
+    return runs.markdown(["supports", "padded − squashed, mIoU [95 %]"], rows)
 
 
 def sizes_table(result: dict) -> str:
@@ -429,13 +429,13 @@ def sizes_table(result: dict) -> str:
             scores += [f"{part[n]['useful']:.1f} %" for n in NAMES if n in part]
             rows.append([str(k), share, str(part["episodes"]), *(scores or ["–"] * 4)])
     columns = [f"{what}, {name}" for what in ("mIoU", f"IoU ≥ {USEFUL} %") for name in NAMES]
-    return records.markdown(["supports", "object's share", "asked", *columns], rows)
+    return runs.markdown(["supports", "object's share", "asked", *columns], rows)
 
 
 def main() -> None:
     """The program."""
     parser = argparse.ArgumentParser(
-        prog="python -m hsnet.try_photographs",
+        prog="python book/kit/try_photographs.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -464,13 +464,13 @@ def main() -> None:
             for size in sorted({segmenter.size, 400}):
                 segmenter.size = size
                 cuts += measure_cuts(segmenter, arguments.root)
-            records.write_json(path.with_name("photograph-features.json"), {"rows": rows, "cuts": cuts})
+            runs.write_json(path.with_name("photograph-features.json"), {"rows": rows, "cuts": cuts})
             print(f"{features_table(rows)}\n\n{cuts_table(cuts)}")
             return
         result = measure(segmenter, _photographs(arguments.root, segmenter.size), arguments.sheet)
         kept = [r for r in results if (r["aspect"], r["size"]) != (result["aspect"], result["size"])]
         results = sorted([*kept, result], key=lambda r: (r["size"], r["aspect"] != "squash"))
-        records.write_json(path, {"results": results})
+        runs.write_json(path, {"results": results})
         print(f"written to {path}")
     elif not results:
         raise FileNotFoundError(f"no {path} yet: measure with --root FOLDER, the folder of COCO")

@@ -9,10 +9,8 @@ them is whole. Nothing is unpickled freely: weights are read by safetensors or w
 
 import difflib
 import errno
-import hashlib
 import json
 import os
-import re
 import socket
 import sys
 import zipfile
@@ -24,6 +22,7 @@ from typing import Any, BinaryIO
 import safetensors
 import safetensors.torch
 import torch
+from tabulate import tabulate
 from torch import Tensor, nn
 
 try:
@@ -33,13 +32,13 @@ except ImportError:  # Windows: two trainings in one folder are not noticed ther
 
 from .config import ROOT, data_folder
 from .devices import is_out_of_memory
+from .metrics import SegmentationScore
 
 WEIGHTS = "model.safetensors"
 LAST, PREVIOUS, DAMAGED, LOCK = "last.pt", "previous.pt", "damaged.pt", "lock"
 # The runs whose weights come with the repository, by the short name that every `run` argument takes. When a better one is
-# shipped it is named here, and `python -m hsnet.export` and `python -m hsnet.try_photographs` are run again.
+# shipped it is named here, and `python -m hsnet.export` and `python book/kit/try_photographs.py` are run again.
 SHIPPED = {"emoji": "emoji-photographs"}
-BACKBONE = "backbone.network."
 
 
 def save_model(path: Path, model: nn.Module, learned: dict[str, Tensor] | None = None) -> None:
@@ -296,77 +295,106 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         ) from error
 
 
-# The names of the authors' implementation, and ours. Theirs count levels by ResNet stage: encoder_layer4 is the coarsest.
-_REFERENCE_NAMES = (
-    (r"^backbone\.", "backbone.network."),
-    (r"^hpn_learner\.encoder_layer([234])\.", lambda m: f"encoder.squeezing.{int(m[1]) - 2}.layers."),
-    (r"^hpn_learner\.encoder_layer[43]to([32])\.", lambda m: f"encoder.mixing.{int(m[1]) - 2}.layers."),
-    (r"^hpn_learner\.decoder1\.", "decoder.before."),
-    (r"^hpn_learner\.decoder2\.", "decoder.after."),
-    (r"(layers\.\d)\.conv1\.", r"\1.query."),
-    (r"(layers\.\d)\.conv2\.", r"\1.support."),
-)
-_UNUSED = re.compile(r"^backbone\.(fc|classifier)\.")
+def write_json(path: Path, content: dict) -> None:
+    """Write JSON under a temporary name, then rename it. Innermost lists stand on one line each."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(_lines(content) + "\n")
+    temporary.replace(path)
 
 
-def load_reference(path: Path, model: nn.Module) -> dict[str, str]:
-    """Load a file of the authors' released weights into a model; what to record of it.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: no checkpoint, or one for other settings, naming what differs.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}: the authors link their checkpoints in the README of juhongm999/hsnet")
-    try:
-        state_dict = torch.load(path, map_location="cpu", weights_only=True)
-        if not all(isinstance(tensor, Tensor) for tensor in state_dict.values()):
-            raise ValueError("it holds other things than tensors")
-    except Exception as error:  # torch raises many kinds for what is no checkpoint
-        raise ValueError(f"{path} is no checkpoint, or damaged ({str(error).splitlines()[0]})") from error
-    model.load_reference_state_dict(state_dict)
-    return {"checkpoint": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+def _lines(value, indent=0) -> str:
+    inner, outer = " " * (indent + 1), " " * indent
+    if isinstance(value, dict) and value:
+        parts = [f"{inner}{json.dumps(k)}: {_lines(v, indent + 1)}" for k, v in value.items()]
+        return "{\n" + ",\n".join(parts) + f"\n{outer}}}"
+    if isinstance(value, list) and value and isinstance(value[0], (list, dict)):
+        return "[\n" + ",\n".join(inner + _lines(v, indent + 1) for v in value) + f"\n{outer}]"
+    return json.dumps(value)
 
 
-def from_reference(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Rename the tensors of the authors' checkpoint to those of `model`, dropping the unused ImageNet classifier.
+def read_tests(folder: Path, before: str = "") -> list[dict]:
+    """The `test-*.json` files of a run, by shot; with `before`, such as "coco-fold0-", those on another benchmark, of any length."""
+    files = folder.glob(f"{before}test-*shot*.json" if before else "test-*shot.json")
+    return sorted((json.loads(file.read_text()) for file in files), key=lambda test: test["shot"])
 
-    The backbone's are those of `Backbone.unfolded`.
+
+def run_score(run: str, name: str = "HSNet", shot: int = 1, count: int | None = None) -> SegmentationScore:
+    """What a run stored of its test: the score over the first `count` episodes (default: all).
 
     Args:
-        state_dict: as `torch.load(path, weights_only=True)` returns it; names with or without `module.`.
-        model: the model that will load them: center-pivot kernels, the whole pyramid, the checkpoint's backbone.
+        name: "HSNet" or "prototypes".
 
     Raises:
-        ValueError: tensors that are missing, left over or of another shape, each named.
+        FileNotFoundError: a run that was not tested with this shot, saying how to.
     """
-    renamed = {}
-    for name, tensor in state_dict.items():
-        name = name.removeprefix("module.")
-        if _UNUSED.match(name):
-            continue
-        for pattern, replacement in _REFERENCE_NAMES:
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = tensor
-    expected = {n: t for n, t in model.state_dict().items() if not n.startswith(BACKBONE)}
-    expected |= {BACKBONE + n: t for n, t in model.backbone.unfolded().state_dict().items()}
-    problems = {
-        "missing": [n for n in expected if n not in renamed],
-        "left over": [n for n in renamed if n not in expected],
-        "of another shape": [
-            f"{n} {tuple(renamed[n].shape)} instead of {tuple(expected[n].shape)}"
-            for n in expected
-            if n in renamed and renamed[n].shape != expected[n].shape
-        ],
-    }
-    found = [
-        f"{len(names)} {what}: {', '.join(names[:4])}{', …' * (len(names) > 4)}"
-        for what, names in problems.items()
-        if names
-    ]
-    if found:
+    path = data_folder() / "runs" / run / f"test-{shot}shot.json"
+    if not path.exists():
+        raise FileNotFoundError(f"no {path}: write it with `python -m hsnet.evaluate {run} --shot {shot}`")
+    test = json.loads(path.read_text())
+    rows = test["areas"][name][:count]
+    score = SegmentationScore(sorted({row[0] for row in rows}), test["resample_classes"])
+    score.rows = rows
+    return score
+
+
+def scores_table(tests: list[dict]) -> str:
+    """Markdown: a row a predictor, mIoU with its 95 % interval and FB-IoU for each number of shots.
+
+    Raises:
+        ValueError: scores of different test scenes, which must not stand in one table.
+    """
+    digests = {t["digest"] for t in tests}
+    if len(digests) > 1:
         raise ValueError(
-            f"this is not a reference checkpoint for {model.settings['backbone']} with {model.settings['kernel']} kernels, "
-            f"{model.settings['layers']} layers, {model.settings['levels']} levels. " + "; ".join(found)
+            f"these scores are of different test scenes (digests {', '.join(sorted(digests))}): evaluate the runs again"
         )
-    return renamed
+    names = list(dict.fromkeys(name for t in tests for name in t["scores"]))
+    header = [""]
+    for test in tests:
+        episodes = max((score.get("episodes", 0) for score in test["scores"].values()), default=0)
+        header += [f"{test['shot']}-shot mIoU [95 %], {episodes} episodes", f"{test['shot']}-shot FB-IoU"]
+    rows = [[name] + [cell for t in tests for cell in _cells(t["scores"].get(name))] for name in names]
+    return markdown(header, rows)
+
+
+def _cells(score):
+    if score is None:
+        return ["–", "–"]
+    low, high = score["interval"]
+    return [f"{score['miou']:.1f} [{low:.1f}, {high:.1f}]", f"{score['fb_iou']:.1f}"]
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table whose columns line up in a terminal too."""
+    return tabulate(rows, header, tablefmt="github", disable_numparse=True)
+
+
+def runs_table() -> str:
+    """Markdown: every run of the data folder with its settings and scores."""
+    rows = []
+    for folder in sorted((data_folder() / "runs").glob("*/")):
+        if not (folder / "config.json").exists():
+            continue
+        config = json.loads((folder / "config.json").read_text())
+        history = folder / "history.jsonl"
+        epochs = sum(1 for _ in history.open()) if history.exists() else 0
+        tests = {t["shot"]: t["scores"]["HSNet"] for t in read_tests(folder)}
+        scores = [_cells(tests.get(shot))[0] for shot in (1, 5)]
+        names = ("benchmark", "fold", "backbone", "kernel", "size")
+        rows.append([folder.name, *(str(config[n]) for n in names), str(epochs), *scores])
+    if not rows:
+        return f"no runs under {data_folder() / 'runs'} yet: `make train` trains one"
+    return markdown(
+        [
+            "run",
+            "benchmark",
+            "fold",
+            "backbone",
+            "kernel",
+            "size",
+            "epochs",
+            "1-shot mIoU [95 %]",
+            "5-shot mIoU [95 %]",
+        ],
+        rows,
+    )

@@ -1,7 +1,7 @@
 """What a training and its files withstand, tried and counted.
 
-    python -m hsnet.reliability                    everything: a few minutes on one core
-    python -m hsnet.reliability --only kills       one of: kills, checkpoints, disk, locks, moves, clocks, pictures, inputs
+    python tests/reliability.py                    everything: a few minutes on one core
+    python tests/reliability.py --only kills       one of: kills, checkpoints, disk, locks, moves, clocks, pictures, inputs
 
 Real trainings of a few steps, each in a process of its own on one core, are killed, cut off, run out of disk, moved and
 given wrong clocks, and must end with the same weights, bit for bit, the same losses and the same scores as one that was
@@ -32,13 +32,13 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from . import checkpoints, evaluate, predict, records
-from . import train as training
-from .checkpoints import LAST, PREVIOUS, load_checkpoint
-from .config import Config, data_folder, run_program
-from .model import HSNet
-from .pictures import read_image
-from .train import MEASURED, train
+from hsnet import evaluate, predict, runs
+from hsnet import train as training
+from hsnet.config import Config, data_folder, run_program
+from hsnet.model import HSNet
+from hsnet.pictures import read_image
+from hsnet.runs import LAST, PREVIOUS, load_checkpoint
+from hsnet.train import MEASURED, train
 
 # Eight steps in two epochs, on figures drawn by code, in float32: the same bits whenever it is repeated.
 TINY = {
@@ -400,7 +400,7 @@ def measure_disk() -> dict:
 def measure_locks() -> dict:
     """Two trainings in one folder: the second is refused, naming the first; a killed one's lock is nobody's."""
     first = Child("locked")
-    path = data_folder() / "runs" / "locked" / checkpoints.LOCK
+    path = data_folder() / "runs" / "locked" / runs.LOCK
     while first.running() and not (path.exists() and path.read_text()):
         time.sleep(0.01)
     second = Child("locked")
@@ -674,7 +674,7 @@ def table(result: dict) -> str:
     if found := result.get("inputs"):
         how = f"{found['command_lines']} command lines, {found['config_files']} config files: refused by name, no traceback"
         row("bad inputs", found["tried"], found["refused_by_name"], how)
-    return records.markdown(["what", "tried", "well", "what happened"], rows)
+    return runs.markdown(["what", "tried", "well", "what happened"], rows)
 
 
 def kills_table(result: dict) -> str:
@@ -688,13 +688,13 @@ def kills_table(result: dict) -> str:
         ]
         for phase in PHASES
     ]
-    return records.markdown(["phase", *(f"after {n}" for n in range(STEPS + 1)), "all"], rows) if kills else ""
+    return runs.markdown(["phase", *(f"after {n}" for n in range(STEPS + 1)), "all"], rows) if kills else ""
 
 
 def main() -> None:
     """The program."""
     parser = argparse.ArgumentParser(
-        prog="python -m hsnet.reliability", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python tests/reliability.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", default=list(MEASURES), metavar="WHAT", help="leave the others out")
     for name, count in COUNTS.items():
@@ -704,7 +704,7 @@ def main() -> None:
         raise ValueError(f"--only {', '.join(sorted(unknown))}: choose among {', '.join(MEASURES)}")
     result = measure(arguments.only, {name: getattr(arguments, name) for name in COUNTS})
     path = data_folder() / "reliability.json"
-    records.write_json(path, result)
+    runs.write_json(path, result)
     print(table(result))
     print(kills_table(result))
     print(f"written to {path}")

@@ -12,9 +12,10 @@ from IPython.display import display
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from .figures import overlay, panels
-from .pictures import read_image
-from .segmenter import Segmenter
+from hsnet.figures import overlay
+from hsnet.pictures import read_image
+from hsnet.segmenter import Segmenter
+from kit.figures import panels
 
 LONGEST = 400  # pixels of a picture's longer side on the canvas
 

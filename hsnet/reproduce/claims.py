@@ -18,20 +18,20 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from . import figures
-from .benchmarks import Emoji
-from .benchmarks.drawn import DrawnBenchmark
-from .benchmarks.emoji import UNSEEN_ARTIST
-from .benchmarks.scenes import Scene
-from .cells import Cell, expected_hours, state
-from .cells import claims as claimed_runs
-from .config import Config
-from .devices import choose_device, choose_precision
-from .episodes import EpisodeDataset, test_episodes
-from .evaluate import choose_workers, fit_prototypes, predictor
-from .metrics import SegmentationScore
-from .model import HSNet, vote
-from .records import markdown, write_json
+from .. import figures
+from ..benchmarks import Emoji
+from ..benchmarks.drawn import DrawnBenchmark
+from ..benchmarks.emoji import UNSEEN_ARTIST
+from ..benchmarks.scenes import Scene
+from ..config import Config
+from ..devices import choose_device, choose_precision
+from ..engine import choose_workers, fit_prototypes, predictor
+from ..episodes import EpisodeDataset, test_episodes
+from ..metrics import SegmentationScore
+from ..model import HSNet, vote
+from ..runs import markdown, write_json
+from .experiments import Cell, expected_hours, state
+from .experiments import claims as claimed_runs
 
 SHOTS = (1, 2, 3, 5, 10)
 RULES = ("paper", "majority")

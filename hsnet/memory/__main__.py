@@ -6,7 +6,7 @@
 Each setting is measured in a process of its own, with one and with two episodes at a time, whose objects fill their
 pictures: less of a picture needs less. The network's weights are random, which changes nothing.
 
-Written: data/speed/NAME.json, from which `records.fits_table` makes the README's table.
+Written: data/speed/NAME.json, from which `report.fits_table` makes the README's table.
 """
 
 import argparse
@@ -18,11 +18,12 @@ import sys
 import torch
 from tqdm import tqdm
 
-from .config import Config, data_folder, run_program
-from .devices import Memory, choose_device, choose_precision, describe
-from .model import HSNet
-from .records import fits_table, write_json
-from .train import backward, make_optimizers
+from ..config import Config, data_folder, run_program
+from ..devices import Memory, choose_device, choose_precision, describe
+from ..model import HSNet
+from ..reproduce.report import fits_table
+from ..runs import write_json
+from ..train import backward, make_optimizers
 
 SETTINGS = [  # backbone, pixels, precision
     ("efficientnet_lite0", 256, "float32"),

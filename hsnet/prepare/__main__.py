@@ -22,13 +22,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .benchmarks import load_benchmark
-from .benchmarks.splits import splits_folder
+from ..benchmarks import load_benchmark
+from ..benchmarks.splits import splits_folder
+from ..config import images_folder, run_program
+from ..runs import write_json
 from .checks import CHECKS, LISTS, Finding
-from .config import images_folder, run_program
 from .downloads import RemoteFile, fetch, require_space, unpack
 from .masks import SOURCE, build_coco_masks, build_pascal_masks, take_masks
-from .records import write_json
 
 # Checksums as torchvision has them for VOC and SBD; those of COCO are the same in several independent projects, and are
 # the tags under which the files are served.
@@ -149,7 +149,7 @@ def report(findings: Iterable[Finding]) -> bool:
 
 
 def _cache(name, root, size):
-    from .benchmarks.cache import build_cache
+    from ..benchmarks.cache import build_cache
 
     build_cache(load_benchmark(name, size=size, root=str(root)), size)
 

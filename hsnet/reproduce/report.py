@@ -1,6 +1,6 @@
 """The files of a run, and tables made from them.
 
-python -m hsnet.records      write the tables of README.md and data/runs/README.md again from the files of the runs
+python -m hsnet.reproduce.report      write the tables of README.md and data/runs/README.md again from the files of the runs
 """
 
 import argparse
@@ -8,121 +8,23 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
-from .cells import BACKBONES, OF_PAPER, PAPER, Cell, cells_of, expected_bytes, expected_hours, only, state, trainings
-from .config import ROOT, data_folder, run_program
-from .metrics import SegmentationScore
+from ..config import ROOT, data_folder, run_program
+from ..runs import _cells, markdown, read_tests, scores_table
+from .experiments import (
+    BACKBONES,
+    OF_PAPER,
+    PAPER,
+    Cell,
+    cells_of,
+    expected_bytes,
+    expected_hours,
+    only,
+    state,
+    trainings,
+)
 
 PAGES = (ROOT / "README.md", ROOT / "data" / "runs" / "README.md")  # what holds tables of runs
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write JSON under a temporary name, then rename it. Innermost lists stand on one line each."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(_lines(content) + "\n")
-    temporary.replace(path)
-
-
-def _lines(value, indent=0) -> str:
-    inner, outer = " " * (indent + 1), " " * indent
-    if isinstance(value, dict) and value:
-        parts = [f"{inner}{json.dumps(k)}: {_lines(v, indent + 1)}" for k, v in value.items()]
-        return "{\n" + ",\n".join(parts) + f"\n{outer}}}"
-    if isinstance(value, list) and value and isinstance(value[0], (list, dict)):
-        return "[\n" + ",\n".join(inner + _lines(v, indent + 1) for v in value) + f"\n{outer}]"
-    return json.dumps(value)
-
-
-def read_tests(folder: Path, before: str = "") -> list[dict]:
-    """The `test-*.json` files of a run, by shot; with `before`, such as "coco-fold0-", those on another benchmark, of any length."""
-    files = folder.glob(f"{before}test-*shot*.json" if before else "test-*shot.json")
-    return sorted((json.loads(file.read_text()) for file in files), key=lambda test: test["shot"])
-
-
-def run_score(run: str, name: str = "HSNet", shot: int = 1, count: int | None = None) -> SegmentationScore:
-    """What a run stored of its test: the score over the first `count` episodes (default: all).
-
-    Args:
-        name: "HSNet" or "prototypes".
-
-    Raises:
-        FileNotFoundError: a run that was not tested with this shot, saying how to.
-    """
-    path = data_folder() / "runs" / run / f"test-{shot}shot.json"
-    if not path.exists():
-        raise FileNotFoundError(f"no {path}: write it with `python -m hsnet.evaluate {run} --shot {shot}`")
-    test = json.loads(path.read_text())
-    rows = test["areas"][name][:count]
-    score = SegmentationScore(sorted({row[0] for row in rows}), test["resample_classes"])
-    score.rows = rows
-    return score
-
-
-def scores_table(tests: list[dict]) -> str:
-    """Markdown: a row a predictor, mIoU with its 95 % interval and FB-IoU for each number of shots.
-
-    Raises:
-        ValueError: scores of different test scenes, which must not stand in one table.
-    """
-    digests = {t["digest"] for t in tests}
-    if len(digests) > 1:
-        raise ValueError(
-            f"these scores are of different test scenes (digests {', '.join(sorted(digests))}): evaluate the runs again"
-        )
-    names = list(dict.fromkeys(name for t in tests for name in t["scores"]))
-    header = [""]
-    for test in tests:
-        episodes = max((score.get("episodes", 0) for score in test["scores"].values()), default=0)
-        header += [f"{test['shot']}-shot mIoU [95 %], {episodes} episodes", f"{test['shot']}-shot FB-IoU"]
-    rows = [[name] + [cell for t in tests for cell in _cells(t["scores"].get(name))] for name in names]
-    return markdown(header, rows)
-
-
-def _cells(score):
-    if score is None:
-        return ["–", "–"]
-    low, high = score["interval"]
-    return [f"{score['miou']:.1f} [{low:.1f}, {high:.1f}]", f"{score['fb_iou']:.1f}"]
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table whose columns line up in a terminal too."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = [" | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in [header, *rows]]
-    lines.insert(1, "-|-".join("-" * w for w in widths))
-    return "\n".join(f"| {line} |" if "-|-" not in line else f"|-{line}-|" for line in lines)
-
-
-def runs_table() -> str:
-    """Markdown: every run of the data folder with its settings and scores."""
-    rows = []
-    for folder in sorted((data_folder() / "runs").glob("*/")):
-        if not (folder / "config.json").exists():
-            continue
-        config = json.loads((folder / "config.json").read_text())
-        history = folder / "history.jsonl"
-        epochs = sum(1 for _ in history.open()) if history.exists() else 0
-        tests = {t["shot"]: t["scores"]["HSNet"] for t in read_tests(folder)}
-        scores = [_cells(tests.get(shot))[0] for shot in (1, 5)]
-        names = ("benchmark", "fold", "backbone", "kernel", "size")
-        rows.append([folder.name, *(str(config[n]) for n in names), str(epochs), *scores])
-    if not rows:
-        return f"no runs under {data_folder() / 'runs'} yet: `make train` trains one"
-    return markdown(
-        [
-            "run",
-            "benchmark",
-            "fold",
-            "backbone",
-            "kernel",
-            "size",
-            "epochs",
-            "1-shot mIoU [95 %]",
-            "5-shot mIoU [95 %]",
-        ],
-        rows,
-    )
 
 
 def paper_results() -> list[dict[str, str]]:
@@ -170,7 +72,7 @@ def cells_table(names: Iterable[str] = OF_PAPER, protocol: str = "official", wor
     A training that several cells share is counted where it comes first.
 
     Args:
-        words: as in `cells.only`.
+        words: as in `experiments.only`.
     """
     tables = only({name: cells_of(name, protocol) for name in names}, words)
     folds = sorted({cell.config.fold for cells in tables.values() for cell in cells})
@@ -432,7 +334,9 @@ def _run_table(run: str, what: str) -> str:
 def main() -> None:
     """The program."""
     argparse.ArgumentParser(
-        prog="python -m hsnet.records", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m hsnet.reproduce.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args()
     for page in PAGES:
         page.write_text(render(page.read_text()))

@@ -1,0 +1,76 @@
+"""What the pages of the book share: one query that shows two objects, and the episodes of the ladder of scores."""
+
+import json
+import os
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import UInt8
+from torch import Tensor
+
+from hsnet.benchmarks import Benchmark, Episode, load_benchmark
+from hsnet.config import Config
+from hsnet.episodes import EpisodeDataset, test_episodes
+from hsnet.metrics import SegmentationScore
+from hsnet.reproduce.report import ROOT
+from hsnet.runs import run_score, write_json
+
+RUN = "emoji-fold0-long"  # the trained network the pages show
+LAPTOP_RUN = Config().run  # what `make train` leaves
+SIZE = 256  # pixels a side
+
+THREAD = 136  # place of the pages' query among the 5-shot test episodes: a videocassette and a light bulb
+LADDER = 200  # so many test episodes carry the ladder: the first ones of the 1000 that every table uses
+
+
+def emoji() -> Benchmark:
+    """The embedded benchmark at the size of the pages."""
+    return load_benchmark("emoji", size=SIZE)
+
+
+def thread(benchmark: Benchmark, shot: int = 1) -> list[Episode]:
+    """The query that is followed through the book, asked for its videocassette (by up to five supports), then its bulb (one)."""
+    first = test_episodes(benchmark, fold=0, shot=5)[THREAD]
+    return [replace(first, supports=first.supports[:shot]), *benchmark.other_questions(first)]
+
+
+def ladder_episodes(benchmark: Benchmark) -> EpisodeDataset:
+    """The episodes on which every chapter scores what it has built so far."""
+    return EpisodeDataset(benchmark, SIZE, test_episodes(benchmark, fold=0, shot=1)[:LADDER])
+
+
+def rung(chapter: int, name: str, score: SegmentationScore) -> dict[str, tuple[float, tuple[float, float]]]:
+    """The ladder up to a chapter, for `figures.ladder`: mIoU and interval of each rung so far, and the trained network's.
+
+    The rungs of all chapters are stored in `data/ladder.json`. A chapter's own is written there when it is executed with
+    `HSNET_LADDER=write`, and otherwise compared with what is stored.
+
+    Args:
+        chapter: number of the chapter that measured `score`; 1 begins the ladder.
+        name: what the bar says.
+
+    Raises:
+        ValueError: the score is not the stored one (by more than a point, for processors round differently), or is not
+            stored.
+    """
+    path = ROOT / "data" / "ladder.json"
+    rungs = {r["name"]: r for r in json.loads(path.read_text())["rungs"]} if path.exists() else {}
+    if os.environ.get("HSNET_LADDER") == "write":
+        rungs[name] = {"chapter": chapter, "name": name, "miou": score.miou(), "interval": list(score.interval())}
+        ordered = sorted(rungs.values(), key=lambda r: r["chapter"])
+        write_json(path, {"episodes": LADDER, "run": RUN, "rungs": ordered})
+    stored = rungs.get(name)
+    if stored is None or abs(stored["miou"] - score.miou()) > 1:
+        raise ValueError(
+            f"{name!r} scores {score.miou():.1f}, {path} has {stored and round(stored['miou'], 1)}: if the change is "
+            "meant, execute the chapter with HSNET_LADDER=write"
+        )
+    so_far = [r for r in rungs.values() if r["chapter"] < chapter or r["name"] == name]
+    bars = {r["name"]: (r["miou"], tuple(r["interval"])) for r in sorted(so_far, key=lambda r: r["chapter"])}
+    trained = run_score(RUN, shot=1, count=LADDER)
+    return bars | {"HSNet, trained": (trained.miou(), trained.interval())}
+
+
+def as_image(tensor: UInt8[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture of a `Batch`, to be drawn."""
+    return tensor.permute(1, 2, 0).numpy()

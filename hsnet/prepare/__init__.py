@@ -1,0 +1,1 @@
+"""Downloads, masks and their verification: `python -m hsnet.prepare`."""
