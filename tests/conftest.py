@@ -1,9 +1,11 @@
-"""Shared by all tests: a data folder of their own, two threads, and the golden numbers."""
+"""Fixtures that test modules share. `hsnet` is imported later: its shapes are checked only in what pytest imports itself."""
 
+import functools
+import http.server
 import os
 import shutil
+import threading
 
-import numpy as np
 import pytest
 import torch
 from trees import TREES
@@ -39,11 +41,27 @@ def trees(drawn, tmp_path, monkeypatch):
     return tmp_path / "images"
 
 
-def assert_close(ours, theirs, relative=1e-4):
-    """Equal within `relative` of the standard deviation of theirs: the tolerance of the golden numbers."""
-    ours = ours.detach().numpy() if isinstance(ours, torch.Tensor) else np.asarray(ours)
-    theirs = np.asarray(theirs)
-    assert ours.shape == theirs.shape, f"shape {ours.shape}, golden {theirs.shape}"
-    error = np.abs(ours - theirs).max() / theirs.std()
-    print(f"largest error: {error:.1e} of the standard deviation")  # shown by pytest -rP
-    assert error <= relative, f"largest error is {error:.1e} of the standard deviation, allowed {relative:.0e}"
+@pytest.fixture(scope="session")
+def address():
+    """The built pages of the book behind a server of this machine."""
+    from helpers import PAGES
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=PAGES))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    from helpers import BROWSER
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()

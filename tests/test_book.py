@@ -9,27 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import BOOK, QUESTIONS
 from kit.publish import FIRST_CELL, publish, published
 from kit.reference import reference
 
 import hsnet
 
-BOOK = Path(__file__).resolve().parents[1] / "book"
 PAGES = sorted(BOOK.glob("*.ipynb"))
 CHAPTERS = [page for page in PAGES if page.name[0].isdigit()]
-# What people ask for, in the words that they use.
-QUESTIONS = [
-    "reproduce the paper's number",
-    "fair comparison",
-    "prepare COCO masks",
-    "use my own images",
-    "validation equals test",
-    "how does 5-shot vote",
-    "out of memory",
-    "how long does training take",
-    "which pixels are ignored",
-    "why pre-ReLU features",
-]
 
 
 def cells(page, kind):

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import PAGES, VIEWS, require_pages
 from kit.brush import Brush
 from PIL import Image
-from test_pages import PAGES, VIEWS, address, browser  # noqa: F401 - fixtures; skips where there is nothing to look at
 
 from hsnet import Segmenter
 from hsnet.config import ROOT
 from hsnet.runs import SHIPPED
 
+require_pages()
 FIRST, FURTHER = 8, 4  # seconds that an answer should take, on one thread of a machine with nothing else to do
 NAME = "book/try_it.html"
 
@@ -35,7 +36,7 @@ def episodes():
 
 
 @pytest.fixture
-def visit(browser, address):  # noqa: F811
+def visit(browser, address):
     """A function that opens the page; at the end, no script has failed and nothing was asked of another machine."""
     contexts, problems = [], []
 
@@ -247,7 +248,7 @@ NOTEBOOK = """async ([code, picture]) => {
 }"""
 
 
-def test_the_brush_of_a_notebook_paints_erases_and_clears(browser):  # noqa: F811
+def test_the_brush_of_a_notebook_paints_erases_and_clears(browser):
     brush = Brush(np.full((300, 600, 3), 200, np.uint8))  # shown at 400 × 200
     page = browser.new_page(viewport={"width": 800, "height": 600})
     page.evaluate(NOTEBOOK, [Brush._esm, brush.picture])

@@ -3,15 +3,12 @@
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from helpers import TINY, history, several
 from safetensors.torch import load_file
-from test_train import TINY, history
 
 from hsnet import Config, HSNet
 from hsnet.benchmarks import benchmark_of
@@ -27,22 +24,6 @@ SETTINGS = {
     "precision": "float32",
     "foreground_weight": 100.0,  # or so short a training finds nothing anywhere
 }
-
-
-def several(count, settings, folder, **keywords):
-    """`torchrun` with so many processes, started; a checkpoint after each step."""
-    options = [f"--{k.replace('_', '-')}={v}" for k, v in settings.items()]
-    program = folder / "program.py"
-    program.write_text(
-        "from hsnet import train\ntrain.SAVE_EVERY, train.SAVE_SHARE = 0, float('inf')\ntrain.run_program(train.main)\n"
-    )
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}", f"--master-port={port}"]
-    return subprocess.Popen(
-        [*command, str(program), *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **keywords
-    )
 
 
 def test_shares():

@@ -4,54 +4,15 @@ import hashlib
 import io
 import random
 import tarfile
-import threading
 import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from helpers import Server
 
 from hsnet.prepare import downloads
 from hsnet.prepare.downloads import RemoteFile, fetch, require_space, unpack
 
-CONTENT = bytes(range(256)) * 40
-
-
-class Server(ThreadingHTTPServer):
-    """Serves `files` by name, or one content under any name. `cut_at`: the connection ends there, for as long as `cuts` lasts; `ranges`: whether parts can be asked for."""
-
-    content, files, cut_at, cuts, ranges = CONTENT, None, None, 0, True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.asked = []
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    @property
-    def address(self):
-        return f"http://127.0.0.1:{self.server_port}/file.bin"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        server = self.server
-        asked = self.headers.get("Range")
-        server.asked.append(asked)
-        if "missing" in self.path:
-            self.send_error(404)
-            return
-        content = server.files[self.path[1:]] if server.files else server.content
-        start = int(asked[6:-1]) if asked and server.ranges else 0
-        self.send_response(206 if asked and server.ranges else 200)
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        end = None
-        if server.cuts:
-            server.cuts -= 1
-            end = server.cut_at
-        self.wfile.write(content[start:end])
-
-    def log_message(self, *_):
-        pass
+CONTENT = Server.content
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_distributed import several
-from test_train import TINY, history
+from helpers import TINY, history, several
 
 from hsnet import Config, HSNet, Segmenter
 from hsnet.benchmarks import benchmark_of

@@ -1,50 +1,15 @@
 """The built book in a real browser: run by `make pages`, which says where the pages are."""
 
-import functools
-import http.server
 import os
 import re
-import shutil
-import threading
 from pathlib import Path
 
 import pytest
-from test_book import BOOK, QUESTIONS
+from helpers import BOOK, PAGES, QUESTIONS, VIEWS, require_pages
 
-PAGES = os.environ.get("HSNET_PAGES")
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-if not PAGES:
-    pytest.skip("the book's pages are looked at by `make pages`, after `make book`", allow_module_level=True)
-if not BROWSER:
-    pytest.skip("no browser found: install chromium to have the book's pages looked at", allow_module_level=True)
-sync_api = pytest.importorskip("playwright.sync_api", reason="`make pages` installs playwright")
+require_pages()
 
 NAMES = sorted(p.relative_to(PAGES).as_posix() for p in Path(PAGES, "book").glob("*.html"))
-VIEWS = {"desk": (1280, 900), "phone": (390, 844)}
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """A server that does not print each request."""
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture(scope="module")
-def address():
-    """The pages behind a server of this machine."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=PAGES))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import assert_close
+from helpers import assert_close, reference_model
 from kit.golden import FOLDER, golden, golden_input
 from PIL import Image
 from trees import TREES
@@ -21,7 +21,7 @@ from trees import TREES
 from hsnet import Batch, Config, EpisodeDataset, SegmentationScore, paper, test_episodes
 from hsnet.backbone import Backbone
 from hsnet.baselines import any_object
-from hsnet.benchmarks import UnreadableFileError, benchmark_of, coco, load_benchmark, pascal, photographs
+from hsnet.benchmarks import UnreadableFileError, benchmark_of, coco, listed, load_benchmark, pascal
 from hsnet.benchmarks import cache as caching
 from hsnet.benchmarks.cache import Cache, build_cache
 from hsnet.benchmarks.splits import read_coco, read_fss, read_pascal
@@ -140,8 +140,6 @@ def golden_tree(tmp_path, monkeypatch):
 
 
 def golden_model():
-    from test_golden import reference_model
-
     model = reference_model("resnet50").eval()
     bias = model.decoder.after[2].bias
     with torch.no_grad():
@@ -692,8 +690,8 @@ def test_what_a_cache_holds_is_not_read(trees, monkeypatch):
     (folder / f"{left_out}.png").write_bytes(b"")
     build_cache(load_benchmark("pascal", size=32), 32)
     (folder / f"{broken}.png").write_bytes(b"")
-    opened, look = [], photographs.open_image
-    monkeypatch.setattr(photographs, "open_image", lambda path: (opened.append(path), look(path))[1])
+    opened, look = [], listed.open_image
+    monkeypatch.setattr(listed, "open_image", lambda path: (opened.append(path), look(path))[1])
     dataset = EpisodeDataset(load_benchmark("pascal", size=32), 32, episodes)
     with pytest.raises(UnreadableFileError, match=rf"^1 of the files[^\n]*\n  \S+{left_out}.png cannot be read"):
         require_readable(dataset)

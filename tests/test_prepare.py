@@ -11,10 +11,10 @@ import zipfile
 
 import numpy as np
 import pytest
+from helpers import Server
 from PIL import Image
 from pycocotools import mask as coco_masks
 from scipy.io import savemat
-from test_downloads import Server
 
 from hsnet.benchmarks import load_benchmark, splits
 from hsnet.prepare import __main__ as prepare

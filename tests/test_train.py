@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import OPTIONS, TINY, history
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -22,29 +23,9 @@ from hsnet import train as train_program
 from hsnet.config import add_settings, config_from
 from hsnet.train import MEASURED, Clock, train
 
-TINY = {
-    "benchmark": "shapes",
-    "size": 64,
-    "batch": 2,
-    "epochs": 2,
-    "minutes": 0.0,  # a limit would make the schedule follow the clock
-    "epoch_episodes": 6,
-    "val_episodes": 4,
-    "test_episodes": 4,
-    "shot": "1,2",
-    "workers": 0,
-    "device": "cpu",
-    "name": "tiny",
-}
-OPTIONS = [f"--{k.replace('_', '-')}={v}" for k, v in TINY.items()]
-
 
 def run(program, *options):
     return subprocess.run([sys.executable, "-m", f"hsnet.{program}", *options], capture_output=True, text=True)
-
-
-def history(folder):
-    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
 
 def test_a_training_from_the_command_line(data):

@@ -1,34 +1,18 @@
 """Our numbers are the authors' numbers: every file of tests/golden, at the tolerance its README gives.
 
-`pytest tests/test_golden.py -rP` prints the error of each.
+`pytest tests/paper/test_golden.py -rP` prints the error of each.
 """
 
 import numpy as np
 import pytest
 import torch
-from conftest import assert_close
 from golden.formula import parameter
+from helpers import assert_close, reference_model, reference_state_dict
 from kit.golden import golden, golden_input
 from torch.nn import functional as F
 
 from hsnet import CenterPivotConv4d, HSNet, SegmentationScore, hypercorrelation_pyramid, mask_features, vote
 from hsnet.reference import from_reference
-
-
-def reference_state_dict(backbone, prefix=""):
-    """The authors' checkpoint, as the formula fills it; the unused classifier's half a gigabyte is left empty."""
-    shapes = {
-        n: [0] if n.startswith("backbone.classifier.") else s for n, s in golden(f"state_dict_{backbone}.json").items()
-    }
-    return {
-        prefix + name: torch.from_numpy(np.asarray(parameter(name, tuple(shape)))) for name, shape in shapes.items()
-    }
-
-
-def reference_model(backbone):
-    model = HSNet(backbone, pretrained=False)
-    model.load_reference_state_dict(reference_state_dict(backbone))
-    return model
 
 
 @pytest.mark.parametrize("case", range(5))

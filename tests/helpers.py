@@ -1,0 +1,147 @@
+"""What test modules share, beside the fixtures of conftest.py."""
+
+import http.server
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from golden.formula import parameter
+from kit.golden import golden
+
+from hsnet import HSNet
+
+BOOK = Path(__file__).resolve().parents[1] / "book"
+# What people ask for, in the words that they use.
+QUESTIONS = [
+    "reproduce the paper's number",
+    "fair comparison",
+    "prepare COCO masks",
+    "use my own images",
+    "validation equals test",
+    "how does 5-shot vote",
+    "out of memory",
+    "how long does training take",
+    "which pixels are ignored",
+    "why pre-ReLU features",
+]
+# Where `make pages` says that the built pages lie, the browser, and the sizes of its window.
+PAGES = os.environ.get("HSNET_PAGES")
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+VIEWS = {"desk": (1280, 900), "phone": (390, 844)}
+# A training of a few seconds.
+TINY = {
+    "benchmark": "shapes",
+    "size": 64,
+    "batch": 2,
+    "epochs": 2,
+    "minutes": 0.0,  # a limit would make the schedule follow the clock
+    "epoch_episodes": 6,
+    "val_episodes": 4,
+    "test_episodes": 4,
+    "shot": "1,2",
+    "workers": 0,
+    "device": "cpu",
+    "name": "tiny",
+}
+OPTIONS = [f"--{k.replace('_', '-')}={v}" for k, v in TINY.items()]
+
+
+def assert_close(ours, theirs, relative=1e-4):
+    """Equal within `relative` of the standard deviation of theirs: the tolerance of the golden numbers."""
+    ours = ours.detach().numpy() if isinstance(ours, torch.Tensor) else np.asarray(ours)
+    theirs = np.asarray(theirs)
+    assert ours.shape == theirs.shape, f"shape {ours.shape}, golden {theirs.shape}"
+    error = np.abs(ours - theirs).max() / theirs.std()
+    print(f"largest error: {error:.1e} of the standard deviation")  # shown by pytest -rP
+    assert error <= relative, f"largest error is {error:.1e} of the standard deviation, allowed {relative:.0e}"
+
+
+def reference_state_dict(backbone, prefix=""):
+    """The authors' checkpoint, as the formula fills it; the unused classifier's half a gigabyte is left empty."""
+    shapes = {
+        n: [0] if n.startswith("backbone.classifier.") else s for n, s in golden(f"state_dict_{backbone}.json").items()
+    }
+    return {
+        prefix + name: torch.from_numpy(np.asarray(parameter(name, tuple(shape)))) for name, shape in shapes.items()
+    }
+
+
+def reference_model(backbone):
+    model = HSNet(backbone, pretrained=False)
+    model.load_reference_state_dict(reference_state_dict(backbone))
+    return model
+
+
+def history(folder):
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def several(count, settings, folder, **keywords):
+    """`torchrun` with so many processes, started; a checkpoint after each step."""
+    options = [f"--{k.replace('_', '-')}={v}" for k, v in settings.items()]
+    program = folder / "program.py"
+    program.write_text(
+        "from hsnet import train\ntrain.SAVE_EVERY, train.SAVE_SHARE = 0, float('inf')\ntrain.run_program(train.main)\n"
+    )
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}", f"--master-port={port}"]
+    return subprocess.Popen(
+        [*command, str(program), *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **keywords
+    )
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `files` by name, or one content under any name. `cut_at`: the connection ends there, for as long as `cuts` lasts; `ranges`: whether parts can be asked for."""
+
+    content, files, cut_at, cuts, ranges = bytes(range(256)) * 40, None, None, 0, True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked = []
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def address(self):
+        return f"http://127.0.0.1:{self.server_port}/file.bin"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        server = self.server
+        asked = self.headers.get("Range")
+        server.asked.append(asked)
+        if "missing" in self.path:
+            self.send_error(404)
+            return
+        content = server.files[self.path[1:]] if server.files else server.content
+        start = int(asked[6:-1]) if asked and server.ranges else 0
+        self.send_response(206 if asked and server.ranges else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        end = None
+        if server.cuts:
+            server.cuts -= 1
+            end = server.cut_at
+        self.wfile.write(content[start:end])
+
+    def log_message(self, *_):
+        pass
+
+
+def require_pages():
+    """Skip the module that calls this where there are no built pages, or no browser to look at them."""
+    if not PAGES:
+        pytest.skip("the book's pages are looked at by `make pages`, after `make book`", allow_module_level=True)
+    if not BROWSER:
+        pytest.skip("no browser found: install chromium to have the book's pages looked at", allow_module_level=True)
+    pytest.importorskip("playwright.sync_api", reason="`make pages` installs playwright")
