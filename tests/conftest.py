@@ -13,6 +13,12 @@ from trees import TREES
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 
+def table_rows(text):
+    """The rows of a Markdown table, its heading first, as lists of texts."""
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[column.strip() for column in row.strip().removeprefix("|").removesuffix("|").split("|")] for row in rows]
+
+
 @pytest.fixture(autouse=True)
 def data(tmp_path, monkeypatch):
     """A fresh data folder for every test: none reads or writes the checkout's runs."""

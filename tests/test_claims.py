@@ -2,9 +2,9 @@
 
 import json
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from conftest import table_rows
 
 from hsnet import HSNet
 from hsnet.benchmarks import Shapes
@@ -35,7 +35,7 @@ def test_verdict(differences, intervals, spread, expected):
 
 def test_the_runs_have_one_budget_and_differ_in_what_is_claimed():
     runs = claimed_runs()
-    assert len({cell.config.run for cell in runs}) == len(runs)
+    assert len({experiment.config.run for experiment in runs}) == len(runs)
     assert {(c.config.epochs * c.config.epoch_episodes, c.config.size, c.config.minutes) for c in runs} == {
         (6400, 288, 0)
     }
@@ -44,10 +44,10 @@ def test_the_runs_have_one_budget_and_differ_in_what_is_claimed():
     assert sorted((c.config.fold, c.config.seed) for c in published) == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
-def write(cell, scores):
+def write(experiment, scores):
     """A run's files as training leaves them: each predictor's share of the union that it finds, 40 episodes of 4 classes."""
-    cell.folder.mkdir(parents=True)
-    cell.config.save(cell.folder / "config.json")
+    experiment.folder.mkdir(parents=True)
+    experiment.config.save(experiment.folder / "config.json")
     rng = np.random.default_rng(0)
     areas = {}
     for who, share in scores.items():
@@ -65,43 +65,48 @@ def write(cell, scores):
         "device": "a GPU",
         "precision": "float32",
     }
-    (cell.folder / "test-1shot.json").write_text(json.dumps(test))
+    (experiment.folder / "test-1shot.json").write_text(json.dumps(test))
     line = {"epoch": 8, "seconds": 1200.0, "peak_bytes": 2_000_000_000}
-    (cell.folder / "history.jsonl").write_text((json.dumps(line) + "\n") * 8)
+    (experiment.folder / "history.jsonl").write_text((json.dumps(line) + "\n") * 8)
 
 
 def test_a_line_is_made_from_files_and_waits_for_all_of_them():
     def line():
-        rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in claims.verdicts_table().splitlines()]
-        return next((row for row in rows if row[1:2] == ["support features masked above not masked"]), None)
+        return next(
+            (
+                row
+                for row in table_rows(claims.verdicts_table())
+                if row[1:2] == ["support features masked above not masked"]
+            ),
+            None,
+        )
 
     def shown():
-        texts = [text.get_text() for text in claims.draw().axes[0].texts]
-        plt.close("all")
-        made = [found.line.text for found in claims.findings() if found.scores]
-        return texts[(made or [c.text for c in claims.comparisons()]).index("support features masked above not masked")]
+        return claims.marks()["2  support features masked above not masked"]
 
     assert line() is None
     assert "support features masked above not masked (2)" in claims.verdicts_table()
-    assert shown() == "not run"
+    assert shown() == ([], "")
     assert claims.progress().startswith("0 of 24 runs are done; 0 of 26 comparisons have a verdict.")
     published = [c for c in claimed_runs() if not c.variant]
-    for cell in published:
-        write(cell, {"HSNet": 0.5 + 0.01 * cell.config.seed, "prototypes": 0.3})
+    for experiment in published:
+        write(experiment, {"HSNet": 0.5 + 0.01 * experiment.config.seed, "prototypes": 0.3})
     blind = [c for c in claimed_runs() if c.variant == "no support masking"]
     write(blind[0], {"HSNet": 0.4, "prototypes": 0.3})
     assert line()[3:] == ["–", "–"]  # never a verdict from one fold
-    assert shown() == "no verdict yet"
+    assert [fold for fold, _, _ in shown()[0]] == [0]
+    assert shown()[1] == ""
     assert claims.seed_spread() == pytest.approx(1.0)
     write(blind[1], {"HSNet": 0.45, "prototypes": 0.3})
-    assert line()[4] == shown() == "holds"
+    assert line()[4] == shown()[1] == "holds"
+    assert [round(difference) for _, difference, _ in shown()[0]] == [10, 5]
     # The published runs of seed 1 and those without masking: of the others measurements are missing. HSNet is above the
     # prototypes, too.
     assert claims.progress().startswith("4 of 24 runs are done; 2 of 26 comparisons have a verdict (holds: 2, does ")
     assert line()[2].startswith("50.0 − 40.0 = 10.0 [")
     table = claims.runs_table()
-    for cell in ("as published", "6,400", "20 min", "1,234", "2.00 GB", "a GPU"):
-        assert f"| {cell} " in table
+    for text in ("as published", "6,400", "20 min", "1,234", "2.00 GB", "a GPU"):
+        assert f"| {text} " in table
     assert "Computed in float32." in table
     assert "Not run yet: separable 4D kernels, fold 0; " in table
     assert "as published, fold" not in table

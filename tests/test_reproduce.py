@@ -1,4 +1,4 @@
-"""The cells of a table are trained, tested and skipped as they should; small ones, of the benchmark drawn by code."""
+"""The experiments of a table are trained, tested and skipped as they should; small ones, of the benchmark drawn by code."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from hsnet.config import Config
 from hsnet.reproduce import __main__ as reproduce
 from hsnet.reproduce import experiments, report
-from hsnet.reproduce.experiments import Cell, state
+from hsnet.reproduce.experiments import Experiment, state
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
@@ -33,7 +33,7 @@ TINY = {
 
 
 def tiny(**changes):
-    return Cell(Config(**TINY | changes), shots=(1,))
+    return Experiment(Config(**TINY | changes), shots=(1,))
 
 
 @pytest.fixture
@@ -56,27 +56,32 @@ def run(monkeypatch, capsys, *arguments):
 def test_a_cell_from_training_to_table(claims, monkeypatch, capsys):
     status, out = run(monkeypatch, capsys, "tried", "--only", "0")
     assert status == 0
-    cell = claims[0]
+    experiment = claims[0]
     assert [state(c).kind for c in claims] == ["done", "missing"]
-    assert [test[1]["scores"]["HSNet"]["episodes"] for test in (cell.tests(), cell.tests(last=True))] == [4, 4]
+    assert [test[1]["scores"]["HSNet"]["episodes"] for test in (experiment.tests(), experiment.tests(last=True))] == [
+        4,
+        4,
+    ]
     assert "at the best epoch" in out.out
     assert "– (1/2)" in out.out
     # The last epoch is tested with its own weights: equal to the best's only where the last was the best.
-    history = [json.loads(line) for line in (cell.folder / "history.jsonl").read_text().splitlines()]
-    best, last = (load_file(f / "model.safetensors") for f in (cell.folder, cell.folder / experiments.LAST_EPOCH))
+    history = [json.loads(line) for line in (experiment.folder / "history.jsonl").read_text().splitlines()]
+    best, last = (
+        load_file(f / "model.safetensors") for f in (experiment.folder, experiment.folder / experiments.LAST_EPOCH)
+    )
     assert len(history) == 2
     assert all(best[name].equal(last[name]) for name in best) == history[1]["best"]
     # What is done is skipped; what is missing is made, and nothing else.
-    before = {path: path.stat().st_mtime_ns for path in cell.folder.rglob("*.json")}
+    before = {path: path.stat().st_mtime_ns for path in experiment.folder.rglob("*.json")}
     _, out = run(monkeypatch, capsys, "tried", "--only", "0")
     assert out.out.count(": done") == 1
     assert before == {path: path.stat().st_mtime_ns for path in before}
-    lost = cell.folder / experiments.LAST_EPOCH / "test-1shot.json"
+    lost = experiment.folder / experiments.LAST_EPOCH / "test-1shot.json"
     lost.unlink()
     _, out = run(monkeypatch, capsys, "tried", "--only", "0")
     assert "1 of 1, shapes, EfficientNet-Lite0, fold 0: cut 2, working in" in out.out
-    assert state(cell).kind == "done"
-    kept = cell.folder / "test-1shot.json"
+    assert state(experiment).kind == "done"
+    kept = experiment.folder / "test-1shot.json"
     assert kept.stat().st_mtime_ns == before[kept]
     assert lost.exists()
 
@@ -85,12 +90,12 @@ def test_one_that_fails_does_not_stop_the_others(claims, monkeypatch, capsys):
     claims[0].folder.mkdir(parents=True)
     tiny(batch=4).config.save(claims[0].folder / "config.json")
     filled = []
-    monkeypatch.setattr(reproduce, "fill", lambda cell, config: filled.append((cell, config)))
-    monkeypatch.setattr(reproduce, "_score", lambda cell, shot: "")
+    monkeypatch.setattr(reproduce, "fill", lambda experiment, config: filled.append((experiment, config)))
+    monkeypatch.setattr(reproduce, "_score", lambda experiment, shot: "")
     status, out = run(monkeypatch, capsys, "tried", "--micro-batch", "1")
     assert status == 2
     assert "was trained with batch 4, not 2: rename it, or delete it" in out.err
-    assert [cell for cell, _ in filled] == claims[1:]
+    assert [experiment for experiment, _ in filled] == claims[1:]
     assert filled[0][1] == dataclasses.replace(claims[1].config, micro_batch=1)
 
 
@@ -103,9 +108,9 @@ def test_missing_images_are_an_error_with_the_next_step(monkeypatch, capsys, dat
 
 def test_a_cell_that_another_process_trains_is_left_to_it(claims, monkeypatch, capsys):
     monkeypatch.setattr(experiments, "lock_holder", lambda folder: "process 1 on here")
-    for cell in claims:
-        cell.folder.mkdir(parents=True)
-        cell.config.save(cell.folder / "config.json")
+    for experiment in claims:
+        experiment.folder.mkdir(parents=True)
+        experiment.config.save(experiment.folder / "config.json")
     _, out = run(monkeypatch, capsys, "tried")
     assert out.out.count("running 0 (process 1 on here)") == 2
 
@@ -113,7 +118,7 @@ def test_a_cell_that_another_process_trains_is_left_to_it(claims, monkeypatch, c
 def test_a_dry_run_touches_nothing(monkeypatch, capsys, data):
     status, out = run(monkeypatch, capsys, "--dry-run", "--only", "resnet50")
     assert status == 0
-    assert out.out.startswith(report.cells_table(words="resnet50"))
+    assert out.out.startswith(report.experiments_table(words="resnet50"))
     assert not list(data.iterdir())
     with pytest.raises(ValueError, match="no table 'voc'"):
         run(monkeypatch, capsys, "voc", "--dry-run")
@@ -122,9 +127,9 @@ def test_a_dry_run_touches_nothing(monkeypatch, capsys, data):
 SCRIPT = """
 from hsnet.reproduce import experiments
 from hsnet.reproduce import __main__ as reproduce
-from hsnet.reproduce.experiments import Cell
+from hsnet.reproduce.experiments import Experiment
 from hsnet.config import Config, run_program
-one = Cell(Config(**{settings!r}), shots=(1,))
+one = Experiment(Config(**{settings!r}), shots=(1,))
 experiments.TABLES["tried"] = lambda protocol: [one]
 run_program(reproduce.main)
 """

@@ -1,12 +1,12 @@
-"""Fill the paper's tables: train and test every cell that is not done, one after another.
+"""Fill the paper's tables: train and test every experiment that is not done, one after another.
 
-    python -m hsnet.reproduce --dry-run                  all cells, how far they are, what the rest will cost
-    python -m hsnet.reproduce pascal --only resnet50     a row of a table; `--only resnet50,0` a single cell
+    python -m hsnet.reproduce --dry-run                  all experiments, how far they are, what the rest will cost
+    python -m hsnet.reproduce pascal --only resnet50     a row of a table; `--only resnet50,0` a single experiment
     torchrun --nproc-per-node 4 -m hsnet.reproduce pascal        the same on four GPUs
     python -m hsnet.reproduce pascal --protocol strict   other classes choose the epoch; a table of its own
     python -m hsnet.reproduce claims                     do the paper's claims hold on the embedded benchmark? No GPU needed
 
-A cell is done when its network is trained and tested, with the weights of the best and of the last epoch. What is done
+An experiment is done when its network is trained and tested, with the weights of the best and of the last epoch. What is done
 is skipped, what was cut goes on, what another process is training is left to it: the same command may run on several
 machines that share the data folder. It ends with status 75 where a scheduler stopped it: start it again.
 """
@@ -27,35 +27,35 @@ from ..model import HSNet
 from ..runs import WEIGHTS, load_checkpoint, save_model
 from ..train import train
 from . import claims, report
-from .experiments import LAST_EPOCH, OF_PAPER, TABLES, Cell, cells_of, only, state
+from .experiments import LAST_EPOCH, OF_PAPER, TABLES, Experiment, experiments_of, only, state
 
 # What a machine may need to be told; none of it changes what comes out.
 MACHINE = ("device", "workers", "micro_batch", "recompute")
 
 
-def reproduce(cells: list[Cell], machine: dict | None = None) -> list[str]:
-    """Train and test the cells that are not done, within `distributed.together` where there are several processes.
+def reproduce(experiments: list[Experiment], machine: dict | None = None) -> list[str]:
+    """Train and test the experiments that are not done, within `distributed.together` where there are several processes.
 
     Args:
         machine: settings of `MACHINE` that differ from the defaults.
 
     Returns:
-        What went wrong, a line a cell; the others were done all the same.
+        What went wrong, a line an experiment; the others were done all the same.
     """
     failed: list[str] = []
-    for number, cell in enumerate(cells, 1):
-        found = from_first(state(cell) if rank() == 0 else None)
-        name = f"{number} of {len(cells)}, {cell.row}, fold {cell.config.fold}"
+    for number, experiment in enumerate(experiments, 1):
+        found = from_first(state(experiment) if rank() == 0 else None)
+        name = f"{number} of {len(experiments)}, {experiment.row}, fold {experiment.config.fold}"
         if found.kind in ("done", "running"):
             _say(f"{name}: {found}" + f" ({found.text})" * bool(found.text))
             continue
         try:
             if found.kind == "other settings":
-                raise ValueError(f"{cell.folder} was trained with {found.text}: rename it, or delete it")
-            _say(f"{name}: {found}, working in {cell.folder}")
-            fill(cell, replace(cell.config, **machine or {}))
+                raise ValueError(f"{experiment.folder} was trained with {found.text}: rename it, or delete it")
+            _say(f"{name}: {found}, working in {experiment.folder}")
+            fill(experiment, replace(experiment.config, **machine or {}))
             if rank() == 0:  # who has written the files
-                print(f"{name}: " + "; ".join(_score(cell, shot) for shot in cell.shots), flush=True)
+                print(f"{name}: " + "; ".join(_score(experiment, shot) for shot in experiment.shots), flush=True)
         except (ValueError, OSError, MemoryError) as error:
             if world() > 1:  # the others wait for this process
                 raise
@@ -71,57 +71,62 @@ def _say(text):
         print(text, flush=True)
 
 
-def _score(cell, shot):
+def _score(experiment, shot):
     """For example "1-shot 64.0 at the best epoch, 63.1 at the last"."""
-    found = [cell.tests(last)[shot]["scores"]["HSNet"]["miou"] for last, _ in cell.kinds[: 2 if cell.last else 1]]
+    found = [
+        experiment.tests(last)[shot]["scores"]["HSNet"]["miou"]
+        for last, _ in experiment.kinds[: 2 if experiment.last else 1]
+    ]
     return f"{shot}-shot mIoU {found[0]:.1f} at the best epoch" + "".join(
         f", {miou:.1f} at the last" for miou in found[1:]
     )
 
 
-def fill(cell: Cell, config: Config) -> None:
-    """Train a cell and test it, best and last epoch, all episodes of each of its shots; what is there is kept.
+def fill(experiment: Experiment, config: Config) -> None:
+    """Train an experiment and test it, best and last epoch, all episodes of each of its shots; what is there is kept.
 
     Args:
-        config: the cell's, with what this machine needs.
+        config: the experiment's, with what this machine needs.
     """
     train(config)
-    tested = replace(config, benchmark=cell.tested_on, root="") if cell.tested_on else config
+    tested = replace(config, benchmark=experiment.tested_on, root="") if experiment.tested_on else config
     benchmark, device, prototypes = benchmark_of(tested), choose_device(config.device), None
-    for last, original_size in cell.kinds:
-        there = from_first(list(cell.tests(last, original_size)) if rank() == 0 else None)
-        missing = [shot for shot in cell.shots if shot not in there]
+    for last, original_size in experiment.kinds:
+        there = from_first(list(experiment.tests(last, original_size)) if rank() == 0 else None)
+        missing = [shot for shot in experiment.shots if shot not in there]
         if not missing:
             continue
-        folder = cell.folder / LAST_EPOCH if last else cell.folder
+        folder = experiment.folder / LAST_EPOCH if last else experiment.folder
         if last:
             if rank() == 0:
-                keep_last_epoch(cell)
+                keep_last_epoch(experiment)
             from_first(None)  # the others wait for the file
         model = HSNet.from_run(folder).to(device)
         prototypes = prototypes or fit_prototypes(model, tested, benchmark, device)
         for shot in missing:
             test_run(model, tested, benchmark, folder, shot, prototypes, original_size=original_size)
     if rank() == 0:
-        claims.measure(cell)
+        claims.measure(experiment)
     from_first(None)  # the others wait for it
 
 
-def keep_last_epoch(cell: Cell) -> None:
+def keep_last_epoch(experiment: Experiment) -> None:
     """Write the weights of a run's last epoch beside those of its best, as a run of their own in `last-epoch`.
 
     Raises:
         FileNotFoundError: the run's state is not there any more.
     """
-    folder = cell.folder / LAST_EPOCH
-    checkpoint = load_checkpoint(cell.folder)
+    folder = experiment.folder / LAST_EPOCH
+    checkpoint = load_checkpoint(experiment.folder)
     if checkpoint is None:
-        raise FileNotFoundError(f"{cell.folder} has no state of its last epoch: delete the folder to train it anew")
+        raise FileNotFoundError(
+            f"{experiment.folder} has no state of its last epoch: delete the folder to train it anew"
+        )
     folder.mkdir(exist_ok=True)
-    model = HSNet.from_run(cell.folder)
+    model = HSNet.from_run(experiment.folder)
     model.load_state_dict(checkpoint["model"], strict=False)
     save_model(folder / WEIGHTS, model)
-    Config.load(cell.folder / "config.json").save(folder / "config.json")
+    Config.load(experiment.folder / "config.json").save(folder / "config.json")
 
 
 def main() -> None:
@@ -130,7 +135,9 @@ def main() -> None:
         prog="python -m hsnet.reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("table", nargs="?", help=f"{', '.join(TABLES)} (default: all of the paper's)")
-    parser.add_argument("--dry-run", action="store_true", help="only say how far the cells are and what the rest costs")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only say how far the experiments are and what the rest costs"
+    )
     parser.add_argument("--only", default="", metavar="WORDS", help="backbones and folds, such as resnet50,0")
     parser.add_argument(
         "--protocol", default="official", choices=tuple(TEST_LISTS), help="of the episodes (default: official)"
@@ -144,14 +151,14 @@ def main() -> None:
     arguments = parser.parse_args()
     names = [arguments.table] if arguments.table else list(OF_PAPER)
     if arguments.dry_run:
-        print(report.cells_table(names, arguments.protocol, arguments.only))
+        print(report.experiments_table(names, arguments.protocol, arguments.only))
         print(f"\n{report.expectation(names)}")
         return
-    tables = only({name: cells_of(name, arguments.protocol) for name in names}, arguments.only)
-    cells = [cell for cells in tables.values() for cell in cells]
+    tables = only({name: experiments_of(name, arguments.protocol) for name in names}, arguments.only)
+    experiments = [experiment for experiments in tables.values() for experiment in experiments]
     machine = {name: getattr(arguments, name) for name in MACHINE}
     with together(arguments.device) as device:
-        failed = reproduce(cells, machine | {"device": device})
+        failed = reproduce(experiments, machine | {"device": device})
         for name in tables if rank() == 0 else ():
             of_claims = name == "claims"
             made = claims.tables() if of_claims else report.paper_and_ours(name, arguments.protocol)

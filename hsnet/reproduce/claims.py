@@ -12,13 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-from .. import figures
 from ..benchmarks import Emoji
 from ..benchmarks.drawn import DrawnBenchmark
 from ..benchmarks.emoji import UNSEEN_ARTIST
@@ -30,7 +28,7 @@ from ..episodes import EpisodeDataset, test_episodes
 from ..metrics import SegmentationScore
 from ..model import HSNet, vote
 from ..runs import markdown, write_json
-from .experiments import Cell, expected_hours, state
+from .experiments import Experiment, expected_hours, state
 from .experiments import claims as claimed_runs
 
 SHOTS = (1, 2, 3, 5, 10)
@@ -149,14 +147,14 @@ def _batches(benchmark, config, episodes, title, batch=0) -> Iterator:
     yield from tqdm(loader, desc=title, unit="batch", leave=False)
 
 
-def measure(cell: Cell) -> None:
-    """Write what is missing of a cell's `more` files."""
-    missing = [name for name in cell.more if not (cell.folder / name).exists()]
+def measure(experiment: Experiment) -> None:
+    """Write what is missing of an experiment's `more` files."""
+    missing = [name for name in experiment.more if not (experiment.folder / name).exists()]
     if missing:
-        config = Config.load(cell.folder / "config.json")
-        model = HSNet.from_run(cell.folder).to(choose_device(config.device)).eval()
+        config = Config.load(experiment.folder / "config.json")
+        model = HSNet.from_run(experiment.folder).to(choose_device(config.device)).eval()
         for name in missing:
-            write_json(cell.folder / name, MEASUREMENTS[name](model, config, Emoji(config.size)))
+            write_json(experiment.folder / name, MEASUREMENTS[name](model, config, Emoji(config.size)))
 
 
 # Verdicts
@@ -182,13 +180,15 @@ def _of_variant(variant: str, who: str = "HSNet", seed: int = 0, keep: Callable 
     """The 1-shot test of a run; of some episodes where `keep` says so."""
 
     def score(fold):
-        cell = next(c for c in claimed_runs() if (c.variant, c.config.fold, c.config.seed) == (variant, fold, seed))
-        test = cell.tests().get(1)
+        experiment = next(
+            c for c in claimed_runs() if (c.variant, c.config.fold, c.config.seed) == (variant, fold, seed)
+        )
+        test = experiment.tests().get(1)
         if test is None:
             return None
         rows = test["areas"][who]
         if keep is not None:
-            episodes = _read(cell, "episodes.json")
+            episodes = _read(experiment, "episodes.json")
             if episodes is None:
                 return None
             rows = [row for row, episode in zip(rows, episodes["episodes"], strict=True) if keep(*episode)]
@@ -201,8 +201,8 @@ def _of_file(name: str, **which):
     """A score of one of the `more` files of the published network, by its other entries."""
 
     def score(fold):
-        cell = next(c for c in claimed_runs() if (c.variant, c.config.fold, c.config.seed) == (BASE, fold, 0))
-        content = _read(cell, name)
+        experiment = next(c for c in claimed_runs() if (c.variant, c.config.fold, c.config.seed) == (BASE, fold, 0))
+        content = _read(experiment, name)
         if content is None:
             return None
         return _from_rows(next(r for r in content["scores"] if all(r[k] == v for k, v in which.items()))["areas"])
@@ -210,8 +210,8 @@ def _of_file(name: str, **which):
     return score
 
 
-def _read(cell, name):
-    path = cell.folder / name
+def _read(experiment, name):
+    path = experiment.folder / name
     return json.loads(path.read_text()) if path.exists() else None
 
 
@@ -286,10 +286,10 @@ def seed_spread() -> float | None:
     """The largest difference, over folds, between two trainings of the published network that differ in their seed."""
     published = [c for c in claimed_runs() if c.variant == BASE]
     by_fold: dict[int, list[float]] = {}
-    for cell in published:
-        if (test := cell.tests().get(1)) is None:
+    for experiment in published:
+        if (test := experiment.tests().get(1)) is None:
             return None
-        by_fold.setdefault(cell.config.fold, []).append(test["scores"]["HSNet"]["miou"])
+        by_fold.setdefault(experiment.config.fold, []).append(test["scores"]["HSNet"]["miou"])
     return max(max(scores) - min(scores) for scores in by_fold.values())
 
 
@@ -312,7 +312,7 @@ class Finding:
 
 def findings() -> list[Finding]:
     """Every comparison with what was measured, in their order."""
-    folds = sorted({cell.config.fold for cell in claimed_runs()})
+    folds = sorted({experiment.config.fold for experiment in claimed_runs()})
     spread = seed_spread()
     found = []
     for line in comparisons():
@@ -329,20 +329,20 @@ def findings() -> list[Finding]:
 
 def verdicts_table() -> str:
     """Markdown: each comparison that was made in a fold at least, with its scores, the paired differences and the verdict."""
-    folds = sorted({cell.config.fold for cell in claimed_runs()})
+    folds = sorted({experiment.config.fold for experiment in claimed_runs()})
     rows, missing = [], []
     for found in findings():
         if not found.scores:
             missing.append(f"{found.line.text} ({found.line.claim})")
             continue
-        cells = []
+        columns = []
         for fold in folds:
             if fold not in found.scores:
-                cells.append("–")
+                columns.append("–")
                 continue
             (better, worse), (low, high) = found.scores[fold], found.intervals[fold]
-            cells.append(f"{better:.1f} − {worse:.1f} = {better - worse:.1f} [{low:.1f}, {high:.1f}]")
-        rows.append([str(found.line.claim), found.line.text, *cells, found.verdict or "–"])
+            columns.append(f"{better:.1f} − {worse:.1f} = {better - worse:.1f} [{low:.1f}, {high:.1f}]")
+        rows.append([str(found.line.claim), found.line.text, *columns, found.verdict or "–"])
     header = ["", "claim", *(f"fold {f}: mIoU, difference [95 %]" for f in folds), "verdict"]
     return _with_missing(markdown(header, rows), "Not compared yet", missing)
 
@@ -352,29 +352,34 @@ def _with_missing(table, title, missing):
     return table + (f"\n\n{title}: {'; '.join(missing)}." if missing else "")
 
 
-def draw() -> plt.Figure:
-    """Every comparison that was made in a fold at least, as its differences with their intervals; if none was, their names."""
-    bars, every = {}, findings()
-    for found in [f for f in every if f.scores] or every:
-        marks = []
-        for fold, (better, worse) in found.scores.items():
-            marks.append((fold, better - worse, found.intervals[fold]))
-        bars[f"{found.line.claim}  {found.line.text}"] = (marks, found.verdict)
-    return figures.differences(bars, seed_spread())
+def marks() -> dict[str, tuple[list[tuple[int, float, tuple[float, float]]], str]]:
+    """What a figure shows of every comparison that was made in a fold at least; if none was, of all of them.
+
+    Returns:
+        By number and text of the claim: (fold, difference in points, its interval) for each fold; and the verdict.
+    """
+    every = findings()
+    return {
+        f"{found.line.claim}  {found.line.text}": (
+            [(fold, better - worse, found.intervals[fold]) for fold, (better, worse) in found.scores.items()],
+            found.verdict,
+        )
+        for found in [f for f in every if f.scores] or every
+    }
 
 
 def progress() -> str:
     """How many of the runs are done, the verdicts, what is missing, and the command that fills it: rendered."""
-    cells = claimed_runs()
-    left = [cell for cell in cells if state(cell).kind != "done"]
-    done = f"{len(cells) - len(left)} of {len(cells)} runs are done"
+    experiments = claimed_runs()
+    left = [experiment for experiment in experiments if state(experiment).kind != "done"]
+    done = f"{len(experiments) - len(left)} of {len(experiments)} runs are done"
     counted = Counter(found.verdict for found in findings() if found.verdict)
     lines = f"{counted.total()} of {len(comparisons())} comparisons have a verdict"
     if counted:
         lines += f" ({', '.join(f'{name}: {counted[name]}' for name in VERDICTS)})"
     if not left:
         return f"{done}; {lines}."
-    hours = max(1, round(sum(expected_hours(cell.config) for cell in left)))
+    hours = max(1, round(sum(expected_hours(experiment.config) for experiment in left)))
     return (
         f"{done}; {lines}. `python -m hsnet.reproduce claims` trains, tests and measures what is missing: about "
         f"{hours} hour{'s'[: hours != 1]} of two cores that compute in bfloat16. It may be stopped and started again at any time."
@@ -384,11 +389,14 @@ def progress() -> str:
 def runs_table() -> str:
     """Markdown: the runs of the comparisons that were made: score, episodes seen, time, learned values, memory."""
     rows, missing, precisions = [], [], set()
-    for cell in claimed_runs():
-        test, history = cell.tests().get(1), cell.history()
-        name = cell.variant or "as published"
+    for experiment in claimed_runs():
+        test, history = experiment.tests().get(1), experiment.history()
+        name = experiment.variant or "as published"
         if test is None or not history:
-            missing.append(f"{name}, fold {cell.config.fold}" + f", seed {cell.config.seed}" * bool(cell.config.seed))
+            missing.append(
+                f"{name}, fold {experiment.config.fold}"
+                + f", seed {experiment.config.seed}" * bool(experiment.config.seed)
+            )
             continue
         score = test["scores"]["HSNet"]
         low, high = score["interval"]
@@ -396,10 +404,10 @@ def runs_table() -> str:
         rows.append(
             [
                 name,
-                str(cell.config.fold),
-                str(cell.config.seed),
+                str(experiment.config.fold),
+                str(experiment.config.seed),
                 f"{score['miou']:.1f} [{low:.1f}, {high:.1f}]",
-                f"{len(history) * cell.config.epoch_episodes:,}",
+                f"{len(history) * experiment.config.epoch_episodes:,}",
                 f"{history[-1]['seconds'] / 60:.0f} min",
                 f"{test['parameters']:,}",
                 f"{history[-1]['peak_bytes'] / 1e9:.2f} GB",

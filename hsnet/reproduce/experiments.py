@@ -1,6 +1,6 @@
-"""The cells of the paper's tables: which training and which tests stand behind each, and how far they are.
+"""The experiments of the paper's tables: which training and which tests stand behind each, and how far they are.
 
-A table is a list of cells; another table is another function that returns such a list, entered in `TABLES`.
+A table is a list of experiments; another table is another function that returns such a list, entered in `TABLES`.
 """
 
 import csv
@@ -46,11 +46,11 @@ LAST_EPOCH = "last-epoch"  # folder in a run's: the weights of its last epoch, a
 
 
 @dataclass(frozen=True)
-class Cell:
+class Experiment:
     """One training, and the tests a table shows of it.
 
     Attributes:
-        config: of the training; cells of several tables may share one.
+        config: of the training; experiments of several tables may share one.
         shots: of the tests.
         tested_on: the benchmark of the tests, where it is not the training's.
         variant: what is changed of the published network, as in `results.csv`; empty for nothing.
@@ -72,7 +72,7 @@ class Cell:
 
     @property
     def row(self) -> str:
-        """The cell's row in its table; cells of a row differ by fold."""
+        """The experiment's row in its table; experiments of a row differ by fold."""
         parts = [self.benchmark, BACKBONES[self.config.backbone], self.variant]
         if self.config.protocol != "official" or self.config.seed:
             parts.append(f"seed {self.config.seed}")
@@ -85,7 +85,7 @@ class Cell:
 
     @property
     def kinds(self) -> list[tuple[bool, bool]]:
-        """The kinds of tests the cell needs, as `tests` takes them: the strict protocol has the original size, too."""
+        """The kinds of tests the experiment needs, as `tests` takes them: the strict protocol has the original size, too."""
         sizes = (False, True) if self.config.protocol == "strict" else (False,)
         epochs = (False, True) if self.last else (False,)
         return [(last, original_size) for original_size in sizes for last in epochs]
@@ -96,7 +96,7 @@ class Cell:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def tests(self, last: bool = False, original_size: bool = False) -> dict[int, dict]:
-        """What the run's files say of the cell's tests, by shot; only those of all episodes.
+        """What the run's files say of the experiment's tests, by shot; only those of all episodes.
 
         Args:
             last: of the last epoch's weights instead of the best's.
@@ -117,7 +117,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class State:
-    """How far a cell is.
+    """How far an experiment is.
 
     Attributes:
         kind: "done", "running", "cut" (begun, and nobody at work), "missing", or "other settings".
@@ -136,9 +136,9 @@ class State:
         return self.kind + epochs
 
 
-def state(cell: Cell) -> State:
-    """How far a cell is, from the files of its run."""
-    folder, config = cell.folder, cell.config
+def state(experiment: Experiment) -> State:
+    """How far an experiment is, from the files of its run."""
+    folder, config = experiment.folder, experiment.config
     if not (folder / "config.json").exists():
         return State("missing")
     found = Config.load(folder / "config.json")
@@ -149,12 +149,12 @@ def state(cell: Cell) -> State:
     ]
     if other:
         return State("other settings", text="; ".join(other))
-    lines = cell.history()
+    lines = experiment.history()
     epochs, hours = len(lines), lines[-1]["seconds"] / 3600 if lines else None
     if holder := lock_holder(folder):
         return State("running", epochs, holder, hours)
-    tested = all(set(cell.tests(*kind)) == set(cell.shots) for kind in cell.kinds)
-    if tested and all((folder / name).exists() for name in cell.more):
+    tested = all(set(experiment.tests(*kind)) == set(experiment.shots) for kind in experiment.kinds)
+    if tested and all((folder / name).exists() for name in experiment.more):
         return State("done", epochs, hours=hours)
     return State("cut", epochs, hours=hours)
 
@@ -194,46 +194,46 @@ def _learned(settings: tuple) -> int:
     return sum(p.numel() for p in model.learned_parameters().values())
 
 
-def _cell(benchmark, backbone, fold, protocol, seed=0, variant="", **options):
+def _experiment(benchmark, backbone, fold, protocol, seed=0, variant="", **options):
     config = replace(paper(benchmark, backbone, fold), protocol=protocol, seed=seed, **ABLATIONS[variant])
     marks = [variant.replace(" ", "-")] * bool(variant) + [f"seed{seed}"] * bool(seed)
-    return Cell(replace(config, name="-".join([config.run, *marks]) if marks else ""), variant=variant, **options)
+    return Experiment(replace(config, name="-".join([config.run, *marks]) if marks else ""), variant=variant, **options)
 
 
-def _cells(benchmark: str, backbones: tuple[str, ...], protocol: str, **options) -> list[Cell]:
+def _experiments(benchmark: str, backbones: tuple[str, ...], protocol: str, **options) -> list[Experiment]:
     folds = range(1 if benchmark == "fss" else 4)
     seeds = range(TRAINING_SEEDS[protocol])
-    return [_cell(benchmark, b, f, protocol, s, **options) for b in backbones for s in seeds for f in folds]
+    return [_experiment(benchmark, b, f, protocol, s, **options) for b in backbones for s in seeds for f in folds]
 
 
-def pascal(protocol: str = "official") -> list[Cell]:
+def pascal(protocol: str = "official") -> list[Experiment]:
     """PASCAL-5i."""
-    return _cells("pascal", ("vgg16", "resnet50", "resnet101"), protocol)
+    return _experiments("pascal", ("vgg16", "resnet50", "resnet101"), protocol)
 
 
-def coco(protocol: str = "official") -> list[Cell]:
+def coco(protocol: str = "official") -> list[Experiment]:
     """COCO-20i."""
-    return _cells("coco", ("resnet50", "resnet101"), protocol)
+    return _experiments("coco", ("resnet50", "resnet101"), protocol)
 
 
-def fss(protocol: str = "official") -> list[Cell]:
+def fss(protocol: str = "official") -> list[Experiment]:
     """FSS-1000."""
-    return _cells("fss", ("vgg16", "resnet50", "resnet101"), protocol)
+    return _experiments("fss", ("vgg16", "resnet50", "resnet101"), protocol)
 
 
-def coco_to_pascal(protocol: str = "official") -> list[Cell]:
+def coco_to_pascal(protocol: str = "official") -> list[Experiment]:
     """Trained on COCO-20i, tested on PASCAL's images: no class of a fold was trained on."""
-    return _cells("coco", ("resnet50", "resnet101"), protocol, tested_on="coco-to-pascal")
+    return _experiments("coco", ("resnet50", "resnet101"), protocol, tested_on="coco-to-pascal")
 
 
-def ten_shot(protocol: str = "official") -> list[Cell]:
+def ten_shot(protocol: str = "official") -> list[Experiment]:
     """Ten supports."""
-    return [c for b in ("pascal", "coco") for c in _cells(b, ("resnet50",), protocol, shots=(10,))]
+    return [c for b in ("pascal", "coco") for c in _experiments(b, ("resnet50",), protocol, shots=(10,))]
 
 
-def ablations(protocol: str = "official") -> list[Cell]:
+def ablations(protocol: str = "official") -> list[Experiment]:
     """Parts of the network changed or left out, on PASCAL-5i."""
-    return [c for variant in ABLATIONS for c in _cells("pascal", ("resnet101",), protocol, variant=variant)]
+    return [c for variant in ABLATIONS for c in _experiments("pascal", ("resnet101",), protocol, variant=variant)]
 
 
 # 6400 episodes, warmed up and let down to zero: about twenty minutes of two cores that compute in bfloat16, two and a half
@@ -244,16 +244,16 @@ CLAIMS_SECONDS = 0.15  # a training episode of these, on two cores that compute 
 CLAIMS_COST = {"dense": 3.4, "backbone": 1.8}  # times as much
 
 
-def claims(protocol: str = "official") -> list[Cell]:
+def claims(protocol: str = "official") -> list[Experiment]:
     """What the paper claims, on the embedded benchmark; see `hsnet.reproduce.claims`."""
-    cells = []
+    experiments = []
     for variant, seed in (("", 0), ("", 1), *((variant, 0) for variant in CLAIMED)):
         for fold in CLAIMS_FOLDS:
             mark = "-".join([variant.replace(" ", "-") or "published", *[f"seed{seed}"] * bool(seed)])
             config = replace(CLAIMS, fold=fold, seed=seed, name=f"claims-fold{fold}-{mark}", **ABLATIONS[variant])
             more = ("episodes.json", "shots.json", "backgrounds.json") if not variant and not seed else ()
-            cells.append(Cell(config, shots=(1,), variant=variant, last=False, more=more))
-    return cells
+            experiments.append(Experiment(config, shots=(1,), variant=variant, last=False, more=more))
+    return experiments
 
 
 # The order in which they are trained; dense kernels, which cost four times as much, are the last.
@@ -270,7 +270,7 @@ CLAIMED = (
     "original 4D kernels",
 )
 
-TABLES: dict[str, Callable[..., list[Cell]]] = {
+TABLES: dict[str, Callable[..., list[Experiment]]] = {
     "pascal": pascal,
     "coco": coco,
     "fss": fss,
@@ -282,13 +282,13 @@ TABLES: dict[str, Callable[..., list[Cell]]] = {
 OF_PAPER = tuple(name for name in TABLES if name != "claims")
 
 
-def trainings(cells: list[Cell]) -> list[Config]:
-    """The trainings behind cells, each once."""
-    return list({cell.config.run: cell.config for cell in cells}.values())
+def trainings(experiments: list[Experiment]) -> list[Config]:
+    """The trainings behind experiments, each once."""
+    return list({experiment.config.run: experiment.config for experiment in experiments}.values())
 
 
-def only(tables: dict[str, list[Cell]], words: str) -> dict[str, list[Cell]]:
-    """The cells of some backbones or folds, by table; tables without any are left out.
+def only(tables: dict[str, list[Experiment]], words: str) -> dict[str, list[Experiment]]:
+    """The experiments of some backbones or folds, by table; tables without any are left out.
 
     Args:
         words: with commas between, such as "resnet50,0" or "resnet50,resnet101,0,1"; empty for all.
@@ -296,7 +296,7 @@ def only(tables: dict[str, list[Cell]], words: str) -> dict[str, list[Cell]]:
     Raises:
         ValueError: a word that is neither, with what is possible.
     """
-    configs = [cell.config for cells in tables.values() for cell in cells]
+    configs = [experiment.config for experiments in tables.values() for experiment in experiments]
     asked = {word.strip() for word in words.split(",") if word.strip()}
     backbones, folds = {config.backbone for config in configs}, {str(config.fold) for config in configs}
     if unknown := sorted(asked - backbones - folds):
@@ -306,14 +306,14 @@ def only(tables: dict[str, list[Cell]], words: str) -> dict[str, list[Cell]]:
         )
     backbones, folds = backbones & asked or backbones, folds & asked or folds
     chosen = {
-        n: [c for c in cells if c.config.backbone in backbones and str(c.config.fold) in folds]
-        for n, cells in tables.items()
+        n: [c for c in experiments if c.config.backbone in backbones and str(c.config.fold) in folds]
+        for n, experiments in tables.items()
     }
-    return {name: cells for name, cells in chosen.items() if cells}
+    return {name: experiments for name, experiments in chosen.items() if experiments}
 
 
-def cells_of(table: str, protocol: str = "official") -> list[Cell]:
-    """The cells of a table.
+def experiments_of(table: str, protocol: str = "official") -> list[Experiment]:
+    """The experiments of a table.
 
     Raises:
         ValueError: a table that does not exist.

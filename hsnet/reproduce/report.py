@@ -15,10 +15,10 @@ from .experiments import (
     BACKBONES,
     OF_PAPER,
     PAPER,
-    Cell,
-    cells_of,
+    Experiment,
     expected_bytes,
     expected_hours,
+    experiments_of,
     only,
     state,
     trainings,
@@ -34,14 +34,14 @@ def paper_results() -> list[dict[str, str]]:
 
 def paper_table() -> str:
     """Markdown: the paper's mean mIoU, 1- and 5-shot, by benchmark and backbone; in brackets how many sources agree."""
-    cells: dict[tuple[str, str], dict[str, str]] = {}
+    found: dict[tuple[str, str], dict[str, str]] = {}
     for row in paper_results():
         if row["what"] == "mean" and not row["variant"] and row["sources"] != "unconfirmed":
-            cells.setdefault((row["benchmark"], row["backbone"]), {})[row["shot"]] = (
+            found.setdefault((row["benchmark"], row["backbone"]), {})[row["shot"]] = (
                 f"{row['value']} [{row['sources']}]"
             )
     header = ["benchmark", "backbone", "1-shot mIoU", "5-shot mIoU"]
-    return markdown(header, [[*key, found.get("1", "–"), found.get("5", "–")] for key, found in cells.items()])
+    return markdown(header, [[*key, by_shot.get("1", "–"), by_shot.get("5", "–")] for key, by_shot in found.items()])
 
 
 def paper_kernels() -> list[dict[str, str]]:
@@ -66,22 +66,22 @@ def others_table() -> str:
     return markdown(header, [[*key, *(found.get((*key, b), "–") for b in benchmarks)] for key in keys])
 
 
-def cells_table(names: Iterable[str] = OF_PAPER, protocol: str = "official", words: str = "") -> str:
-    """Markdown: every cell of tables with its state, and what the trainings cost that are not done yet.
+def experiments_table(names: Iterable[str] = OF_PAPER, protocol: str = "official", words: str = "") -> str:
+    """Markdown: every experiment of tables with its state, and what the trainings cost that are not done yet.
 
-    A training that several cells share is counted where it comes first.
+    A training that several experiments share is counted where it comes first.
 
     Args:
         words: as in `experiments.only`.
     """
-    tables = only({name: cells_of(name, protocol) for name in names}, words)
-    folds = sorted({cell.config.fold for cells in tables.values() for cell in cells})
+    tables = only({name: experiments_of(name, protocol) for name in names}, words)
+    folds = sorted({experiment.config.fold for experiments in tables.values() for experiment in experiments})
     counted: set[str] = set()
     rows, total = [], [0.0, 0]
-    for name, cells in tables.items():
-        for row in dict.fromkeys(cell.row for cell in cells):
-            states = {cell.config.fold: state(cell) for cell in cells if cell.row == row}
-            new = [c for c in trainings([c for c in cells if c.row == row]) if c.run not in counted]
+    for name, experiments in tables.items():
+        for row in dict.fromkeys(experiment.row for experiment in experiments):
+            states = {experiment.config.fold: state(experiment) for experiment in experiments if experiment.row == row}
+            new = [c for c in trainings([c for c in experiments if c.row == row]) if c.run not in counted]
             counted |= {config.run for config in new}
             left = [config for config in new if states[config.fold].kind != "done"]
             cost = [sum(map(expected_hours, left)), sum(map(expected_bytes, left))]
@@ -96,7 +96,7 @@ def cells_table(names: Iterable[str] = OF_PAPER, protocol: str = "official", wor
 
 
 def expectation(names: Iterable[str] = OF_PAPER) -> str:
-    """Where the hours and the disk of `cells_table` come from."""
+    """Where the hours and the disk of `experiments_table` come from."""
     if "claims" in names:
         return "Hours of two cores that compute in bfloat16; no GPU is needed. Disk: learned values and the states to go on from."
     facts = csv.DictReader((PAPER / "training.csv").open())
@@ -104,7 +104,7 @@ def expectation(names: Iterable[str] = OF_PAPER) -> str:
     return (
         f"GPU hours: what a training took the authors until it converged ({took}), taken to be the same for every backbone "
         "and ablation; the 100 epochs that a run here goes on after its best come on top, tests take minutes. Disk: learned values and the states to go on from, without the images. A training "
-        "that several cells share is counted where it comes first."
+        "that several experiments share is counted where it comes first."
     )
 
 
@@ -112,9 +112,13 @@ def _cost(hours, size):
     return [f"{hours:,.0f}", f"{size / 1e9:.1f} GB"]
 
 
-def _printed(cell: Cell, shot: int) -> dict[str, str]:
-    """What the paper prints of a cell's row: "fold 0" …, "mean", "FB-IoU" -> the number, with "?" where unconfirmed."""
-    key = {"benchmark": cell.benchmark, "backbone": BACKBONES[cell.config.backbone], "variant": cell.variant}
+def _printed(experiment: Experiment, shot: int) -> dict[str, str]:
+    """What the paper prints of an experiment's row: "fold 0" …, "mean", "FB-IoU" -> the number, with "?" where unconfirmed."""
+    key = {
+        "benchmark": experiment.benchmark,
+        "backbone": BACKBONES[experiment.config.backbone],
+        "variant": experiment.variant,
+    }
     return {
         row["what"]: row["value"] + " ?" * (row["sources"] == "unconfirmed")
         for row in paper_results()
@@ -122,16 +126,18 @@ def _printed(cell: Cell, shot: int) -> dict[str, str]:
     }
 
 
-def _measured(cells: list[Cell], shot: int, last: bool = False, original_size: bool = False) -> dict[str, str]:
+def _measured(
+    experiments: list[Experiment], shot: int, last: bool = False, original_size: bool = False
+) -> dict[str, str]:
     """The same of our runs: a mean only over all folds, else how many there are."""
-    tests = {cell.config.fold: cell.tests(last, original_size).get(shot) for cell in cells}
+    tests = {experiment.config.fold: experiment.tests(last, original_size).get(shot) for experiment in experiments}
     scores = {fold: test["scores"]["HSNet"] for fold, test in tests.items() if test}
     found = {f"fold {fold}": f"{score['miou']:.1f}" for fold, score in scores.items()}
     for name, key in (("mean", "miou"), ("FB-IoU", "fb_iou")):
-        if len(scores) == len(cells):
-            found[name] = f"{sum(score[key] for score in scores.values()) / len(cells):.1f}"
+        if len(scores) == len(experiments):
+            found[name] = f"{sum(score[key] for score in scores.values()) / len(experiments):.1f}"
         elif scores:
-            found[name] = f"– ({len(scores)}/{len(cells)})"
+            found[name] = f"– ({len(scores)}/{len(experiments)})"
     return found
 
 
@@ -144,12 +150,12 @@ def paper_and_ours(name: str, protocol: str = "official") -> str:
     Raises:
         ValueError: an unknown table; runs that must not stand in one table, such as those of two protocols.
     """
-    cells = cells_of(name, protocol)
-    folds = [f"fold {f}" for f in sorted({cell.config.fold for cell in cells})]
+    experiments = experiments_of(name, protocol)
+    folds = [f"fold {f}" for f in sorted({experiment.config.fold for experiment in experiments})]
     columns = [*(folds if len(folds) > 1 else []), "mean", "FB-IoU"]
     rows = []
-    for row in dict.fromkeys(cell.row for cell in cells):
-        group = [cell for cell in cells if cell.row == row]
+    for row in dict.fromkeys(experiment.row for experiment in experiments):
+        group = [experiment for experiment in experiments if experiment.row == row]
         for shot in group[0].shots:
             printed = _printed(group[0], shot) if protocol == "official" else {}
             measured = {}
@@ -159,17 +165,17 @@ def paper_and_ours(name: str, protocol: str = "official") -> str:
             lines = ({"paper": printed} if printed else {}) | (measured if any(measured.values()) else {"ours": {}})
             rows += [[row, f"{shot}", what, *(found.get(c, "–") for c in columns)] for what, found in lines.items()]
     header = ["", "shot", "mIoU", *columns]
-    return f"{markdown(header, rows)}\n\n{_caption(cells)}"
+    return f"{markdown(header, rows)}\n\n{_caption(experiments)}"
 
 
 def summary_table() -> str:
     """Markdown: the means of the paper's main tables beside ours."""
     rows = []
     for name in ("pascal", "coco", "fss", "coco-to-pascal"):
-        cells = cells_of(name)
-        _caption(cells)  # refuses what must not stand together
-        for row in dict.fromkeys(cell.row for cell in cells):
-            group = [cell for cell in cells if cell.row == row]
+        experiments = experiments_of(name)
+        _caption(experiments)  # refuses what must not stand together
+        for row in dict.fromkeys(experiment.row for experiment in experiments):
+            group = [experiment for experiment in experiments if experiment.row == row]
             found = [numbers for s in group[0].shots for numbers in (_printed(group[0], s), _measured(group, s))]
             rows.append([row, *(numbers.get("mean", "–") for numbers in found)])
     return markdown(["mean mIoU over the folds", *(f"{s}-shot, {w}" for s in (1, 5) for w in ("paper", "ours"))], rows)
@@ -179,20 +185,20 @@ def summary_table() -> str:
 COMPARABLE, COMPARABLE_TRAINING = ("protocol", "size", "digest", "source", "rule"), ("novel_images", "boundary")
 
 
-def _caption(cells: list[Cell]) -> str:
+def _caption(experiments: list[Experiment]) -> str:
     """How our numbers came about, of the tests' own files.
 
     Raises:
         ValueError: tests that cannot be compared, naming what differs.
     """
     kinds: dict[str, set[str]] = {}
-    for cell in cells:
-        for test in (test for kind in cell.kinds for test in cell.tests(*kind).values()):
+    for experiment in experiments:
+        for test in (test for kind in experiment.kinds for test in experiment.tests(*kind).values()):
             same = {key: test[key] for key in COMPARABLE if key in test}
             same |= {
                 key: test.get("training", {})[key] for key in COMPARABLE_TRAINING if key in test.get("training", {})
             }
-            kinds.setdefault(cell.benchmark, set()).add(json.dumps(same, sort_keys=True))
+            kinds.setdefault(experiment.benchmark, set()).add(json.dumps(same, sort_keys=True))
     for benchmark, found in kinds.items():
         if len(found) > 1:
             raise ValueError(
@@ -266,8 +272,8 @@ def memory_table(result: dict) -> str:
     rows = []
     for what, size in dict.fromkeys((w, s) for w, s, _ in found):
         plain, fast = found[what, size, "plain"], found[what, size, "fast"]
-        cells = [f"{b / 1e9:.2f} GB" if b else "–" for b in (plain, fast)]
-        rows.append([f"{what}, {size} px", *cells, f"{100 * fast / plain:.0f} %" if plain and fast else "–"])
+        sizes = [f"{b / 1e9:.2f} GB" if b else "–" for b in (plain, fast)]
+        rows.append([f"{what}, {size} px", *sizes, f"{100 * fast / plain:.0f} %" if plain and fast else "–"])
     return markdown(["peak beyond the weights", "plain path", "library", "share"], rows)
 
 
@@ -288,8 +294,8 @@ def fits_table(result: dict) -> str:
     for r in result["rows"]:
         what = f"{r['backbone']}, {r['size']} px, {r['precision']}" + ", `--recompute`" * r["recompute"]
         fits = [int((room * 1e9 - r["fixed"]) // r["each"]) for room in rooms]
-        cells = [str(n) if n > 0 else "–" for n in fits]
-        rows.append([what, f"{r['fixed'] / 1e9:.2f} GB", f"{r['each'] / 1e9:.3f} GB", *cells])
+        counts = [str(n) if n > 0 else "–" for n in fits]
+        rows.append([what, f"{r['fixed'] / 1e9:.2f} GB", f"{r['each'] / 1e9:.3f} GB", *counts])
     header = ["training step", "whatever the batch", "each episode at a time"]
     return markdown([*header, *(f"fit in {room} GB" for room in rooms)], rows)
 
@@ -299,7 +305,7 @@ def render(text: str) -> str:
 
     WHAT: "speed" and "memory", of a file of `hsnet.speed`; "precision", of one of `hsnet.speed --score`; "fits",
     of one of `hsnet.memory`; "paper", a table of the paper beside ours; "results", the means
-    of all; "cells", the state of all cells; "others", later methods; "run", test scores of a run; "controls", those of
+    of all; "experiments", the state of all experiments; "others", later methods; "run", test scores of a run; "controls", those of
     `evaluate --controls`; anything else, such as "coco-fold0", a run's scores on another benchmark.
     """
 
@@ -317,7 +323,7 @@ BLOCKS: dict[str, Callable[[str], str]] = {
     "fits": lambda name: fits_table(read_speed(name)),
     "paper": paper_and_ours,
     "results": lambda _: summary_table(),
-    "cells": lambda protocol: f"{cells_table(protocol=protocol)}\n\n{expectation()}",
+    "experiments": lambda protocol: f"{experiments_table(protocol=protocol)}\n\n{expectation()}",
     "others": lambda _: others_table(),
 }
 

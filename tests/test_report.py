@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from conftest import table_rows
 
 from hsnet import runs
 from hsnet.benchmarks import load_benchmark
@@ -24,9 +25,9 @@ test.__test__ = False
 
 def test_tables():
     table = runs.scores_table([test(1, HSNet=50.04, prototypes=40.0), test(5, HSNet=55.0)])
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    assert lines[2] == ["HSNet", "50.0 [49.0, 51.0]", "60.0", "55.0 [54.0, 56.0]", "60.0"]
-    assert lines[3] == ["prototypes", "40.0 [39.0, 41.0]", "60.0", "–", "–"]
+    lines = table_rows(table)
+    assert lines[1] == ["HSNet", "50.0 [49.0, 51.0]", "60.0", "55.0 [54.0, 56.0]", "60.0"]
+    assert lines[2] == ["prototypes", "40.0 [39.0, 41.0]", "60.0", "–", "–"]
     with pytest.raises(ValueError, match=r"different test scenes \(digests a, b\)"):
         runs.scores_table([test(1, HSNet=1.0), test(5, digest="b", HSNet=1.0)])
 
@@ -107,16 +108,17 @@ def test_the_papers_means_are_those_of_its_folds():
     for key, values in folds.items():
         assert len(values) == 4
         assert means[key] == pytest.approx(sum(values) / 4, abs=0.1), key
-    assert "| PASCAL-5i      | ResNet-101 | 66.2 [7]    | 70.4 [5]    |" in report.paper_table()
-    assert "VGG-16   | 82.3" not in report.paper_table()  # not confirmed
-    assert "| center-pivot 4D | 25.51 ms" in report.paper_kernels_table()
+    table = table_rows(report.paper_table())
+    assert ["PASCAL-5i", "ResNet-101", "66.2 [7]", "70.4 [5]"] in table
+    assert not [row for row in table if row[0] == "FSS-1000" and row[1] == "VGG-16"]  # not confirmed
+    assert table_rows(report.paper_kernels_table())[-1][:2] == ["center-pivot 4D", "25.51 ms"]
 
 
 def test_every_number_of_the_paper_says_how_sure_it_is():
     rows = report.paper_results()
     assert all(row["sources"] == "unconfirmed" or int(row["sources"]) >= 1 for row in rows)
     assert len({(*_key(row), row["what"]) for row in rows}) == len(rows)
-    assert "| ASNet                     | ResNet-101 | 66.9" in report.others_table()
+    assert ["ASNet", "ResNet-101", "66.9"] in [row[:3] for row in table_rows(report.others_table())]
 
 
 def test_no_number_is_typed_in_a_table_of_the_readme():
