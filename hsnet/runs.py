@@ -37,7 +37,7 @@ from .metrics import SegmentationScore
 WEIGHTS = "model.safetensors"
 LAST, PREVIOUS, DAMAGED, LOCK = "last.pt", "previous.pt", "damaged.pt", "lock"
 # The runs whose weights come with the repository, by the short name that every `run` argument takes. When a better one is
-# shipped it is named here, and `python -m hsnet.export` and `python book/kit/try_photographs.py` are run again.
+# shipped it is named here, and `python -m hsnet.export` and `python -m kit.photographs` are run again.
 SHIPPED = {"emoji": "emoji-photographs"}
 
 

@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -39,6 +40,9 @@ from hsnet.model import HSNet
 from hsnet.pictures import read_image
 from hsnet.runs import LAST, PREVIOUS, load_checkpoint
 from hsnet.train import MEASURED, train
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "book"))
+from kit.reliability import kills_table, table
 
 # Eight steps in two epochs, on figures drawn by code, in float32: the same bits whenever it is repeated.
 TINY = {
@@ -641,54 +645,6 @@ def measure(only: list[str], counts: dict[str, int]) -> dict:
             else:
                 os.environ["HSNET_DATA"] = before
     return result | {"seconds": round(time.perf_counter() - start, 1)}
-
-
-def table(result: dict) -> str:
-    """Markdown: what was tried, how often, and how often it went well."""
-    rows = []
-
-    def row(what, tried, well, how):
-        rows.append([what, str(tried), str(int(well)), how])
-
-    if found := result.get("kills"):
-        same = f"{found['equal_runs']} of {found['runs']} trainings ended with the same bits as one left alone"
-        row("killed at a random instant of a phase", *found["random"].values(), same)
-        row("killed inside a write", *found["inside_writes"].values(), same)
-    if found := result.get("checkpoints"):
-        how = f"{found['named']} named and the previous one used, {found['harmless']} without effect"
-        row("damaged checkpoints", found["tried"], found["recovered"] + found["harmless"], how)
-    if found := result.get("disk"):
-        well = found["status"] == 2 and found["named"] and found["previous_kept"] and found["equal_runs"]
-        row("full disk in a checkpoint", found["tried"], well, "named, the previous one kept, same bits after going on")
-    if found := result.get("locks"):
-        row("two trainings in one folder", 1, found["refused"], "the second is refused and names the first's process")
-        row("lock of a killed training", 1, found["taken_over"], "taken over")
-    if found := result.get("moves"):
-        row("folder moved half way", 1, found["went_on"], "same bits at the end")
-        row("folder moved and renamed", 1, found["loads"], "the model loads")
-    if found := result.get("clocks"):
-        row("clock that jumps by years", found["tried"], found["equal_runs"], "same bits at the end")
-    if found := result.get("pictures"):
-        how = f"{found['read']} could be read, {found['refused_by_name']} were refused by name"
-        row("damaged pictures", found["tried"], found["read"] + found["refused_by_name"], how)
-    if found := result.get("inputs"):
-        how = f"{found['command_lines']} command lines, {found['config_files']} config files: refused by name, no traceback"
-        row("bad inputs", found["tried"], found["refused_by_name"], how)
-    return runs.markdown(["what", "tried", "well", "what happened"], rows)
-
-
-def kills_table(result: dict) -> str:
-    """Markdown: where the kills came, by phase and by the steps that were done; empty where none were tried."""
-    kills = [(kill["phase"], kill["steps"]) for kill in result.get("kills", {}).get("kills", [])]
-    rows = [
-        [
-            phase,
-            *(str(kills.count((phase, n)) or "–") for n in range(STEPS + 1)),
-            str(sum(p == phase for p, _ in kills)),
-        ]
-        for phase in PHASES
-    ]
-    return runs.markdown(["phase", *(f"after {n}" for n in range(STEPS + 1)), "all"], rows) if kills else ""
 
 
 def main() -> None:

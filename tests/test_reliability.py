@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import reliability
-from reliability import kills_table, table
+from kit.reliability import kills_table, table
 
 
 def test_all_is_withstood(data):

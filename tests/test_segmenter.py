@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from kit.try_photographs import ask
+from kit.photographs import ask
 from PIL import Image
 
 import hsnet.predict as program

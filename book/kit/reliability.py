@@ -1,0 +1,56 @@
+"""Tables of what the fault-injection harness, `tests/reliability.py`, counted."""
+
+from hsnet.runs import markdown
+
+PHASES = ("start", "between steps", "step", "checkpoint", "validation", "test")  # what a training does
+
+
+def table(result: dict) -> str:
+    """Markdown: what was tried, how often, and how often it went well.
+
+    Args:
+        result: what `data/reliability.json` holds.
+    """
+    rows = []
+
+    def row(what, tried, well, how):
+        rows.append([what, str(tried), str(int(well)), how])
+
+    if found := result.get("kills"):
+        same = f"{found['equal_runs']} of {found['runs']} trainings ended with the same bits as one left alone"
+        row("killed at a random instant of a phase", *found["random"].values(), same)
+        row("killed inside a write", *found["inside_writes"].values(), same)
+    if found := result.get("checkpoints"):
+        how = f"{found['named']} named and the previous one used, {found['harmless']} without effect"
+        row("damaged checkpoints", found["tried"], found["recovered"] + found["harmless"], how)
+    if found := result.get("disk"):
+        well = found["status"] == 2 and found["named"] and found["previous_kept"] and found["equal_runs"]
+        row("full disk in a checkpoint", found["tried"], well, "named, the previous one kept, same bits after going on")
+    if found := result.get("locks"):
+        row("two trainings in one folder", 1, found["refused"], "the second is refused and names the first's process")
+        row("lock of a killed training", 1, found["taken_over"], "taken over")
+    if found := result.get("moves"):
+        row("folder moved half way", 1, found["went_on"], "same bits at the end")
+        row("folder moved and renamed", 1, found["loads"], "the model loads")
+    if found := result.get("clocks"):
+        row("clock that jumps by years", found["tried"], found["equal_runs"], "same bits at the end")
+    if found := result.get("pictures"):
+        how = f"{found['read']} could be read, {found['refused_by_name']} were refused by name"
+        row("damaged pictures", found["tried"], found["read"] + found["refused_by_name"], how)
+    if found := result.get("inputs"):
+        how = f"{found['command_lines']} command lines, {found['config_files']} config files: refused by name, no traceback"
+        row("bad inputs", found["tried"], found["refused_by_name"], how)
+    return markdown(["what", "tried", "well", "what happened"], rows)
+
+
+def kills_table(result: dict) -> str:
+    """Markdown: where the kills came, by phase and by the steps that were done; empty where none were tried."""
+    kills = [(kill["phase"], kill["steps"]) for kill in result.get("kills", {}).get("kills", [])]
+    if not kills:
+        return ""
+    steps = range(max(steps for _, steps in kills) + 1)
+    rows = []
+    for phase in PHASES:
+        counts = [kills.count((phase, n)) for n in steps]
+        rows.append([phase, *(str(count or "–") for count in counts), str(sum(counts))])
+    return markdown(["phase", *(f"after {n}" for n in steps), "all"], rows)
