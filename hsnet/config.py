@@ -3,10 +3,11 @@
 import argparse
 import dataclasses
 import json
-import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from .paths import ROOT, data_folder, images_folder  # noqa: F401 - until every module takes them from `paths`
 
 PHOTOGRAPHS = ("pascal", "coco", "fss")  # benchmarks whose command line starts from the paper's settings
 TEST_LISTS = {"official": 1, "strict": 5}  # by protocol: how many lists of test episodes, seeded 0, 1, …
@@ -27,21 +28,8 @@ RANGES = {  # least and most; the most are far beyond use, so that a slip of the
     "seed": (0, 2**63 - 1),
 }
 
-
-ROOT = Path(__file__).resolve().parents[1]  # the checkout
-
 # Settings that may differ between the sittings of a run: they change where and how it is computed, not what.
 FREE = ("workers", "device", "name", "root", "bad_files", "micro_batch", "recompute", "tensorboard")
-
-
-def data_folder() -> Path:
-    """Where runs, drawings and downloads lie: `HSNET_DATA`, else the checkout's `data/`."""
-    return Path(os.environ.get("HSNET_DATA") or ROOT / "data")
-
-
-def images_folder(benchmark: str, root: str | Path = "") -> Path:
-    """Where a benchmark's images lie: `root`, else `HSNET_IMAGES`/NAME, else NAME in the data folder."""
-    return Path(root or Path(os.environ.get("HSNET_IMAGES") or data_folder()) / benchmark)
 
 
 def _setting(default, help: str, choices: tuple | None = None):

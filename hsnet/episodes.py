@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .benchmarks import Benchmark, Episode, Sample, Square, UnreadableFileError
-from .benchmarks.resize import resize_image, resize_mask, squash
+from .benchmarks.resize import resize_image, resize_mask, resize_sample
 from .config import TEST_LISTS
 from .distributed import collect, part_of, rank, world
 
@@ -87,7 +87,7 @@ def load_episode(benchmark: Benchmark, episode: Episode, size: int, *, original_
         UnreadableFileError: one that cannot be read.
     """
     if original_size:
-        query = squash(benchmark.read(episode.query, episode.class_id), size, masks=False)
+        query = resize_sample(benchmark.read(episode.query, episode.class_id), size, masks=False)
     else:
         query = benchmark.read_square(episode.query, episode.class_id, size)
     supports = [benchmark.read_square(name, episode.class_id, size) for name in episode.supports]
@@ -95,8 +95,8 @@ def load_episode(benchmark: Benchmark, episode: Episode, size: int, *, original_
 
 
 def to_batch(query: Sample, supports: list[Sample], class_id: int, size: int) -> Batch:
-    """A batch of one from pictures in memory, squashed to `size` × `size`."""
-    return _batch(squash(query, size), [squash(support, size) for support in supports], class_id)
+    """A batch of one from pictures in memory, resized to `size` × `size`."""
+    return _batch(resize_sample(query, size), [resize_sample(support, size) for support in supports], class_id)
 
 
 def _batch(query: Square, supports: list[Square], class_id: int) -> Batch:

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 import torch
-from trees import TREES
+from drawn_datasets import DATASETS
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
@@ -33,7 +33,7 @@ def data(tmp_path, monkeypatch):
 def drawn(tmp_path_factory):
     """PASCAL, COCO and FSS-1000 as small drawn trees, and their split lists."""
     folder = tmp_path_factory.mktemp("drawn")
-    for name, draw in TREES.items():
+    for name, draw in DATASETS.items():
         draw(folder / name, folder / "splits")
     return folder
 

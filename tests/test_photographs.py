@@ -13,10 +13,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from drawn_datasets import DATASETS
 from helpers import assert_close, reference_model
 from kit.golden import FOLDER, golden, golden_input
 from PIL import Image
-from trees import TREES
 
 from hsnet import Batch, Config, EpisodeDataset, SegmentationScore, paper, test_episodes
 from hsnet.backbone import Backbone
@@ -25,11 +25,12 @@ from hsnet.benchmarks import UnreadableFileError, benchmark_of, coco, listed, lo
 from hsnet.benchmarks import cache as caching
 from hsnet.benchmarks.cache import Cache, build_cache
 from hsnet.benchmarks.splits import read_coco, read_fss, read_pascal
-from hsnet.config import TEST_LISTS, images_folder
+from hsnet.config import TEST_LISTS
 from hsnet.devices import choose_precision
 from hsnet.engine import evaluate, predictor
 from hsnet.episodes import load_episode, require_readable, resize_image, shard, test_lists
 from hsnet.model import VOTE_RULES
+from hsnet.paths import images_folder
 from hsnet.train import Training, backward, train
 
 OFFICIAL_LISTS = os.environ.get("HSNET_SPLITS")
@@ -194,7 +195,7 @@ def test_strict_keeps_the_highest_classes_of_each_training_fold_back(trees, name
 
 
 def test_strict_asks_five_lists_with_distinct_supports(trees):
-    for name in TREES:
+    for name in DATASETS:
         benchmark = load_benchmark(name, size=64, protocol="strict")
         lists = test_lists(benchmark, fold=0, shot=4, count=60)
         assert len(lists) == TEST_LISTS["strict"] == 5
@@ -415,7 +416,7 @@ def test_boundaries_count_in_the_loss_only_if_asked_for():
 # Cache
 
 
-@pytest.mark.parametrize("name", sorted(TREES))
+@pytest.mark.parametrize("name", sorted(DATASETS))
 def test_cached_pixels_are_those_of_the_files(trees, name):
     plain = load_benchmark(name, size=48)
     folder = build_cache(plain, 48)
@@ -702,7 +703,7 @@ def test_what_a_cache_holds_is_not_read(trees, monkeypatch):
 
 
 def test_trees_that_are_not_whole(trees, tmp_path):
-    for name in (*TREES, "coco-to-pascal"):
+    for name in (*DATASETS, "coco-to-pascal"):
         for split in ("train", "val", "test"):
             load_benchmark(name, size=64).check(0, split)
     with pytest.raises(

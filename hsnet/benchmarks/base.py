@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .resize import Sample, Square, squash
+from .resize import Sample, Square, resize_sample
 
 SPLITS = ("train", "val", "test")
 
@@ -99,8 +99,8 @@ class Benchmark(ABC):
         """
 
     def read_square(self, name: str, class_id: int, size: int) -> Square:
-        """The same, squashed to `size` × `size`. Raises as `read` does."""
-        return squash(self.read(name, class_id), size)
+        """The same, resized to `size` × `size`. Raises as `read` does."""
+        return resize_sample(self.read(name, class_id), size)
 
     def check(self, fold: int, split: str, tolerated: int = 0) -> None:  # noqa: B027 - what is drawn has no files
         """See that the files of a split's episodes are there, without opening them.

@@ -1,4 +1,4 @@
-"""Squashed images and labels in two large files, so that reading an episode decodes nothing.
+"""Resized images and labels in two large files, so that reading an episode decodes nothing.
 
 `python -m hsnet.prepare NAME --cache 400` builds the cache in the benchmark's folder, `cache-400/`:
 
@@ -101,7 +101,7 @@ def build_cache(benchmark, size: int, *, threads: int = 0) -> Path:
     left out: an episode that needs one fails or passes it over as it does without a cache.
 
     Args:
-        benchmark: one of photographs with maps of labels, see `Photographs`.
+        benchmark: one of photographs with maps of labels, see `ListedBenchmark`.
         threads: how many decode at once; 0 for one a core.
 
     Raises:

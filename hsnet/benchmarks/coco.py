@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from pycocotools.coco import COCO
 
-from ..config import images_folder
+from ..paths import images_folder
 from .base import Sample, UnreadableFileError
-from .listed import Photographs, open_image
-from .resize import Square, squash
+from .listed import ListedBenchmark, open_image
+from .resize import Square, resize_sample
 from .splits import read_coco
 
 NAMES = (
@@ -28,7 +28,7 @@ CLASSES = [name.replace("_", " ") for name in NAMES.split()]
 LEAST_AREA = 32 * 32
 
 
-class CocoFolds(Photographs):
+class CocoFolds(ListedBenchmark):
     """COCO's classes in folds: fold f holds out those whose id, 0 to 79, is f modulo 4."""
 
     name = "coco"
@@ -147,8 +147,8 @@ class AnnotatedCoco(CocoFolds):
         return Sample(image, mask, objects, np.zeros_like(mask))
 
     def read_square(self, name: str, class_id: int, size: int) -> Square:
-        """As `read`, squashed."""
-        return squash(self.read(name, class_id), size)
+        """As `read`, resized."""
+        return resize_sample(self.read(name, class_id), size)
 
     def flaws(self, name: str, size: int) -> list[str]:
         """See `Benchmark.flaws`: of an image. Its instances are there, or the annotations could not have been read."""

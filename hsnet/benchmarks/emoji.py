@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..config import data_folder
+from ..paths import data_folder
 from .drawn import DrawnBenchmark
 from .sprites import ATTRIBUTION, Sprites, drawings_digest, load_concepts
 

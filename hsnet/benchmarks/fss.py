@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from .listed import Photographs, open_image
+from .listed import ListedBenchmark, open_image
 from .splits import read_fss
 
 IMAGES = 10  # of each class
 
 
-class Fss(Photographs):
+class Fss(ListedBenchmark):
     """520 training, 240 validation and 240 test classes; one fold.
 
     Expected: `CLASS/N.jpg` and `CLASS/N.png`, N from 1 to 10; a mask is foreground where its first channel is at least 128.

@@ -1,4 +1,4 @@
-"""What the three benchmarks of photographs have in common: lists, protocols, and pictures beside maps of labels."""
+"""What PASCAL-5i, COCO-20i and FSS-1000 share: lists, protocols, and images beside maps of labels."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..config import images_folder
+from ..paths import images_folder
 from .base import Benchmark, Episode, Sample, UnreadableFileError
 from .cache import Cache
 from .resize import Square, resize_image, resize_labels
@@ -17,8 +17,8 @@ from .resize import Square, resize_image, resize_labels
 BOUNDARY = 255
 
 
-class Photographs(Benchmark):
-    """Photographs whose masks are maps of labels, 0 for the background, and lists that say which image shows which class.
+class ListedBenchmark(Benchmark):
+    """Images whose masks are maps of labels, 0 for the background, and lists that say which image shows which class.
 
     Protocols. "official" is the paper's: validation asks the test episodes, supports may repeat. "strict": from each
     training fold the `kept_back` classes with the highest ids are left out of training, and episodes of them, in
@@ -243,7 +243,7 @@ class Photographs(Benchmark):
         return Sample(np.asarray(image), *self._masks(labels, class_id))
 
     def read_square(self, name: str, class_id: int, size: int) -> Square:
-        """As `squash(read(name, class_id), size)`, only faster: labels are resized once, a cache saves the decoding."""
+        """As `resize_sample(read(name, class_id), size)`, only faster: labels are resized once, a cache saves the decoding."""
         if self._is_cached(name, size):
             image, labels = self.cache.read(name)
         else:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .listed import Photographs
+from .listed import ListedBenchmark
 from .splits import read_pascal
 
 NAMES = (
@@ -14,7 +14,7 @@ CLASSES = NAMES.split()
 COCO_IDS = (4, 1, 14, 8, 39, 5, 2, 15, 56, 19, 60, 16, 17, 3, 0, 58, 18, 57, 6, 62)
 
 
-class Pascal(Photographs):
+class Pascal(ListedBenchmark):
     """20 classes; fold f holds out 5 f to 5 f + 4. Training images are SBD's and VOC's, test ones VOC's validation set.
 
     The boundaries that VOC draws around objects are background in the loss (setting `boundary`) and count in no score.

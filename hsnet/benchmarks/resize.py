@@ -29,7 +29,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Square:
-    """A `Sample` as tensors, its image squashed to a square.
+    """A `Sample` as tensors, its image resized to a square.
 
     Attributes:
         image: 3 s s.
@@ -43,7 +43,7 @@ class Square:
 
 
 def resize_image(image: np.ndarray | Image.Image, size: int) -> UInt8[Tensor, "3 h w"]:
-    """uint8 RGB (h, w, 3), squashed to a square by PIL's bilinear resize."""
+    """uint8 RGB (h, w, 3), resized to a square by PIL's bilinear resize."""
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
@@ -51,19 +51,19 @@ def resize_image(image: np.ndarray | Image.Image, size: int) -> UInt8[Tensor, "3
 
 
 def resize_mask(mask: np.ndarray, size: int) -> Bool[Tensor, "h w"]:
-    """bool (h, w), squashed to a square: nearest, rounding down, as in the reference."""
+    """bool (h, w), resized to a square: nearest, rounding down, as in the reference."""
     return resize_labels(mask.view(np.uint8), size) > 0
 
 
 def resize_labels(labels: np.ndarray, size: int) -> UInt8[Tensor, "h w"]:
-    """uint8 (h, w), squashed like a mask: each class of the result is the squashed mask of that class."""
+    """uint8 (h, w), resized like a mask: each class of the result is the squashed mask of that class."""
     labels = torch.tensor(labels)
     if labels.shape != (size, size):
         labels = F.interpolate(labels[None, None], (size, size), mode="nearest")[0, 0]
     return labels
 
 
-def squash(sample: Sample, size: int, *, masks: bool = True) -> Square:
+def resize_sample(sample: Sample, size: int, *, masks: bool = True) -> Square:
     """A sample as a square; with `masks` off, only its image, and its masks keep the picture's own size."""
     resize = (lambda mask: resize_mask(mask, size)) if masks else torch.tensor
     return Square(resize_image(sample.image, size), *map(resize, (sample.mask, sample.objects, sample.ignored)))

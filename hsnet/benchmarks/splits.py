@@ -13,7 +13,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from ..config import data_folder
+from ..paths import data_folder
 
 PASCAL_CLASSES, COCO_CLASSES = 20, 80
 _FILE_NAMES = {"train": "trn", "val": "val", "test": "test"}

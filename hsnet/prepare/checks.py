@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..benchmarks import UnreadableFileError, splits
 from ..benchmarks.coco import Coco
 from ..benchmarks.fss import Fss
-from ..benchmarks.listed import Photographs
+from ..benchmarks.listed import ListedBenchmark
 from ..benchmarks.pascal import Pascal
 from ..reproduce.report import ROOT
 from .masks import SOURCE, agreement, image_instances, paint, read_instances
@@ -135,7 +135,7 @@ def _files(folder: Path, suffix: str) -> set[str]:
 class _Sample:
     """Opens images with their masks as training does, and gathers what is wrong with them."""
 
-    def __init__(self, benchmark: Photographs, remedy_image: str, remedy_mask: str):
+    def __init__(self, benchmark: ListedBenchmark, remedy_image: str, remedy_mask: str):
         self.benchmark, self.opened = benchmark, 0
         self.remedy_image, self.remedy_mask = remedy_image, remedy_mask
         self.flaws: dict[str, list[str]] = {remedy_image: [], remedy_mask: []}

@@ -1,4 +1,4 @@
-"""Small trees in the exact layout of the benchmarks of photographs, and split lists that fit them."""
+"""Small data sets in the exact layout of PASCAL, COCO and FSS-1000, and split lists to go with them."""
 
 import json
 
@@ -14,7 +14,7 @@ def picture(rng, height, width):
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def pascal_tree(root, splits):
+def pascal(root, splits):
     """Eight training and eight validation images for each class, sizes from 90 to 130 px; every image shows two classes."""
     rng = np.random.default_rng(0)
     (root / "JPEGImages").mkdir(parents=True)
@@ -43,7 +43,7 @@ def pascal_tree(root, splits):
             (splits / "pascal" / part / f"fold{fold}.txt").write_text("\n".join(found) + "\n")
 
 
-def fss_tree(root, splits, classes=("ab_wheel", "abe's_flyingfish", "bus")):
+def fss(root, splits, classes=("ab_wheel", "abe's_flyingfish", "bus")):
     """Ten images a class; one class for each of training, validation and test. Masks grey, RGB or RGBA."""
     rng = np.random.default_rng(1)
     (splits / "fss").mkdir(parents=True)
@@ -61,7 +61,7 @@ def fss_tree(root, splits, classes=("ab_wheel", "abe's_flyingfish", "bus")):
             Image.fromarray(mask).convert(mode).save(root / name / f"{i}.png")
 
 
-def coco_tree(root, splits):
+def coco(root, splits):
     """Six images for each class and part, each with that class and the next but two, and masks that prepare would make."""
     rng = np.random.default_rng(2)
     (splits / "coco").mkdir(parents=True)
@@ -83,4 +83,4 @@ def coco_tree(root, splits):
     (root / "masks" / "source.json").write_text(json.dumps({"source": "ours", "crowd": True}))
 
 
-TREES = {"pascal": pascal_tree, "coco": coco_tree, "fss": fss_tree}
+DATASETS = {"pascal": pascal, "coco": coco, "fss": fss}
