@@ -36,7 +36,7 @@ def _several() -> bool:
 
 
 @contextmanager
-def together(device: str):
+def process_group(device: str):
     """Join the processes that `torchrun` has started; alone without it. Yields the name of this process's device.
 
     Args:
@@ -80,7 +80,7 @@ def _others():
         ) from error
 
 
-def add_up(values: Sequence[float], device: torch.device) -> list[float]:
+def all_reduce(values: Sequence[float], device: torch.device) -> list[float]:
     """Each value summed over all processes, in float64. Alone, the values themselves."""
     if not _several():
         return list(values)
@@ -90,7 +90,7 @@ def add_up(values: Sequence[float], device: torch.device) -> list[float]:
         return total.tolist()
 
 
-def add_up_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+def all_reduce_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Sum the gradients of all processes, in one message. A parameter without one here counts as zero."""
     if not _several():
         return
@@ -102,7 +102,7 @@ def add_up_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
         p.grad = gradient.view_as(p)
 
 
-def collect(rows: list) -> list:
+def all_gather(rows: list) -> list:
     """The rows of items that were dealt to the processes in turn (`items[rank::world]`), in the items' order again."""
     if not _several():
         return rows
@@ -112,7 +112,7 @@ def collect(rows: list) -> list:
     return [part[i] for i in range(max(map(len, dealt))) for part in dealt if i < len(part)]
 
 
-def from_first(value):
+def broadcast(value):
     """The first process's value, in all of them."""
     if not _several():
         return value

@@ -18,7 +18,7 @@ from .benchmarks import Benchmark
 from .benchmarks.drawn import DrawnBenchmark
 from .config import ROOT, Config
 from .devices import choose_device, choose_precision, describe
-from .distributed import collect, rank, world
+from .distributed import all_gather, rank, world
 from .episodes import Batch, EpisodeDataset, shard, test_episodes, test_lists
 from .metrics import SegmentationScore
 from .model import HSNet
@@ -91,11 +91,13 @@ def evaluate(
     if world() == 1:
         return scores
     areas = [dict(zip(scores, rows, strict=True)) for rows in zip(*(s.rows for s in scores.values()), strict=True)]
-    areas = collect(areas)
-    scores = {name: SegmentationScore(class_ids, dataset.benchmark.resample_classes) for name in areas[0]}
-    for name, score in scores.items():
-        score.rows = [episode[name] for episode in areas]
-    return scores
+    areas = all_gather(areas)
+    return {
+        name: SegmentationScore.from_rows(
+            (episode[name] for episode in areas), class_ids, dataset.benchmark.resample_classes
+        )
+        for name in areas[0]
+    }
 
 
 def fit_prototypes(model: HSNet, config: Config, benchmark: Benchmark, device: torch.device) -> Prototypes:
@@ -210,9 +212,8 @@ def test_run(
 
 def _list_scores(score, seed, lists):
     """The scores over one of several lists of equal length."""
-    part = SegmentationScore(score.class_ids, score.resample_classes)
     each = len(score.rows) // lists
-    part.rows = score.rows[seed * each : (seed + 1) * each]
+    part = score.part(range(seed * each, (seed + 1) * each))
     return {"seed": seed, "miou": part.miou(), "fb_iou": part.fb_iou(), "episodes": each}
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from .benchmarks import Benchmark, Episode, Sample, Square, UnreadableFileError
 from .benchmarks.resize import resize_image, resize_mask, resize_sample
 from .config import TEST_LISTS
-from .distributed import collect, part_of, rank, world
+from .distributed import all_gather, part_of, rank, world
 
 __all__ = [
     "Batch",
@@ -246,7 +246,7 @@ def require_readable(dataset: EpisodeDataset, threads: int = 1) -> None:
             delay=2,
             disable=rank() > 0,
         )
-        found = [flaw for flaws in collect(list(bar)) for flaw in flaws]
+        found = [flaw for flaws in all_gather(list(bar)) for flaw in flaws]
     if found:
         raise UnreadableFileError(
             f"{len(found)} of the files that validation needs cannot be used, and a score must not leave any out: put them "

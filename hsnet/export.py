@@ -31,7 +31,7 @@ from .correlation import unit_vectors
 from .episodes import EpisodeDataset, test_episodes
 from .metrics import SegmentationScore
 from .model import HSNet
-from .runs import run_folder
+from .runs import DEFAULT_RUN, run_folder
 
 OPSET = 18
 PRECISIONS = ("float32", "float16", "int8")
@@ -344,7 +344,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m hsnet.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", nargs="?", default="emoji", help="trained run, by name or folder (default: emoji)")
+    parser.add_argument(
+        "run", nargs="?", default=DEFAULT_RUN, help=f"trained run, by name or folder (default: {DEFAULT_RUN})"
+    )
     parser.add_argument("--out", type=Path, help="folder for the two files (default: the run's name, here)")
     parser.add_argument(
         "--precision", default="float16", help=f"of the weights: {', '.join(PRECISIONS)} (default: float16)"

@@ -1,6 +1,6 @@
 """mIoU and FB-IoU of few-shot segmentation, from areas summed over episodes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -22,7 +22,42 @@ class SegmentationScore:
     def __init__(self, class_ids: Sequence[int], resample_classes: bool = False):
         self.class_ids = list(class_ids)
         self.resample_classes = resample_classes
-        self.rows: list[list[int]] = []
+        self._rows: list[list[int]] = []
+
+    @classmethod
+    def from_rows(
+        cls, rows: Iterable[Sequence[int]], class_ids: Sequence[int] | None = None, resample_classes: bool = False
+    ) -> "SegmentationScore":
+        """The score of areas that were recorded, rows of `COLUMNS`; of the classes that they show, unless told."""
+        rows = list(rows)
+        score = cls(sorted({row[0] for row in rows}) if class_ids is None else class_ids, resample_classes)
+        score.extend(rows)
+        return score
+
+    @property
+    def rows(self) -> list[list[int]]:
+        """The areas of each episode in pixels, rows of `COLUMNS`: what a run records. A copy."""
+        return [list(row) for row in self._rows]
+
+    def part(self, episodes: Iterable[int]) -> "SegmentationScore":
+        """The score over some of the episodes, given by their positions."""
+        return self.from_rows((self._rows[i] for i in episodes), self.class_ids, self.resample_classes)
+
+    def extend(self, rows: Iterable[Sequence[int]]) -> None:
+        """Add areas that were computed before, rows of `COLUMNS`.
+
+        Raises:
+            ValueError: a class that is not scored.
+        """
+        rows = [list(row) for row in rows]
+        unknown = sorted({row[0] for row in rows} - set(self.class_ids))
+        if unknown:
+            raise ValueError(f"class {unknown} is not among the scored classes {self.class_ids}")
+        self._rows += rows
+
+    def reset(self) -> None:
+        """Forget all episodes."""
+        self._rows = []
 
     def update(
         self,
@@ -48,16 +83,15 @@ class SegmentationScore:
             ((prediction | truth) & counted).sum((1, 2)),
         ]
         class_id = torch.as_tensor(class_id).tolist()
-        unknown = sorted(set(class_id) - set(self.class_ids))
-        if unknown:
-            raise ValueError(f"class {unknown} is not among the scored classes {self.class_ids}")
-        self.rows += [[c, *row] for c, row in zip(class_id, torch.stack(areas, 1).tolist(), strict=True)]
+        self.extend([c, *row] for c, row in zip(class_id, torch.stack(areas, 1).tolist(), strict=True))
 
-    def condense(self) -> None:
-        """Keep one row a class, of summed areas: the same scores in little room, but no more intervals."""
+    def condense(self, beyond: int = 0) -> None:
+        """Of more than so many rows keep one a class, of summed areas: the same scores in little room, but no intervals."""
+        if len(self._rows) <= beyond:
+            return
         table = self._table()
         classes = np.unique(table[:, 0])
-        self.rows = [[int(c), *table[table[:, 0] == c, 1:].sum(0).tolist()] for c in classes]
+        self._rows = [[int(c), *table[table[:, 0] == c, 1:].sum(0).tolist()] for c in classes]
 
     def miou(self) -> float:
         """Mean over the classes that occurred of (summed intersection) / (summed union, at least 1) of the foreground."""
@@ -76,7 +110,7 @@ class SegmentationScore:
 
     def absent(self) -> list[int]:
         """The scored classes that no episode showed; they do not count in the mean."""
-        return [c for c in self.class_ids if c not in {row[0] for row in self.rows}]
+        return [c for c in self.class_ids if c not in {row[0] for row in self._rows}]
 
     def interval(self, level: float = 0.95, samples: int = 1000, seed: int = 0) -> tuple[float, float]:
         """Bootstrap interval of the mIoU, see `bootstrap`."""
@@ -90,9 +124,9 @@ class SegmentationScore:
         Raises:
             ValueError: scores of other episodes.
         """
-        if [row[0] for row in self.rows] != [row[0] for row in other.rows]:
+        if [row[0] for row in self._rows] != [row[0] for row in other._rows]:
             raise ValueError(
-                f"scores of {len(self.rows)} and {len(other.rows)} episodes whose classes differ: a paired interval needs "
+                f"scores of {len(self._rows)} and {len(other._rows)} episodes whose classes differ: a paired interval needs "
                 "the same episodes in the same order"
             )
         return _middle(self.bootstrap(samples, seed) - other.bootstrap(samples, seed), level)
@@ -121,13 +155,13 @@ class SegmentationScore:
             "fb_iou": self.fb_iou(),
             "classes": len(self.class_ids) - len(self.absent()),
             "absent_classes": self.absent(),
-            "episodes": len(self.rows),
+            "episodes": len(self._rows),
         }
 
     def _table(self) -> np.ndarray:
-        if not self.rows:
+        if not self._rows:
             raise ValueError("no episode has been scored yet: call update first")
-        return np.array(self.rows, dtype=np.int64)
+        return np.array(self._rows, dtype=np.int64)
 
 
 def _middle(values: np.ndarray, level: float) -> tuple[float, float]:

@@ -30,6 +30,7 @@ from tqdm import tqdm
 from .config import run_program
 from .figures import overlay
 from .pictures import find_pictures, looks_like_mask, read_image
+from .runs import DEFAULT_RUN
 from .segmenter import ASPECTS, METHODS, RULES, Segmenter, read_support
 
 BATCH = 8  # queries that pass the network at once
@@ -232,8 +233,8 @@ def main() -> None:
     )
     parser.add_argument(
         "--run",
-        default="emoji",
-        help="trained run, by name or folder (default: emoji, which comes with the repository)",
+        default=DEFAULT_RUN,
+        help=f"trained run, by name or folder (default: {DEFAULT_RUN}, which comes with the repository)",
     )
     parser.add_argument(
         "--rule", default="paper", help=f"how several supports decide: {', '.join(RULES)} (default: paper)"

@@ -36,9 +36,9 @@ from .metrics import SegmentationScore
 
 WEIGHTS = "model.safetensors"
 LAST, PREVIOUS, DAMAGED, LOCK = "last.pt", "previous.pt", "damaged.pt", "lock"
-# The runs whose weights come with the repository, by the short name that every `run` argument takes. When a better one is
-# shipped it is named here, and `python -m hsnet.export` and `python -m kit.photographs` are run again.
-SHIPPED = {"emoji": "emoji-photographs"}
+# The run whose weights come with the repository, the default of every `run` argument. When a better one is shipped it is
+# named here, and `python -m hsnet.export` and `python -m kit.photographs` are run again.
+DEFAULT_RUN = "emoji-photographs"
 
 
 def save_model(path: Path, model: nn.Module, learned: dict[str, Tensor] | None = None) -> None:
@@ -256,27 +256,26 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def run_folder(run: str | Path) -> Path:
-    """The folder of a run, given as a folder, as a name under `data/runs`, or as a key of `SHIPPED`.
+    """The folder of a run, given as a folder or as a name under `data/runs`.
 
-    The weights of a shipped run that the data folder lacks are found in the checkout.
+    The weights of `DEFAULT_RUN` that the data folder lacks are found in the checkout.
 
     Raises:
         FileNotFoundError: no such run, with the most similar name and those of the runs that have weights.
     """
     runs = data_folder() / "runs"
-    shipped = SHIPPED.get(str(run))
-    if shipped and not (runs / shipped / WEIGHTS).exists():
-        runs = ROOT / "data" / "runs"
-    for folder in (runs / shipped,) if shipped else (Path(run), runs / run):
+    if str(run) == DEFAULT_RUN and not (runs / run / WEIGHTS).exists():
+        return ROOT / "data" / "runs" / DEFAULT_RUN
+    for folder in (Path(run), runs / run):
         if folder.is_dir():
             return folder
-    similar = difflib.get_close_matches(str(run), [*SHIPPED, *(p.name for p in runs.glob("*/"))], n=1)
+    similar = difflib.get_close_matches(str(run), [DEFAULT_RUN, *(p.name for p in runs.glob("*/"))], n=1)
     names = sorted(p.parent.name for p in runs.glob(f"*/{WEIGHTS}"))
     raise FileNotFoundError(
         f"no run {str(run)!r}, neither as a folder nor under {runs}. "
         + "".join(f"Did you mean {name!r}? " for name in similar)
         + (f"Runs with weights: {', '.join(names)}" if names else "There are none yet: `make train` trains one")
-        + f". Shipped with the repository: {', '.join(SHIPPED)}"
+        + f". Shipped with the repository: {DEFAULT_RUN}"
     )
 
 
@@ -331,10 +330,7 @@ def run_score(run: str, name: str = "HSNet", shot: int = 1, count: int | None = 
     if not path.exists():
         raise FileNotFoundError(f"no {path}: write it with `python -m hsnet.evaluate {run} --shot {shot}`")
     test = json.loads(path.read_text())
-    rows = test["areas"][name][:count]
-    score = SegmentationScore(sorted({row[0] for row in rows}), test["resample_classes"])
-    score.rows = rows
-    return score
+    return SegmentationScore.from_rows(test["areas"][name][:count], resample_classes=test["resample_classes"])
 
 
 def scores_table(tests: list[dict]) -> str:

@@ -16,6 +16,7 @@ from .devices import choose_device
 from .episodes import resize_image, resize_mask
 from .model import VOTE_RULES, HSNet, squeezed_size, vote
 from .pictures import BEHIND, Picture, describe, is_cutout, looks_inverted, read_image, read_mask
+from .runs import DEFAULT_RUN
 
 RULES = (*VOTE_RULES, "mean")
 ASPECTS = ("squash", "pad")
@@ -27,7 +28,7 @@ LARGEST = 2048
 class Segmenter:
     """Few-shot segmentation of pictures of any size, by a trained run.
 
-        segmenter = Segmenter("emoji")
+        segmenter = Segmenter()
         segmenter.fit(["a.jpg", "b.jpg"], ["a.png", "b.png"])
         mask = segmenter.predict("c.jpg")
 
@@ -35,7 +36,7 @@ class Segmenter:
     answer has the picture's own size.
 
     Args:
-        run: "emoji", the weights that come with the repository; or a run's name under `data/runs`, or its folder.
+        run: a run's name under `data/runs`, or its folder; the default is the one that comes with the repository.
         rule: how K supports become one mask: "paper" and "majority", see `vote`; "mean", where the mean probability
             exceeds a half.
         aspect: "squash" stretches a picture to the square; "pad" keeps its proportions and fills the rest of the
@@ -54,7 +55,7 @@ class Segmenter:
 
     def __init__(
         self,
-        run: str | Path = "emoji",
+        run: str | Path = DEFAULT_RUN,
         *,
         rule: str = "paper",
         aspect: str = "squash",

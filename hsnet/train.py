@@ -40,7 +40,7 @@ from . import figures, fits, runs
 from .benchmarks import benchmark_of
 from .config import FREE, Config, add_settings, config_from, data_folder, run_program
 from .devices import Memory, choose_device, choose_precision, free_memory, is_out_of_memory
-from .distributed import add_up, add_up_gradients, collect, from_first, part_of, rank, together, world
+from .distributed import all_gather, all_reduce, all_reduce_gradients, broadcast, part_of, process_group, rank, world
 from .engine import (
     choose_workers,
     draw_episodes,
@@ -112,13 +112,13 @@ def train(config: Config, resume: bool = False, memory: bool = False) -> Path:
             "benchmark is coco-to-pascal, which only tests: train on coco, then "
             "`python -m hsnet.evaluate RUN --benchmark coco-to-pascal`"
         )
-    with together(config.device) as device, ExitStack() as stack:
+    with process_group(config.device) as device, ExitStack() as stack:
         folder = data_folder() / "runs" / config.run
         if rank() == 0:
             _make(folder)
             stack.callback(_remove_if_empty, folder)  # after a training that could not begin
             stack.enter_context(lock(folder))
-        state = from_first(_find_state(config, folder, resume) if rank() == 0 else None)
+        state = broadcast(_find_state(config, folder, resume) if rank() == 0 else None)
         here = dataclasses.replace(config, device=device)
         if state is not None and state["finished"]:
             _say(
@@ -155,7 +155,7 @@ def train(config: Config, resume: bool = False, memory: bool = False) -> Path:
                 raise SystemExit(RESUME_ME) from None
             raise
         if memory:
-            (mean,) = add_up([peak.peak() / world()], training.device)
+            (mean,) = all_reduce([peak.peak() / world()], training.device)
             _say(f"memory   {mean / 1e9:.2f} GB at its peak, measured" + " (mean of the processes)" * (world() > 1))
     return folder
 
@@ -294,7 +294,7 @@ class Training:
         self.scaler.load_state_dict(state["scaler"])
         for name in ("epoch", "step", "losses", "saving", "history", "best", "best_epoch", "best_model"):
             setattr(self, name, state[name])
-        self.score.rows = state["areas"]
+        self.score.extend(state["areas"])
         self.dataset.passed_over = dict.fromkeys(state["passed_over"])
         self.model.load_state_dict(state["model"], strict=False)
         generators = state["generators"]
@@ -349,11 +349,10 @@ class Training:
             batch = batch.to(self.device)
             loss, masks = self.gradients(batch, whole, self.config.micro_batch)
             score.update(masks, batch.query_mask, batch.class_id, batch.ignored)
-        add_up_gradients(self.learned.values())
-        self.score.rows += collect(score.rows)
-        if len(self.score.rows) > 1000 + len(self.score.class_ids):
-            self.score.condense()
-        (loss,) = add_up([loss.item()], self.device)
+        all_reduce_gradients(self.learned.values())
+        self.score.extend(all_gather(score.rows))
+        self.score.condense(beyond=1000 + len(self.score.class_ids))
+        (loss,) = all_reduce([loss.item()], self.device)
         self._check(loss, batch)
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
@@ -431,7 +430,8 @@ def _run_epochs(training: Training) -> None:
             "peak_bytes": memory.peak(),
         }
         training.history.append(line)
-        training.step, training.losses, training.score.rows = 0, 0.0, []
+        training.step, training.losses = 0, 0.0
+        training.score.reset()
         training.save_if_due()
         if rank() == 0:
             with history.open("a") as file:
@@ -454,7 +454,7 @@ def _goes_on(training):
     if config.patience and epoch - training.best_epoch >= config.patience:
         _say(f"no better epoch in {config.patience}: stopped, as --patience asks")
         return False
-    return epoch < config.epochs and from_first(training.clock.progress(epoch)) < 1
+    return epoch < config.epochs and broadcast(training.clock.progress(epoch)) < 1
 
 
 def train_one_epoch(training: Training) -> None:
@@ -468,7 +468,7 @@ def train_one_epoch(training: Training) -> None:
     with tqdm(total=steps, initial=begun, desc=title, unit="step", leave=False, disable=rank() > 0) as bar:
         for batch in loader:
             # What all processes must agree on before a step, in one message.
-            whole, seconds, stop = add_up(
+            whole, seconds, stop = all_reduce(
                 [
                     0.0 if batch is None else training.pixels(batch),
                     clock.seconds() if rank() == 0 else 0.0,

@@ -16,7 +16,7 @@ from PIL import Image
 
 from hsnet import Segmenter
 from hsnet.config import ROOT
-from hsnet.runs import SHIPPED
+from hsnet.runs import DEFAULT_RUN
 
 require_pages()
 FIRST, FURTHER = 8, 4  # seconds that an answer should take, on one thread of a machine with nothing else to do
@@ -88,7 +88,7 @@ def warn_if_slow(seconds, limit):
 
 
 def python_says(support, mask, query):
-    return Segmenter(ROOT / "data" / "runs" / SHIPPED["emoji"]).fit(support, mask).predict(query)
+    return Segmenter(ROOT / "data" / "runs" / DEFAULT_RUN).fit(support, mask).predict(query)
 
 
 def choose(page, i):
@@ -210,7 +210,7 @@ def test_own_pictures_replace_the_episode_and_several_supports_vote(visit, episo
     with page.expect_download() as download:
         page.locator("[data-part=save]").click()
     saved = np.asarray(Image.open(download.value.path()).convert("L")) > 0
-    segmenter = Segmenter(ROOT / "data" / "runs" / SHIPPED["emoji"])
+    segmenter = Segmenter(ROOT / "data" / "runs" / DEFAULT_RUN)
     expected = segmenter.fit([p for p, _ in pairs], [*painted]).predict(episodes[0]["query"])
     assert iou(saved, expected) >= 0.99
     share = round(100 * saved.mean())

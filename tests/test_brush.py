@@ -13,7 +13,7 @@ from kit.brush import Brush, Workbench
 
 from hsnet import Segmenter
 from hsnet.config import ROOT
-from hsnet.runs import SHIPPED
+from hsnet.runs import DEFAULT_RUN
 
 RNG = np.random.default_rng(0)
 
@@ -42,7 +42,7 @@ def test_a_mask_has_the_size_of_its_picture():
 
 
 def test_the_workbench_answers_like_the_segmenter():
-    run = ROOT / "data" / "runs" / SHIPPED["emoji"]
+    run = ROOT / "data" / "runs" / DEFAULT_RUN
     support, query = (RNG.integers(0, 256, (60, 80, 3), np.uint8) for _ in range(2))
     bench = Workbench(Segmenter(run))
     bench.answer()

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from hsnet import Config, HSNet
 from hsnet.benchmarks import benchmark_of
-from hsnet.distributed import collect, part_of
+from hsnet.distributed import all_gather, part_of
 from hsnet.engine import test_run
 
 SETTINGS = {
@@ -32,7 +32,7 @@ def test_shares():
             parts = [range(*part_of(count, i, of)) for i in range(of)]
             assert [i for part in parts for i in part] == list(range(count))
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
-    assert collect([1, 2]) == [1, 2]  # alone
+    assert all_gather([1, 2]) == [1, 2]  # alone
 
 
 def test_two_processes_train_as_one(data, monkeypatch):

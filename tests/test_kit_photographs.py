@@ -83,8 +83,7 @@ def test_the_command_line_measures_and_keeps_other_variants(root, data, monkeypa
             low, high = shot["difference"]["interval"]
             assert low <= shot["difference"]["miou"] <= high or low == high
         # The stored areas give the stored score again.
-        score = SegmentationScore([0, 1])
-        score.rows = result["areas"]["5"]["prototypes"]
+        score = SegmentationScore.from_rows(result["areas"]["5"]["prototypes"], [0, 1])
         assert score.miou() == pytest.approx(result["shots"]["5"]["prototypes"]["miou"])
     # Padding that found everything would gain the missing points, and every resampling says so.
     perfect = json.loads(json.dumps(results[0])) | {"aspect": "pad"}

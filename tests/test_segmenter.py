@@ -20,7 +20,7 @@ from hsnet.episodes import resize_image, resize_mask
 from hsnet.model import vote
 from hsnet.pictures import BEHIND, read_image
 from hsnet.predict import _names, predict_files
-from hsnet.runs import SHIPPED, WEIGHTS, run_folder, save_model
+from hsnet.runs import DEFAULT_RUN, WEIGHTS, run_folder, save_model
 from hsnet.segmenter import square_image, square_mask
 
 RNG = np.random.default_rng(0)
@@ -385,15 +385,15 @@ def test_without_a_run_the_shipped_weights_are_used(data, tmp_path):
     Image.fromarray(np.dstack([image, mask_of(image) * np.uint8(255)])).save(tmp_path / "a.png")
     result = predict("--support", tmp_path / "a.png", "--query", tmp_path / "a.png", "--out", tmp_path / "out")
     assert result.returncode == 0, result.stderr
-    shipped = HSNet.from_run(ROOT / "data" / "runs" / SHIPPED["emoji"])
-    assert Segmenter("emoji").size == shipped.training_size
-    for ours, theirs in zip(Segmenter("emoji").model.parameters(), shipped.parameters(), strict=True):
+    shipped = HSNet.from_run(ROOT / "data" / "runs" / DEFAULT_RUN)
+    assert Segmenter().size == shipped.training_size
+    for ours, theirs in zip(Segmenter().model.parameters(), shipped.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     # A folder without weights of that name, as a training leaves it that has just begun, does not hide them.
-    (data / "runs" / SHIPPED["emoji"]).mkdir(parents=True)
-    assert run_folder("emoji") == ROOT / "data" / "runs" / SHIPPED["emoji"]
-    with pytest.raises(FileNotFoundError, match=r"no run 'emojis'.*Shipped with the repository: emoji"):
-        Segmenter("emojis")
+    (data / "runs" / DEFAULT_RUN).mkdir(parents=True)
+    assert run_folder(DEFAULT_RUN) == ROOT / "data" / "runs" / DEFAULT_RUN
+    with pytest.raises(FileNotFoundError, match=r"no run 'emoji'.*Shipped with the repository: emoji-photographs"):
+        Segmenter("emoji")
 
 
 def test_names_never_collide(tmp_path):

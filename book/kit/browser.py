@@ -32,7 +32,7 @@ from hsnet.config import data_folder, run_program
 from hsnet.episodes import test_episodes
 from hsnet.export import GRAPHS, export
 from hsnet.model import HSNet
-from hsnet.runs import run_folder
+from hsnet.runs import DEFAULT_RUN, run_folder
 from kit.pages import THREAD
 
 PACKAGE = "onnxruntime-web@1.30.0"
@@ -163,7 +163,9 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", nargs="?", default="emoji", help="trained run, by name or folder (default: emoji)")
+    parser.add_argument(
+        "run", nargs="?", default=DEFAULT_RUN, help=f"trained run, by name or folder (default: {DEFAULT_RUN})"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument("--precision", default="float16", help="of the weights, see hsnet.export (default: float16)")
     arguments = parser.parse_args()

@@ -160,9 +160,8 @@ def _summary(scores, shares):
 def _by_size(score, shares):
     """The score of the episodes of each of `SIZES`; None where there is none."""
     for low, high in SIZES:
-        part = SegmentationScore(score.class_ids)
-        part.rows = [row for row, share in zip(score.rows, shares, strict=True) if low <= share < high]
-        yield part if part.rows else None
+        inside = [i for i, share in enumerate(shares) if low <= share < high]
+        yield score.part(inside) if inside else None
 
 
 def _difference(ours, theirs):
@@ -322,8 +321,8 @@ def aspects_table(results: list[dict]) -> str:
     for k in map(str, STORED):
         scores = {}
         for aspect, result in by_aspect.items():
-            scores[aspect] = SegmentationScore([int(c) for c in result["classes"]], resample_classes=True)
-            scores[aspect].rows = result["areas"][k]["HSNet"]
+            class_ids = [int(c) for c in result["classes"]]
+            scores[aspect] = SegmentationScore.from_rows(result["areas"][k]["HSNet"], class_ids, resample_classes=True)
         rows.append([k, _with_interval(_difference(scores["pad"], scores["squash"]), "+")])
     return markdown(["supports", "padded − squashed, mIoU [95 %]"], rows)
 

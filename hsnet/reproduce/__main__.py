@@ -21,7 +21,7 @@ import torch
 from ..benchmarks import benchmark_of
 from ..config import TEST_LISTS, Config, run_program
 from ..devices import choose_device
-from ..distributed import from_first, rank, together, world
+from ..distributed import broadcast, process_group, rank, world
 from ..engine import fit_prototypes, test_run
 from ..model import HSNet
 from ..runs import WEIGHTS, load_checkpoint, save_model
@@ -34,7 +34,7 @@ MACHINE = ("device", "workers", "micro_batch", "recompute")
 
 
 def reproduce(experiments: list[Experiment], machine: dict | None = None) -> list[str]:
-    """Train and test the experiments that are not done, within `distributed.together` where there are several processes.
+    """Train and test the experiments that are not done, within `distributed.process_group` where there are several processes.
 
     Args:
         machine: settings of `MACHINE` that differ from the defaults.
@@ -44,7 +44,7 @@ def reproduce(experiments: list[Experiment], machine: dict | None = None) -> lis
     """
     failed: list[str] = []
     for number, experiment in enumerate(experiments, 1):
-        found = from_first(state(experiment) if rank() == 0 else None)
+        found = broadcast(state(experiment) if rank() == 0 else None)
         name = f"{number} of {len(experiments)}, {experiment.row}, fold {experiment.config.fold}"
         if found.kind in ("done", "running"):
             _say(f"{name}: {found}" + f" ({found.text})" * bool(found.text))
@@ -92,7 +92,7 @@ def fill(experiment: Experiment, config: Config) -> None:
     tested = replace(config, benchmark=experiment.tested_on, root="") if experiment.tested_on else config
     benchmark, device, prototypes = benchmark_of(tested), choose_device(config.device), None
     for last, original_size in experiment.kinds:
-        there = from_first(list(experiment.tests(last, original_size)) if rank() == 0 else None)
+        there = broadcast(list(experiment.tests(last, original_size)) if rank() == 0 else None)
         missing = [shot for shot in experiment.shots if shot not in there]
         if not missing:
             continue
@@ -100,14 +100,14 @@ def fill(experiment: Experiment, config: Config) -> None:
         if last:
             if rank() == 0:
                 keep_last_epoch(experiment)
-            from_first(None)  # the others wait for the file
+            broadcast(None)  # the others wait for the file
         model = HSNet.from_run(folder).to(device)
         prototypes = prototypes or fit_prototypes(model, tested, benchmark, device)
         for shot in missing:
             test_run(model, tested, benchmark, folder, shot, prototypes, original_size=original_size)
     if rank() == 0:
         claims.measure(experiment)
-    from_first(None)  # the others wait for it
+    broadcast(None)  # the others wait for it
 
 
 def keep_last_epoch(experiment: Experiment) -> None:
@@ -157,7 +157,7 @@ def main() -> None:
     tables = only({name: experiments_of(name, arguments.protocol) for name in names}, arguments.only)
     experiments = [experiment for experiments in tables.values() for experiment in experiments]
     machine = {name: getattr(arguments, name) for name in MACHINE}
-    with together(arguments.device) as device:
+    with process_group(arguments.device) as device:
         failed = reproduce(experiments, machine | {"device": device})
         for name in tables if rank() == 0 else ():
             of_claims = name == "claims"

@@ -216,9 +216,7 @@ def _read(experiment, name):
 
 
 def _from_rows(rows):
-    score = SegmentationScore(sorted({row[0] for row in rows}), resample_classes=True)
-    score.rows = rows
-    return score
+    return SegmentationScore.from_rows(rows, resample_classes=True)
 
 
 def comparisons() -> list[Comparison]:
