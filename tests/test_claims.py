@@ -115,7 +115,7 @@ def test_a_line_is_made_from_files_and_waits_for_all_of_them():
 def test_other_backgrounds_change_the_background_alone():
     shapes = Shapes(64)
     name = test_episodes(shapes, fold=0, shot=1, count=1)[0].query
-    own, other = shapes.scene(name), claims.OtherBackgrounds(shapes).scene(name)
+    own, other = shapes.scene(name), claims.on_other_backgrounds(shapes).scene(name)
     assert np.array_equal(own.labels, other.labels)
     assert np.array_equal(own.image[own.labels > 0], other.image[own.labels > 0])
     assert np.abs(own.image[own.labels == 0].astype(int) - other.image[own.labels == 0]).mean() > 20

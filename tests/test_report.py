@@ -10,6 +10,7 @@ from hsnet import runs
 from hsnet.benchmarks import load_benchmark
 from hsnet.episodes import test_episodes
 from hsnet.reproduce import report
+from hsnet.reproduce.experiments import read_paper
 
 
 def test(shot, digest="a", **scores):
@@ -98,7 +99,7 @@ def _key(row):
 
 
 def test_the_papers_means_are_those_of_its_folds():
-    rows = report.paper_results()
+    rows = read_paper("results")
     folds: dict[tuple, list[float]] = {}
     for row in rows:
         if row["what"].startswith("fold"):
@@ -115,7 +116,7 @@ def test_the_papers_means_are_those_of_its_folds():
 
 
 def test_every_number_of_the_paper_says_how_sure_it_is():
-    rows = report.paper_results()
+    rows = read_paper("results")
     assert all(row["sources"] == "unconfirmed" or int(row["sources"]) >= 1 for row in rows)
     assert len({(*_key(row), row["what"]) for row in rows}) == len(rows)
     assert ["ASNet", "ResNet-101", "66.9"] in [row[:3] for row in table_rows(report.others_table())]

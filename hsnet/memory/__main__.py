@@ -6,7 +6,7 @@
 Each setting is measured in a process of its own, with one and with two episodes at a time, whose objects fill their
 pictures: less of a picture needs less. The network's weights are random, which changes nothing.
 
-Written: data/speed/NAME.json, from which `report.fits_table` makes the README's table.
+Written: data/speed/NAME.json, from which `speed.report.step_memory_table` makes the README's table.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from tqdm import tqdm
 from ..config import Config, data_folder, run_program
 from ..devices import Memory, choose_device, choose_precision, describe
 from ..model import HSNet
-from ..reproduce.report import fits_table
 from ..runs import write_json
+from ..speed.report import step_memory_table
 from ..train import backward, make_optimizers
 
 SETTINGS = [  # backbone, pixels, precision
@@ -91,7 +91,7 @@ def main() -> None:
     path = data_folder() / "speed" / f"{arguments.name or f'fits-{device.type}'}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, result)
-    print(fits_table(result))
+    print(step_memory_table(result))
     print(f"written to {path}")
 
 

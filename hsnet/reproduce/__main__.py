@@ -6,8 +6,8 @@
     python -m hsnet.reproduce pascal --protocol strict   other classes choose the epoch; a table of its own
     python -m hsnet.reproduce claims                     do the paper's claims hold on the embedded benchmark? No GPU needed
 
-An experiment is done when its network is trained and tested, with the weights of the best and of the last epoch. What is done
-is skipped, what was cut goes on, what another process is training is left to it: the same command may run on several
+An experiment is done when its network is trained and tested, with the weights of the best and of the last epoch. What is
+done is skipped, what was cut goes on, what another process is training is left to it: the same command may run on several
 machines that share the data folder. It ends with status 75 where a scheduler stopped it: start it again.
 """
 
@@ -40,22 +40,22 @@ def reproduce(experiments: list[Experiment], machine: dict | None = None) -> lis
         machine: settings of `MACHINE` that differ from the defaults.
 
     Returns:
-        What went wrong, a line an experiment; the others were done all the same.
+        What went wrong, a line for each experiment; the others were done all the same.
     """
     failed: list[str] = []
-    for number, experiment in enumerate(experiments, 1):
-        found = broadcast(state(experiment) if rank() == 0 else None)
-        name = f"{number} of {len(experiments)}, {experiment.row}, fold {experiment.config.fold}"
+    for number, one in enumerate(experiments, 1):
+        found = broadcast(state(one) if rank() == 0 else None)
+        name = f"{number} of {len(experiments)}, {one.row}, fold {one.config.fold}"
         if found.kind in ("done", "running"):
             _say(f"{name}: {found}" + f" ({found.text})" * bool(found.text))
             continue
         try:
             if found.kind == "other settings":
-                raise ValueError(f"{experiment.folder} was trained with {found.text}: rename it, or delete it")
-            _say(f"{name}: {found}, working in {experiment.folder}")
-            fill(experiment, replace(experiment.config, **machine or {}))
+                raise ValueError(f"{one.folder} was trained with {found.text}: rename it, or delete it")
+            _say(f"{name}: {found}, working in {one.folder}")
+            fill(one, replace(one.config, **machine or {}))
             if rank() == 0:  # who has written the files
-                print(f"{name}: " + "; ".join(_score(experiment, shot) for shot in experiment.shots), flush=True)
+                print(f"{name}: " + "; ".join(_score(one, shot) for shot in one.shots), flush=True)
         except (ValueError, OSError, MemoryError) as error:
             if world() > 1:  # the others wait for this process
                 raise
@@ -72,14 +72,10 @@ def _say(text):
 
 
 def _score(experiment, shot):
-    """For example "1-shot 64.0 at the best epoch, 63.1 at the last"."""
-    found = [
-        experiment.tests(last)[shot]["scores"]["HSNet"]["miou"]
-        for last, _ in experiment.kinds[: 2 if experiment.last else 1]
-    ]
-    return f"{shot}-shot mIoU {found[0]:.1f} at the best epoch" + "".join(
-        f", {miou:.1f} at the last" for miou in found[1:]
-    )
+    """For example "1-shot mIoU 64.0 at the best epoch, 63.1 at the last"."""
+    epochs = ("best epoch", "last") if experiment.last else ("best epoch",)
+    found = [experiment.tests(last=epoch == "last")[shot]["scores"]["HSNet"]["miou"] for epoch in epochs]
+    return f"{shot}-shot mIoU " + ", ".join(f"{m:.1f} at the {e}" for m, e in zip(found, epochs, strict=True))
 
 
 def fill(experiment: Experiment, config: Config) -> None:
@@ -116,17 +112,15 @@ def keep_last_epoch(experiment: Experiment) -> None:
     Raises:
         FileNotFoundError: the run's state is not there any more.
     """
-    folder = experiment.folder / LAST_EPOCH
-    checkpoint = load_checkpoint(experiment.folder)
+    run, folder = experiment.folder, experiment.folder / LAST_EPOCH
+    checkpoint = load_checkpoint(run)
     if checkpoint is None:
-        raise FileNotFoundError(
-            f"{experiment.folder} has no state of its last epoch: delete the folder to train it anew"
-        )
+        raise FileNotFoundError(f"{run} has no state of its last epoch: delete the folder to train it anew")
     folder.mkdir(exist_ok=True)
-    model = HSNet.from_run(experiment.folder)
+    model = HSNet.from_run(run)
     model.load_state_dict(checkpoint["model"], strict=False)
     save_model(folder / WEIGHTS, model)
-    Config.load(experiment.folder / "config.json").save(folder / "config.json")
+    Config.load(run / "config.json").save(folder / "config.json")
 
 
 def main() -> None:
@@ -134,34 +128,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m hsnet.reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("table", nargs="?", help=f"{', '.join(TABLES)} (default: all of the paper's)")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="only say how far the experiments are and what the rest costs"
-    )
-    parser.add_argument("--only", default="", metavar="WORDS", help="backbones and folds, such as resnet50,0")
-    parser.add_argument(
-        "--protocol", default="official", choices=tuple(TEST_LISTS), help="of the episodes (default: official)"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
-    parser.add_argument("--workers", type=int, default=-1, help="processes that prepare episodes (default: chosen)")
-    parser.add_argument(
-        "--micro-batch", type=int, default=0, help="compute so many episodes of a batch at a time: less memory"
-    )
-    parser.add_argument("--recompute", action="store_true", help="less memory still, more time")
+    option = parser.add_argument
+    option("table", nargs="?", help=f"{', '.join(TABLES)} (default: all of the paper's)")
+    option("--dry-run", action="store_true", help="only say how far the experiments are and what the rest costs")
+    option("--only", default="", metavar="WORDS", help="backbones and folds, such as resnet50,0")
+    option("--protocol", default="official", choices=tuple(TEST_LISTS), help="of the episodes (default: official)")
+    option("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
+    option("--workers", type=int, default=-1, help="processes that prepare episodes (default: chosen)")
+    option("--micro-batch", type=int, default=0, help="compute so many episodes of a batch at a time: less memory")
+    option("--recompute", action="store_true", help="less memory still, more time")
     arguments = parser.parse_args()
     names = [arguments.table] if arguments.table else list(OF_PAPER)
     if arguments.dry_run:
-        print(report.experiments_table(names, arguments.protocol, arguments.only))
-        print(f"\n{report.expectation(names)}")
+        print(f"{report.experiments_table(names, arguments.protocol, arguments.only)}\n\n{report.expectation(names)}")
         return
     tables = only({name: experiments_of(name, arguments.protocol) for name in names}, arguments.only)
-    experiments = [experiment for experiments in tables.values() for experiment in experiments]
     machine = {name: getattr(arguments, name) for name in MACHINE}
     with process_group(arguments.device) as device:
-        failed = reproduce(experiments, machine | {"device": device})
+        failed = reproduce(
+            [one for experiments in tables.values() for one in experiments], machine | {"device": device}
+        )
         for name in tables if rank() == 0 else ():
-            of_claims = name == "claims"
-            made = claims.tables() if of_claims else report.paper_and_ours(name, arguments.protocol)
+            made = claims.tables() if name == "claims" else report.paper_and_ours(name, arguments.protocol)
             print(f"\n{name}\n\n{made}")
     if failed:
         raise SystemExit(2)

@@ -10,7 +10,9 @@ the squeezed support has 2 × 2 positions and every weight learns.
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,60 +30,45 @@ from ..episodes import EpisodeDataset, test_episodes
 from ..metrics import SegmentationScore
 from ..model import HSNet, vote
 from ..runs import markdown, write_json
-from .experiments import Experiment, expected_hours, state
+from .experiments import CLAIMS_FOLDS, PUBLISHED, Experiment, expected_hours, state
 from .experiments import claims as claimed_runs
 
 SHOTS = (1, 2, 3, 5, 10)
 RULES = ("paper", "majority")
 EPISODES = 300  # of what is measured beyond the tests
 VERDICTS = ("holds", "does not hold here", "too close to call")
-BASE = ""  # the variant that is the published network
 SIZES = ((0.0, 0.06), (0.06, 0.15), (0.15, 1.0))  # of a target: small, middle, large; shares of the scene
+BACKGROUNDS = ("its own", "stripes and chequers")
 
 
 # What is measured on the published network beyond the tests: each writes one file into the run's folder.
 
 
-class OtherBackgrounds(DrawnBenchmark):
-    """A benchmark's scenes with backgrounds of a kind that training never shows: stripes and chequers of two colours."""
+def on_other_backgrounds(benchmark: DrawnBenchmark) -> DrawnBenchmark:
+    """The benchmark with backgrounds of a kind that training never shows: stripes and chequers of two colours.
 
-    def __init__(self, benchmark: DrawnBenchmark):
-        super().__init__(benchmark.size)
-        self.name, self.class_names, self.benchmark = benchmark.name, benchmark.class_names, benchmark
+    Objects and masks of its scenes are the same.
+    """
+    other = copy(benchmark)
+    other.scene = partial(_on_pattern, benchmark)
+    return other
 
-    def artists(self, class_id: int, split: str) -> list[str]:
-        """The benchmark's."""
-        return self.benchmark.artists(class_id, split)
 
-    def cutout(self, class_id: int, artist: str, rng: np.random.Generator) -> np.ndarray:
-        """The benchmark's."""
-        return self.benchmark.cutout(class_id, artist, rng)
-
-    def related(self, class_id: int) -> set[int]:
-        """The benchmark's."""
-        return self.benchmark.related(class_id)
-
-    def fold_of(self, class_id: int) -> int:
-        """The benchmark's."""
-        return self.benchmark.fold_of(class_id)
-
-    def scene(self, name: str) -> Scene:
-        """The scene called `name`, its background replaced: objects and masks are the same."""
-        scene = self.benchmark.scene(name)
-        rng = np.random.default_rng([2, int(name.rsplit(".", 1)[-1])])
-        y, x = np.mgrid[: self.size, : self.size] / self.size
-        angle, period = rng.uniform(0, np.pi), rng.uniform(0.04, 0.2)
-        first = np.floor((x * np.cos(angle) + y * np.sin(angle)) / period)
-        second = np.floor((y * np.cos(angle) - x * np.sin(angle)) / period) if rng.random() < 0.5 else 0
-        colours = rng.integers(0, 256, (2, 3), dtype=np.uint8)
-        pattern = colours[((first + second) % 2).astype(int)]
-        # Soft edges, as drawings have.
-        objects = Image.fromarray(np.where(scene.labels > 0, 255, 0).astype(np.uint8))
-        share = np.asarray(
-            objects.resize((self.size // 2,) * 2, Image.Resampling.BOX).resize(objects.size, Image.Resampling.BILINEAR)
-        )
-        share = np.where(scene.labels > 0, 255, share // 2).astype(np.float32)[..., None] / 255
-        return Scene((share * scene.image + (1 - share) * pattern).astype(np.uint8), scene.labels)
+def _on_pattern(benchmark: DrawnBenchmark, name: str) -> Scene:
+    scene, size = benchmark.scene(name), benchmark.size
+    rng = np.random.default_rng([2, int(name.rsplit(".", 1)[-1])])
+    y, x = np.mgrid[:size, :size] / size
+    angle, period = rng.uniform(0, np.pi), rng.uniform(0.04, 0.2)
+    first = np.floor((x * np.cos(angle) + y * np.sin(angle)) / period)
+    second = np.floor((y * np.cos(angle) - x * np.sin(angle)) / period) if rng.random() < 0.5 else 0
+    colours = rng.integers(0, 256, (2, 3), dtype=np.uint8)
+    pattern = colours[((first + second) % 2).astype(int)]
+    # Soft edges, as drawings have.
+    objects = Image.fromarray(np.where(scene.labels > 0, 255, 0).astype(np.uint8))
+    half = objects.resize((size // 2,) * 2, Image.Resampling.BOX)
+    share = np.asarray(half.resize(objects.size, Image.Resampling.BILINEAR))
+    share = np.where(scene.labels > 0, 255, share // 2).astype(np.float32)[..., None] / 255
+    return Scene((share * scene.image + (1 - share) * pattern).astype(np.uint8), scene.labels)
 
 
 def measure_shots(model: HSNet, config: Config, benchmark: DrawnBenchmark) -> dict:
@@ -99,8 +86,7 @@ def measure_shots(model: HSNet, config: Config, benchmark: DrawnBenchmark) -> di
             masks = torch.stack([one[:, 1] > one[:, 0] for one in logits], dim=1)
         for (k, rule), score in scores.items():
             score.update(vote(masks[:, :k], rule).cpu(), batch.query_mask.cpu(), batch.class_id.cpu())
-    rows = [{"shot": k, "rule": rule, **s.summary(), "areas": s.rows} for (k, rule), s in scores.items()]
-    return {"digest": benchmark.digest(), "scores": rows}
+    return _content(benchmark, [({"shot": k, "rule": rule}, score) for (k, rule), score in scores.items()])
 
 
 def measure_backgrounds(model: HSNet, config: Config, benchmark: DrawnBenchmark) -> dict:
@@ -109,14 +95,14 @@ def measure_backgrounds(model: HSNet, config: Config, benchmark: DrawnBenchmark)
     prototypes = fit_prototypes(model, config, benchmark, device)
     predict = predictor(model, device, choose_precision(config.precision, device), prototypes)
     episodes = test_episodes(benchmark, fold=config.fold, shot=1, count=EPISODES)
-    rows = []
-    for name, kind in (("its own", benchmark), ("stripes and chequers", OtherBackgrounds(benchmark))):
+    found = []
+    for name, drawn in zip(BACKGROUNDS, (benchmark, on_other_backgrounds(benchmark)), strict=True):
         scores = {who: _score(benchmark, config) for who in ("HSNet", "prototypes")}
-        for batch in _batches(kind, config, episodes, f"backgrounds: {name}"):
+        for batch in _batches(drawn, config, episodes, f"backgrounds: {name}"):
             for who, mask in predict(batch).items():
                 scores[who].update(mask, batch.query_mask, batch.class_id)
-        rows += [{"backgrounds": name, "who": who, **s.summary(), "areas": s.rows} for who, s in scores.items()]
-    return {"digest": benchmark.digest(), "scores": rows}
+        found += [({"backgrounds": name, "who": who}, score) for who, score in scores.items()]
+    return _content(benchmark, found)
 
 
 def measure_episodes(model: HSNet, config: Config, benchmark: DrawnBenchmark) -> dict:
@@ -139,6 +125,11 @@ MEASUREMENTS: dict[str, Callable[[HSNet, Config, DrawnBenchmark], dict]] = {
 
 def _score(benchmark, config):
     return SegmentationScore(benchmark.classes(config.fold, "test"), benchmark.resample_classes)
+
+
+def _content(benchmark, scores):
+    rows = [{**which, **score.summary(), "areas": score.rows} for which, score in scores]
+    return {"digest": benchmark.digest(), "scores": rows}
 
 
 def _batches(benchmark, config, episodes, title, batch=0) -> Iterator:
@@ -176,21 +167,20 @@ class Comparison:
     worse: Callable[[int], SegmentationScore | None]
 
 
-def _of_variant(variant: str, who: str = "HSNet", seed: int = 0, keep: Callable | None = None):
-    """The 1-shot test of a run; of some episodes where `keep` says so."""
+def _run(variant, fold, seed=0):
+    return next(r for r in claimed_runs() if (r.variant, r.config.fold, r.config.seed) == (variant, fold, seed))
+
+
+def _of_test(variant: str = PUBLISHED, who: str = "HSNet", keep: Callable[[float, int, str], bool] | None = None):
+    """The 1-shot test of a run; of some episodes where `keep` says so of their share, distractors and artist."""
 
     def score(fold):
-        experiment = next(
-            c for c in claimed_runs() if (c.variant, c.config.fold, c.config.seed) == (variant, fold, seed)
-        )
-        test = experiment.tests().get(1)
-        if test is None:
+        run = _run(variant, fold)
+        test, episodes = run.tests().get(1), keep and _read(run, "episodes.json")
+        if test is None or (keep and episodes is None):
             return None
         rows = test["areas"][who]
-        if keep is not None:
-            episodes = _read(experiment, "episodes.json")
-            if episodes is None:
-                return None
+        if keep:
             rows = [row for row, episode in zip(rows, episodes["episodes"], strict=True) if keep(*episode)]
         return _from_rows(rows)
 
@@ -201,17 +191,16 @@ def _of_file(name: str, **which):
     """A score of one of the `more` files of the published network, by its other entries."""
 
     def score(fold):
-        experiment = next(c for c in claimed_runs() if (c.variant, c.config.fold, c.config.seed) == (BASE, fold, 0))
-        content = _read(experiment, name)
+        content = _read(_run(PUBLISHED, fold), name)
         if content is None:
             return None
-        return _from_rows(next(r for r in content["scores"] if all(r[k] == v for k, v in which.items()))["areas"])
+        return _from_rows(next(r for r in content["scores"] if which.items() <= r.items())["areas"])
 
     return score
 
 
-def _read(experiment, name):
-    path = experiment.folder / name
+def _read(run, name):
+    path = run.folder / name
     return json.loads(path.read_text()) if path.exists() else None
 
 
@@ -221,46 +210,48 @@ def _from_rows(rows):
 
 def comparisons() -> list[Comparison]:
     """All of them, in the order of the paper's claims."""
-
-    def runs(claim, text, better, worse):
-        return Comparison(claim, text, _of_variant(better), _of_variant(worse))
-
-    def sized(low, high):
-        return lambda share, distractors, artist: low <= share < high
-
     lines = [
-        runs(1, "center-pivot above separable kernels", BASE, "separable 4D kernels"),
-        runs(1, "separable above original (dense) kernels", "separable 4D kernels", "original 4D kernels"),
-        runs(1, "center-pivot above original (dense) kernels", BASE, "original 4D kernels"),
-        runs(2, "support features masked above not masked", BASE, "no support masking"),
-        runs(3, "all layers above one deep layer per level", BASE, "one deep layer per level"),
-        runs(
-            3, "one deep above one shallow layer per level", "one deep layer per level", "one shallow layer per level"
-        ),
-        runs(4, "three levels above two", BASE, "two deepest levels"),
-        runs(4, "two levels above the deepest alone", "two deepest levels", "deepest level alone"),
-        runs(5, "three convolutions a block above two", BASE, "two 4D convolutions per block"),
-        runs(5, "two convolutions a block above one", "two 4D convolutions per block", "one 4D convolution per block"),
+        Comparison(claim, text, _of_test(better), _of_test(worse))
+        for claim, text, better, worse in (
+            (1, "center-pivot above separable kernels", PUBLISHED, "separable 4D kernels"),
+            (1, "separable above original (dense) kernels", "separable 4D kernels", "original 4D kernels"),
+            (1, "center-pivot above original (dense) kernels", PUBLISHED, "original 4D kernels"),
+            (2, "support features masked above not masked", PUBLISHED, "no support masking"),
+            (3, "all layers above one deep layer per level", PUBLISHED, "one deep layer per level"),
+            (
+                3,
+                "one deep above one shallow layer per level",
+                "one deep layer per level",
+                "one shallow layer per level",
+            ),
+            (4, "three levels above two", PUBLISHED, "two deepest levels"),
+            (4, "two levels above the deepest alone", "two deepest levels", "deepest level alone"),
+            (5, "three convolutions a block above two", PUBLISHED, "two 4D convolutions per block"),
+            (5, "two convolutions a block above one", "two 4D convolutions per block", "one 4D convolution per block"),
+        )
     ]
     for more, fewer in zip(SHOTS[1:], SHOTS, strict=False):
-        text = f"{more} supports above {fewer}, the paper's vote"
-        by_shot = [_of_file("shots.json", shot=k, rule="paper") for k in (more, fewer)]
-        lines.append(Comparison(6, text, *by_shot))
-    by_rule = [_of_file("shots.json", shot=5, rule=rule) for rule in RULES]
-    lines.append(Comparison(6, "5 supports: the paper's vote above the majority's", *by_rule))
-    lines.append(Comparison(7, "HSNet above prototypes", _of_variant(BASE), _of_variant(BASE, "prototypes")))
+        pair = [_of_file("shots.json", shot=k, rule="paper") for k in (more, fewer)]
+        lines.append(Comparison(6, f"{more} supports above {fewer}, the paper's vote", *pair))
+    pair = [_of_file("shots.json", shot=5, rule=rule) for rule in RULES]
+    lines.append(Comparison(6, "5 supports: the paper's vote above the majority's", *pair))
+
+    def above_prototypes(claim, text, keep=None):
+        lines.append(Comparison(claim, text, *(_of_test(who=who, keep=keep) for who in ("HSNet", "prototypes"))))
+
+    above_prototypes(7, "HSNet above prototypes")
     for name, (low, high) in zip(("small", "middle-sized", "large"), SIZES, strict=True):
         text = f"… on {name} objects ({low:.0%} to {high:.0%} of the query)"
-        pair = [_of_variant(BASE, who, keep=sized(low, high)) for who in ("HSNet", "prototypes")]
-        lines.append(Comparison(7, text, *pair))
+        above_prototypes(7, text, lambda share, distractors, artist, low=low, high=high: low <= share < high)
     for n in (1, 2, 3, 4):
-        pair = [_of_variant(BASE, who, keep=lambda s, d, a, n=n: d == n) for who in ("HSNet", "prototypes")]
-        lines.append(Comparison(7, f"… with {n} distractor{'s'[: n > 1]}", *pair))
-    pair = [_of_variant(BASE, who, keep=lambda s, d, a: a == UNSEEN_ARTIST) for who in ("HSNet", "prototypes")]
-    lines.append(Comparison(8, "HSNet above prototypes on the unseen artist", *pair))
-    pair = [_of_file("backgrounds.json", backgrounds="stripes and chequers", who=w) for w in ("HSNet", "prototypes")]
+        text = f"… with {n} distractor{'s'[: n > 1]}"
+        above_prototypes(7, text, lambda share, distractors, artist, n=n: distractors == n)
+    text = "HSNet above prototypes on the unseen artist"
+    above_prototypes(8, text, lambda share, distractors, artist: artist == UNSEEN_ARTIST)
+    pair = [_of_file("backgrounds.json", backgrounds=BACKGROUNDS[1], who=who) for who in ("HSNet", "prototypes")]
     lines.append(Comparison(8, "HSNet above prototypes on unseen backgrounds", *pair))
-    lines.append(runs(9, "a frozen backbone above one that is trained too", BASE, "backbone trained too"))
+    pair = _of_test(), _of_test("backbone trained too")
+    lines.append(Comparison(9, "a frozen backbone above one that is trained too", *pair))
     return lines
 
 
@@ -282,12 +273,12 @@ def verdict(differences: Sequence[float], intervals: Sequence[tuple[float, float
 
 def seed_spread() -> float | None:
     """The largest difference, over folds, between two trainings of the published network that differ in their seed."""
-    published = [c for c in claimed_runs() if c.variant == BASE]
     by_fold: dict[int, list[float]] = {}
-    for experiment in published:
-        if (test := experiment.tests().get(1)) is None:
-            return None
-        by_fold.setdefault(experiment.config.fold, []).append(test["scores"]["HSNet"]["miou"])
+    for run in claimed_runs():
+        if run.variant == PUBLISHED:
+            if (test := run.tests().get(1)) is None:
+                return None
+            by_fold.setdefault(run.config.fold, []).append(test["scores"]["HSNet"]["miou"])
     return max(max(scores) - min(scores) for scores in by_fold.values())
 
 
@@ -310,15 +301,14 @@ class Finding:
 
 def findings() -> list[Finding]:
     """Every comparison with what was measured, in their order."""
-    folds = sorted({experiment.config.fold for experiment in claimed_runs()})
     spread = seed_spread()
     found = []
     for line in comparisons():
-        pairs = {fold: (line.better(fold), line.worse(fold)) for fold in folds}
+        pairs = {fold: (line.better(fold), line.worse(fold)) for fold in CLAIMS_FOLDS}
         pairs = {fold: pair for fold, pair in pairs.items() if None not in pair}
         scores = {fold: (better.miou(), worse.miou()) for fold, (better, worse) in pairs.items()}
         intervals = {fold: better.interval_above(worse) for fold, (better, worse) in pairs.items()}
-        complete = len(pairs) == len(folds) and spread is not None
+        complete = len(pairs) == len(CLAIMS_FOLDS) and spread is not None
         differences = [better - worse for better, worse in scores.values()]
         text = verdict(differences, list(intervals.values()), spread) if complete else ""
         found.append(Finding(line, scores, intervals, text))
@@ -327,21 +317,20 @@ def findings() -> list[Finding]:
 
 def verdicts_table() -> str:
     """Markdown: each comparison that was made in a fold at least, with its scores, the paired differences and the verdict."""
-    folds = sorted({experiment.config.fold for experiment in claimed_runs()})
     rows, missing = [], []
     for found in findings():
         if not found.scores:
             missing.append(f"{found.line.text} ({found.line.claim})")
             continue
-        columns = []
-        for fold in folds:
-            if fold not in found.scores:
-                columns.append("–")
-                continue
-            (better, worse), (low, high) = found.scores[fold], found.intervals[fold]
-            columns.append(f"{better:.1f} − {worse:.1f} = {better - worse:.1f} [{low:.1f}, {high:.1f}]")
-        rows.append([str(found.line.claim), found.line.text, *columns, found.verdict or "–"])
-    header = ["", "claim", *(f"fold {f}: mIoU, difference [95 %]" for f in folds), "verdict"]
+        by_fold = {
+            fold: f"{better:.1f} − {worse:.1f} = {better - worse:.1f} [{{:.1f}}, {{:.1f}}]".format(
+                *found.intervals[fold]
+            )
+            for fold, (better, worse) in found.scores.items()
+        }
+        scores = (by_fold.get(fold, "–") for fold in CLAIMS_FOLDS)
+        rows.append([str(found.line.claim), found.line.text, *scores, found.verdict or "–"])
+    header = ["", "claim", *(f"fold {f}: mIoU, difference [95 %]" for f in CLAIMS_FOLDS), "verdict"]
     return _with_missing(markdown(header, rows), "Not compared yet", missing)
 
 
@@ -368,18 +357,18 @@ def marks() -> dict[str, tuple[list[tuple[int, float, tuple[float, float]]], str
 
 def progress() -> str:
     """How many of the runs are done, the verdicts, what is missing, and the command that fills it: rendered."""
-    experiments = claimed_runs()
-    left = [experiment for experiment in experiments if state(experiment).kind != "done"]
-    done = f"{len(experiments) - len(left)} of {len(experiments)} runs are done"
-    counted = Counter(found.verdict for found in findings() if found.verdict)
-    lines = f"{counted.total()} of {len(comparisons())} comparisons have a verdict"
-    if counted:
-        lines += f" ({', '.join(f'{name}: {counted[name]}' for name in VERDICTS)})"
+    runs = claimed_runs()
+    left = [run for run in runs if state(run).kind != "done"]
+    found = findings()
+    counted = Counter(one.verdict for one in found if one.verdict)
+    text = f"{len(runs) - len(left)} of {len(runs)} runs are done; "
+    text += f"{counted.total()} of {len(found)} comparisons have a verdict"
+    text += f" ({', '.join(f'{name}: {counted[name]}' for name in VERDICTS)})" * bool(counted)
     if not left:
-        return f"{done}; {lines}."
-    hours = max(1, round(sum(expected_hours(experiment.config) for experiment in left)))
+        return f"{text}."
+    hours = max(1, round(sum(expected_hours(run.config) for run in left)))
     return (
-        f"{done}; {lines}. `python -m hsnet.reproduce claims` trains, tests and measures what is missing: about "
+        f"{text}. `python -m hsnet.reproduce claims` trains, tests and measures what is missing: about "
         f"{hours} hour{'s'[: hours != 1]} of two cores that compute in bfloat16. It may be stopped and started again at any time."
     )
 

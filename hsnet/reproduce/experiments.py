@@ -1,19 +1,22 @@
-"""The experiments of the paper's tables: which training and which tests stand behind each, and how far they are.
+"""The experiments behind the paper's tables: the training and the tests of each, and how far they are.
 
-A table is a list of experiments; another table is another function that returns such a list, entered in `TABLES`.
+A table is a list of experiments. Another table is another line of `TABLES`.
 """
 
 import csv
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 
+import torch
+
 from ..config import FREE, ROOT, TRAINING_SEEDS, Config, data_folder, paper
+from ..model import HSNet
 from ..runs import lock_holder
 
-PAPER = ROOT / "data" / "paper"
 BENCHMARKS = {
     "pascal": "PASCAL-5i",
     "coco": "COCO-20i",
@@ -28,9 +31,10 @@ BACKBONES = {
     "resnet101": "ResNet-101",
     "efficientnet_lite0": "EfficientNet-Lite0",
 }
+PUBLISHED = ""  # the variant that is the published network
 # The paper's ablations: as `results.csv` names them -> the settings that differ.
 ABLATIONS: dict[str, dict] = {
-    "": {},
+    PUBLISHED: {},
     "no support masking": {"mask_support": False},
     "one deep layer per level": {"layers": "deep"},
     "one shallow layer per level": {"layers": "shallow"},
@@ -43,6 +47,12 @@ ABLATIONS: dict[str, dict] = {
     "backbone trained too": {"train_backbone": True},
 }
 LAST_EPOCH = "last-epoch"  # folder in a run's: the weights of its last epoch, and their tests
+
+
+def read_paper(name: str) -> list[dict[str, str]]:
+    """What the paper reports: the rows of `data/paper/NAME.csv`, such as "results", "kernels" or "training"."""
+    with (ROOT / "data" / "paper" / f"{name}.csv").open() as file:
+        return list(csv.DictReader(file))
 
 
 @dataclass(frozen=True)
@@ -123,13 +133,11 @@ class State:
         kind: "done", "running", "cut" (begun, and nobody at work), "missing", or "other settings".
         epochs: how many are trained.
         text: what else there is to say.
-        hours: of training so far, wall time; None where nothing was trained.
     """
 
     kind: str
     epochs: int = 0
     text: str = ""
-    hours: float | None = None
 
     def __str__(self) -> str:
         epochs = f" {self.epochs}" if self.kind in ("running", "cut") else ""
@@ -138,41 +146,34 @@ class State:
 
 def state(experiment: Experiment) -> State:
     """How far an experiment is, from the files of its run."""
-    folder, config = experiment.folder, experiment.config
+    folder = experiment.folder
     if not (folder / "config.json").exists():
         return State("missing")
-    found = Config.load(folder / "config.json")
-    other = [
-        f"{f.name} {getattr(found, f.name)!r}, not {getattr(config, f.name)!r}"
-        for f in fields(Config)
-        if f.name not in FREE and getattr(found, f.name) != getattr(config, f.name)
-    ]
+    found, wanted = vars(Config.load(folder / "config.json")), vars(experiment.config)
+    other = [f"{n} {v!r}, not {wanted[n]!r}" for n, v in found.items() if n not in FREE and v != wanted[n]]
     if other:
         return State("other settings", text="; ".join(other))
-    lines = experiment.history()
-    epochs, hours = len(lines), lines[-1]["seconds"] / 3600 if lines else None
+    epochs = len(experiment.history())
     if holder := lock_holder(folder):
-        return State("running", epochs, holder, hours)
+        return State("running", epochs, holder)
     tested = all(set(experiment.tests(*kind)) == set(experiment.shots) for kind in experiment.kinds)
-    if tested and all((folder / name).exists() for name in experiment.more):
-        return State("done", epochs, hours=hours)
-    return State("cut", epochs, hours=hours)
+    measured = all((folder / name).exists() for name in experiment.more)
+    return State("done" if tested and measured else "cut", epochs)
 
 
 def expected_hours(config: Config) -> float:
     """GPU hours that a training is expected to take: what it took the authors until it converged; or its own limit.
 
-    They did not say for which backbone, nor for ablations: taken to be the same. Of the embedded benchmark: hours of two
-    cores that compute in bfloat16.
+    They did not say for which backbone, nor for ablations: taken to be the same. Of a benchmark that they did not use:
+    hours of two cores that compute in bfloat16.
     """
     if config.minutes:
         return config.minutes / 60
-    if config.benchmark == "emoji":
-        more = CLAIMS_COST.get(config.kernel, 1.0) * (CLAIMS_COST["backbone"] if config.train_backbone else 1)
-        return config.epochs * config.epoch_episodes * CLAIMS_SECONDS * more / 3600
-    facts = {row["benchmark"]: row for row in csv.DictReader((PAPER / "training.csv").open())}
-    row = facts[BENCHMARKS[config.benchmark]]
-    return 24 * float(row["days"]) * float(row["gpus"])
+    facts = {row["benchmark"]: row for row in read_paper("training")}
+    if row := facts.get(BENCHMARKS[config.benchmark]):
+        return 24 * float(row["days"]) * float(row["gpus"])
+    more = CLAIMS_COST.get(config.kernel, 1.0) * (CLAIMS_COST["backbone"] if config.train_backbone else 1)
+    return config.epochs * config.epoch_episodes * CLAIMS_SECONDS * more / 3600
 
 
 def expected_bytes(config: Config) -> int:
@@ -185,55 +186,21 @@ def expected_bytes(config: Config) -> int:
 
 @cache
 def _learned(settings: tuple) -> int:
-    import torch
-
-    from ..model import HSNet
-
     with torch.device("meta"):
         model = HSNet(**dict(settings) | {"pretrained": False})
     return sum(p.numel() for p in model.learned_parameters().values())
 
 
-def _experiment(benchmark, backbone, fold, protocol, seed=0, variant="", **options):
-    config = replace(paper(benchmark, backbone, fold), protocol=protocol, seed=seed, **ABLATIONS[variant])
-    marks = [variant.replace(" ", "-")] * bool(variant) + [f"seed{seed}"] * bool(seed)
-    return Experiment(replace(config, name="-".join([config.run, *marks]) if marks else ""), variant=variant, **options)
-
-
-def _experiments(benchmark: str, backbones: tuple[str, ...], protocol: str, **options) -> list[Experiment]:
-    folds = range(1 if benchmark == "fss" else 4)
-    seeds = range(TRAINING_SEEDS[protocol])
-    return [_experiment(benchmark, b, f, protocol, s, **options) for b in backbones for s in seeds for f in folds]
-
-
-def pascal(protocol: str = "official") -> list[Experiment]:
-    """PASCAL-5i."""
-    return _experiments("pascal", ("vgg16", "resnet50", "resnet101"), protocol)
-
-
-def coco(protocol: str = "official") -> list[Experiment]:
-    """COCO-20i."""
-    return _experiments("coco", ("resnet50", "resnet101"), protocol)
-
-
-def fss(protocol: str = "official") -> list[Experiment]:
-    """FSS-1000."""
-    return _experiments("fss", ("vgg16", "resnet50", "resnet101"), protocol)
-
-
-def coco_to_pascal(protocol: str = "official") -> list[Experiment]:
-    """Trained on COCO-20i, tested on PASCAL's images: no class of a fold was trained on."""
-    return _experiments("coco", ("resnet50", "resnet101"), protocol, tested_on="coco-to-pascal")
-
-
-def ten_shot(protocol: str = "official") -> list[Experiment]:
-    """Ten supports."""
-    return [c for b in ("pascal", "coco") for c in _experiments(b, ("resnet50",), protocol, shots=(10,))]
-
-
-def ablations(protocol: str = "official") -> list[Experiment]:
-    """Parts of the network changed or left out, on PASCAL-5i."""
-    return [c for variant in ABLATIONS for c in _experiments("pascal", ("resnet101",), protocol, variant=variant)]
+def _experiments(benchmark: str, backbones: tuple[str, ...], protocol: str, variant="", **options) -> list[Experiment]:
+    """By backbone, training seed and fold."""
+    found = []
+    for backbone, seed in product(backbones, range(TRAINING_SEEDS[protocol])):
+        for fold in range(1 if benchmark == "fss" else 4):
+            config = replace(paper(benchmark, backbone, fold), protocol=protocol, seed=seed, **ABLATIONS[variant])
+            marks = [variant.replace(" ", "-")] * bool(variant) + [f"seed{seed}"] * bool(seed)
+            config = replace(config, name="-".join([config.run, *marks]) if marks else "")
+            found.append(Experiment(config, variant=variant, **options))
+    return found
 
 
 # 6400 episodes, warmed up and let down to zero: about twenty minutes of two cores that compute in bfloat16, two and a half
@@ -244,72 +211,37 @@ CLAIMS_SECONDS = 0.15  # a training episode of these, on two cores that compute 
 CLAIMS_COST = {"dense": 3.4, "backbone": 1.8}  # times as much
 
 
-def claims(protocol: str = "official") -> list[Experiment]:
+def claims() -> list[Experiment]:
     """What the paper claims, on the embedded benchmark; see `hsnet.reproduce.claims`."""
-    experiments = []
-    for variant, seed in (("", 0), ("", 1), *((variant, 0) for variant in CLAIMED)):
+    # In the order of training. Dense kernels, which cost four times as much, are the last.
+    places = {PUBLISHED: 0, "separable 4D kernels": 1, "original 4D kernels": 3}
+    variants = sorted(ABLATIONS, key=lambda variant: places.get(variant, 2))
+    found = []
+    for variant, seed in ((PUBLISHED, 0), (PUBLISHED, 1), *((variant, 0) for variant in variants[1:])):
         for fold in CLAIMS_FOLDS:
-            mark = "-".join([variant.replace(" ", "-") or "published", *[f"seed{seed}"] * bool(seed)])
+            mark = (variant.replace(" ", "-") or "published") + f"-seed{seed}" * bool(seed)
             config = replace(CLAIMS, fold=fold, seed=seed, name=f"claims-fold{fold}-{mark}", **ABLATIONS[variant])
-            more = ("episodes.json", "shots.json", "backgrounds.json") if not variant and not seed else ()
-            experiments.append(Experiment(config, shots=(1,), variant=variant, last=False, more=more))
-    return experiments
+            more = () if variant or seed else ("episodes.json", "shots.json", "backgrounds.json")
+            found.append(Experiment(config, shots=(1,), variant=variant, last=False, more=more))
+    return found
 
 
-# The order in which they are trained; dense kernels, which cost four times as much, are the last.
-CLAIMED = (
-    "separable 4D kernels",
-    "no support masking",
-    "one deep layer per level",
-    "one shallow layer per level",
-    "two deepest levels",
-    "deepest level alone",
-    "two 4D convolutions per block",
-    "one 4D convolution per block",
-    "backbone trained too",
-    "original 4D kernels",
-)
-
-TABLES: dict[str, Callable[..., list[Experiment]]] = {
-    "pascal": pascal,
-    "coco": coco,
-    "fss": fss,
-    "coco-to-pascal": coco_to_pascal,
-    "ten-shot": ten_shot,
-    "ablations": ablations,
-    "claims": claims,
+VGG_AND_RESNETS, RESNETS = ("vgg16", "resnet50", "resnet101"), ("resnet50", "resnet101")
+TABLES: dict[str, Callable[[str], list[Experiment]]] = {  # by name: the experiments under a protocol
+    "pascal": lambda protocol: _experiments("pascal", VGG_AND_RESNETS, protocol),
+    "coco": lambda protocol: _experiments("coco", RESNETS, protocol),
+    "fss": lambda protocol: _experiments("fss", VGG_AND_RESNETS, protocol),
+    # Trained on COCO-20i, tested on PASCAL's images: no class of a fold was trained on.
+    "coco-to-pascal": lambda protocol: _experiments("coco", RESNETS, protocol, tested_on="coco-to-pascal"),
+    "ten-shot": lambda protocol: [
+        one for name in ("pascal", "coco") for one in _experiments(name, ("resnet50",), protocol, shots=(10,))
+    ],
+    "ablations": lambda protocol: [
+        one for variant in ABLATIONS for one in _experiments("pascal", ("resnet101",), protocol, variant)
+    ],
+    "claims": lambda protocol: claims(),
 }
 OF_PAPER = tuple(name for name in TABLES if name != "claims")
-
-
-def trainings(experiments: list[Experiment]) -> list[Config]:
-    """The trainings behind experiments, each once."""
-    return list({experiment.config.run: experiment.config for experiment in experiments}.values())
-
-
-def only(tables: dict[str, list[Experiment]], words: str) -> dict[str, list[Experiment]]:
-    """The experiments of some backbones or folds, by table; tables without any are left out.
-
-    Args:
-        words: with commas between, such as "resnet50,0" or "resnet50,resnet101,0,1"; empty for all.
-
-    Raises:
-        ValueError: a word that is neither, with what is possible.
-    """
-    configs = [experiment.config for experiments in tables.values() for experiment in experiments]
-    asked = {word.strip() for word in words.split(",") if word.strip()}
-    backbones, folds = {config.backbone for config in configs}, {str(config.fold) for config in configs}
-    if unknown := sorted(asked - backbones - folds):
-        raise ValueError(
-            f"--only {words}: there is no {unknown[0]!r} here; name backbones ({', '.join(sorted(backbones))}) "
-            f"and folds ({', '.join(sorted(folds))}), with commas between"
-        )
-    backbones, folds = backbones & asked or backbones, folds & asked or folds
-    chosen = {
-        n: [c for c in experiments if c.config.backbone in backbones and str(c.config.fold) in folds]
-        for n, experiments in tables.items()
-    }
-    return {name: experiments for name, experiments in chosen.items() if experiments}
 
 
 def experiments_of(table: str, protocol: str = "official") -> list[Experiment]:
@@ -321,3 +253,41 @@ def experiments_of(table: str, protocol: str = "official") -> list[Experiment]:
     if table not in TABLES:
         raise ValueError(f"no table {table!r}: choose one of {', '.join(TABLES)}")
     return TABLES[table](protocol)
+
+
+def by_row(experiments: list[Experiment]) -> dict[str, list[Experiment]]:
+    """The experiments of each row of a table: its folds."""
+    rows: dict[str, list[Experiment]] = {}
+    for one in experiments:
+        rows.setdefault(one.row, []).append(one)
+    return rows
+
+
+def trainings(experiments: list[Experiment]) -> list[Config]:
+    """The trainings behind experiments, each once."""
+    return list({one.config.run: one.config for one in experiments}.values())
+
+
+def only(tables: dict[str, list[Experiment]], words: str) -> dict[str, list[Experiment]]:
+    """The experiments of some backbones or folds, by table; tables without any are left out.
+
+    Args:
+        words: with commas between, such as "resnet50,0" or "resnet50,resnet101,0,1"; empty for all.
+
+    Raises:
+        ValueError: a word that is neither, with what is possible.
+    """
+    configs = [one.config for experiments in tables.values() for one in experiments]
+    asked = {word.strip() for word in words.split(",") if word.strip()}
+    backbones, folds = {config.backbone for config in configs}, {str(config.fold) for config in configs}
+    if unknown := sorted(asked - backbones - folds):
+        raise ValueError(
+            f"--only {words}: there is no {unknown[0]!r} here; name backbones ({', '.join(sorted(backbones))}) "
+            f"and folds ({', '.join(sorted(folds))}), with commas between"
+        )
+    backbones, folds = backbones & asked or backbones, folds & asked or folds
+    chosen = {}
+    for name, experiments in tables.items():
+        found = [one for one in experiments if one.config.backbone in backbones and str(one.config.fold) in folds]
+        chosen |= {name: found} if found else {}
+    return chosen

@@ -1,0 +1,452 @@
+"""Time, operations, bytes and peak memory of the plain path (`hsnet/naive.py`) and of the library.
+
+Contenders take turns; a time is the median of the repetitions after a warm-up. Memory is the peak beyond the weights, of
+one pass in a process of its own. The network's weights are random, which changes no time; the support's mask is a disc
+that covers a quarter of the image.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from .. import naive
+from ..benchmarks import Episode, benchmark_of
+from ..benchmarks.cache import Cache, build_cache
+from ..benchmarks.listed import BOUNDARY
+from ..benchmarks.pascal import Pascal
+from ..config import Config
+from ..conv4d import KERNELS
+from ..correlation import hypercorrelation_pyramid, mask_features, unit_vectors
+from ..devices import Memory, choose_precision, describe
+from ..engine import choose_workers, evaluate, predictor
+from ..episodes import EpisodeDataset, test_episodes
+from ..fast.correlation import correlate_and_convolve, cut
+from ..model import HSNet
+from ..runs import WEIGHTS, run_folder, save_model, write_json
+from ..segmenter import Segmenter
+from ..train import backward
+
+SIDES = [6, 9, 12, 15, 18]  # positions a side, of four, that the kernels are measured at
+SHOTS, BATCH = 5, 4  # of "5-shot" and of "training step"
+WORK = ("1-shot", "5-shot", "training step")
+
+
+class Bench:
+    """A network twice, plain and fast, with the same weights, and something to feed them."""
+
+    def __init__(self, backbone: str, size: int, device: torch.device):
+        torch.manual_seed(0)
+        self.device, self.size = device, size
+        self.plain = HSNet(backbone, pretrained=False, train_backbone=True).to(device).eval()
+        self.plain.backbone.requires_grad_(False)
+        self.plain.backbone.trainable = False
+        _settle(self.plain.backbone.network, device)
+        self.fast = HSNet(backbone, pretrained=False).to(device).eval()
+        self.fast.backbone.load_unfolded(self.plain.backbone.network.state_dict())
+        learned = {n: t for n, t in self.plain.state_dict().items() if not n.startswith("backbone.")}
+        self.fast.load_state_dict(learned, strict=False)
+        self.query = torch.randn(BATCH, 3, size, size, device=device)
+        self.support = torch.randn(BATCH, SHOTS, 3, size, size, device=device)
+        self.mask = disc(size).expand(BATCH, SHOTS, size, size).to(device)
+
+    def run(self, what: str, path: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """One pass of `what` by the "plain" or the "fast" path; its logits, mask, or gradients."""
+        forward, predict = (naive.forward, naive.predict) if path == "plain" else (HSNet.forward, HSNet.predict)
+        model = getattr(self, path)
+        with torch.no_grad(), torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            if what == "1-shot":
+                return forward(model, self.query[:1], self.support[:1, 0], self.mask[:1, 0])
+            if what == "5-shot":
+                return predict(model, self.query[:1], self.support[:1], self.mask[:1])
+        batch = self.query, self.support[:, 0], self.mask[:, 0]
+        model.zero_grad()
+        if path == "fast":
+            backward(model, *batch, self.mask[:, 0], torch.ones(2, device=self.device), dtype)
+        else:
+            F.cross_entropy(forward(model, *batch), self.mask[:, 0].long()).backward()
+        return torch.cat([p.grad.flatten() for p in model.learned_parameters().values()])
+
+
+def disc(size: int) -> torch.Tensor:
+    """A mask (size, size) whose foreground, a disc in the middle, covers a quarter of it."""
+    x = (torch.arange(size) + 0.5) / size - 0.5
+    return x[:, None] ** 2 + x[None, :] ** 2 < 0.25 / torch.pi
+
+
+def _settle(network, device):
+    """Give random weights activations of ordinary size, as trained ones have: statistics from one batch of noise."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    network.train()
+    with torch.no_grad():
+        network(torch.randn(2, 3, 256, 256, device=device))
+    network.eval()
+
+
+def precisions_of(device: torch.device) -> list[torch.dtype]:
+    """float32, and what is fast here."""
+    return list(dict.fromkeys([torch.float32, choose_precision("auto", device)]))
+
+
+def take_turns(contenders: dict[Any, Callable[[], object]], repetitions: int, title: str) -> dict[Any, float]:
+    """Median seconds of each; one round to warm up, then rounds in which each runs once."""
+    seconds: dict[Any, list[float]] = {name: [] for name in contenders}
+    for i in tqdm(range(repetitions + 1), desc=title, unit="round", leave=False):
+        for name, contender in contenders.items():
+            _wait()
+            start = time.perf_counter()
+            contender()
+            _wait()
+            if i:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _wait():
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+class _Traffic(TorchDispatchMode):
+    """Adds up the bytes of the tensors that operations read and write, as if there were no cache."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        read, written = (
+            [t for t in tree_leaves(values) if isinstance(t, torch.Tensor)]
+            for values in ((arguments, keywords), result)
+        )
+        memory = {t.untyped_storage().data_ptr() for t in read}
+        is_view = not function._schema.is_mutable and all(t.untyped_storage().data_ptr() in memory for t in written)
+        if not is_view:
+            self.bytes += sum(t.numel() * t.element_size() for t in read + written)
+        return result
+
+
+def count(work: Callable[[], object]) -> dict[str, float]:
+    """Operations (a multiply-add is two) and bytes of one call, in units of 10⁹."""
+    with FlopCounterMode(display=False) as flops, _Traffic() as traffic:
+        work()
+    return {"gflop": flops.get_total_flops() / 1e9, "gbyte": traffic.bytes / 1e9}
+
+
+def compare(contenders: dict[Any, Callable[[], object]], repetitions: int, title: str) -> dict[Any, dict]:
+    """Of each contender what `take_turns` and `count` measure."""
+    seconds = take_turns(contenders, repetitions, title)
+    return {name: {"seconds": seconds[name], **count(work)} for name, work in contenders.items()}
+
+
+def machine_limits(device: torch.device, precisions: list[torch.dtype], repetitions: int) -> dict:
+    """What a large matrix product and a large copy reach here: GFLOP/s per precision, GB/s read plus written."""
+    side = 2048 if device.type == "cpu" else 8192
+    squares = {str(dtype)[6:]: torch.randn(side, side, device=device, dtype=dtype) for dtype in precisions}
+    contenders = {name: lambda a=a: a @ a for name, a in squares.items()}
+    a = torch.zeros(2**28 // 4, device=device)
+    b = torch.zeros_like(a)
+    seconds = take_turns(contenders | {"copy": lambda: b.copy_(a)}, repetitions, "the machine's limits")
+    copy = seconds.pop("copy")
+    gflops = {name: 2 * side**3 / value / 1e9 for name, value in seconds.items()}
+    return {"gflops": gflops, "gbytes": 2 * a.numel() * 4 / copy / 1e9}
+
+
+@torch.no_grad()
+def measure_kernels(sides: list[int], repetitions: int, device: torch.device) -> list[dict]:
+    """The three kernels and the plain center-pivot: 16 to 16 channels, kernel 3, stride 1, side⁴ positions."""
+    rows = []
+    for side in sides:
+        convs = {name: kernel(16, 16, 3).to(device) for name, kernel in KERNELS.items()}
+        x = torch.randn(1, side, side, side, side, 16, device=device).movedim(-1, 1)
+        contenders = {name: (lambda conv=conv, x=x: conv(x)) for name, conv in convs.items()}
+        contenders["center-pivot, plain"] = lambda x=x, c=convs["center-pivot"]: naive.convolve_center_pivot(c, x)
+        for name, found in compare(contenders, repetitions, f"kernels, {side}⁴ positions").items():
+            parameters = sum(p.numel() for p in convs[name.removesuffix(", plain")].parameters())
+            rows.append({"kernel": name, "side": side, "parameters": parameters, **found})
+    return rows
+
+
+@torch.no_grad()
+def measure_stages(bench: Bench, repetitions: int) -> list[dict]:
+    """The stages of one image pair.
+
+    On a CPU the fast path has no correlation of its own to time: it is one with the first squeezing convolution. So both
+    paths show that as one stage, and the correlation alone, as plain functions of either path, besides.
+    """
+    query, support, mask = bench.query[:1], bench.support[:1, 0], bench.mask[:1, 0]
+    plain, fast = bench.plain, bench.fast
+    query_levels, support_levels = fast.backbone(query), fast.backbone(support)
+    blocks = fast.encoder.squeezing
+    fuses = fast.fuses(1, *(levels[0][0][0, 0].numel() for levels in (query_levels, support_levels)))
+    plain_query, plain_support = plain.backbone(query), plain.backbone(support)
+
+    def first():
+        if not fuses:
+            pyramid = hypercorrelation_pyramid(query_levels, mask_features(support_levels, mask))
+            return [block.layers[0](x) for block, x in zip(blocks, pyramid, strict=True)]
+        return [
+            correlate_and_convolve(block.layers[0], [unit_vectors(f) for f in q], cut(s, mask, block.layers[0]))
+            for block, q, s in zip(blocks, query_levels, support_levels, strict=True)
+        ]
+
+    def rest(begun):
+        return [block.after_first(x.clone()) for block, x in zip(blocks, begun, strict=True)]
+
+    def plain_first():
+        stacks = naive.pyramid(plain_query, plain_support, mask)
+        return [naive.convolve_center_pivot(b.layers[0], x) for b, x in zip(blocks, stacks, strict=True)]
+
+    begun = first()
+    squeezed = rest(begun)
+    plain_begun = [x.contiguous() for x in begun]
+    plain_squeezed = [x.contiguous() for x in squeezed]
+    context = fast.encoder.mix(list(squeezed))
+    stages = {  # the plain path, the fast one
+        "backbone, two images": (
+            lambda: (plain.backbone(query), plain.backbone(support)),
+            lambda: (fast.backbone(query), fast.backbone(support)),
+        ),
+        "correlation alone": (
+            lambda: naive.pyramid(plain_query, plain_support, mask),
+            lambda: hypercorrelation_pyramid(query_levels, mask_features(support_levels, mask)),
+        ),
+        "correlation and first convolution": (plain_first, first),
+        "rest of the squeezing": (
+            lambda: [naive.run(b.layers[1:], x.clone()) for b, x in zip(blocks, plain_begun, strict=True)],
+            lambda: rest(begun),
+        ),
+        "mixing": (
+            lambda: naive.mix(fast.encoder, list(plain_squeezed)),
+            lambda: fast.encoder.mix(list(squeezed)),
+        ),
+        "decoding": (lambda: plain.decoder(context), lambda: fast.decoder(context)),
+    }
+    rows = []
+    for stage, pair in stages.items():
+        found = compare(dict(zip(("plain", "fast"), pair, strict=True)), repetitions, stage)
+        rows += [{"stage": stage, "path": path, **measured} for path, measured in found.items()]
+    return rows
+
+
+def measure_passes(bench: Bench, precisions: list[torch.dtype], repetitions: int) -> list[dict]:
+    """1-shot, 5-shot and a training step, and by how much the paths' results differ."""
+    rows = []
+    for what in WORK:
+        expected = bench.run(what, "plain").float()
+        keys = [("plain", torch.float32), *(("fast", dtype) for dtype in precisions)]
+        contenders = {key: lambda what=what, key=key: bench.run(what, *key) for key in keys}
+        found = compare(contenders, repetitions, what)
+        for path, dtype in keys:
+            row = {"what": what, "path": path, "precision": str(dtype)[6:], **found[path, dtype]}
+            if path == "fast":
+                row["ratio"] = found[keys[0]]["seconds"] / row["seconds"]
+                row["error"] = _error(bench.run(what, path, dtype).float(), expected, what).item()
+            rows.append(row)
+    return rows
+
+
+def _error(found, expected, what):
+    """Logits: the largest difference in standard deviations; masks: the share of other pixels; gradients: by norm."""
+    difference = found - expected
+    if what == "1-shot":
+        return difference.abs().max() / expected.std()
+    return difference.abs().mean() if what == "5-shot" else difference.norm() / expected.norm()
+
+
+def measure_segmenter(bench: Bench, repetitions: int) -> list[dict]:
+    """A fitted `Segmenter` keeps its supports' features: seconds of fit and the first query, and of each further one."""
+    pixels = np.random.default_rng(0).integers(0, 256, (SHOTS + 1, bench.size, bench.size, 3), dtype=np.uint8)
+    mask = disc(bench.size).numpy()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        bench.fast.training_size = bench.size
+        save_model(Path(folder) / WEIGHTS, bench.fast)
+        segmenter = Segmenter(folder, device=str(bench.device))
+        for shot in (1, SHOTS):
+            supports = list(pixels[:shot]), [mask] * shot
+            contenders = {
+                "first": lambda s=supports: segmenter.fit(*s).predict(pixels[-1]),
+                "further": lambda: segmenter.predict(pixels[-1]),
+            }
+            seconds = take_turns(contenders, repetitions, f"Segmenter, {shot} support{'s'[: shot > 1]}")
+            rows.append({"shot": shot, **seconds})
+    return rows
+
+
+def measure_memory(backbone: str, sizes: dict[str, list[int]], device: torch.device) -> list[dict]:
+    """Peak bytes beyond weights and input, each of one pass in a process of its own.
+
+    None where memory did not suffice, or where nothing was tried, because the correlations alone, held three times over as
+    the plain path does, would fill half of the machine's memory.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    tasks = [(what, path, size) for what in sizes for size in sizes[what] for path in ("plain", "fast")]
+
+    def run(task):
+        what, path, size = task
+        row = {"what": what, "path": path, "size": size, "bytes": None}
+        if path == "plain" and 3 * 4 * 4 * (size / 8) ** 4 * (BATCH if what == "training step" else 1) > memory / 2:
+            return row
+        command = [sys.executable, "-m", "hsnet.speed", "--one", what, path, "--size", str(size)]
+        command += ["--backbone", backbone, "--device", str(device), "--threads", str(torch.get_num_threads())]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode == 0:
+            return row | json.loads(done.stdout)
+        if done.returncode > 0 and "memory" not in done.stderr:  # a signal, such as the kernel's, is no mistake of ours
+            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+        return row
+
+    # Several at a time on a GPU, where only a process's own tensors are counted.
+    with ThreadPoolExecutor(4 if device.type == "cuda" else 1) as pool:
+        return list(tqdm(pool.map(run, tasks), "memory", len(tasks), unit="process", leave=False))
+
+
+def measure_one(backbone: str, what: str, path: str, size: int, device: torch.device) -> dict:
+    """The peak memory of one pass in this process, which has done nothing else but a small pass to load what it needs."""
+    Bench(backbone, 64, device).run(what, path)
+    bench = Bench(backbone, size, device)
+    memory = Memory(device)
+    start = time.perf_counter()
+    bench.run(what, path)
+    _wait()
+    return {"bytes": memory.peak() - memory.before, "seconds": time.perf_counter() - start}
+
+
+class _Generated(Pascal):
+    """A tree in PASCAL's layout: drawn pictures of VOC's usual 500 × 375 pixels, each of which shows every class."""
+
+    NAMES = tuple(f"{i:06d}" for i in range(100))
+
+    def write(self) -> None:
+        rng = np.random.default_rng(0)
+        labels = np.zeros((375, 500), np.uint8)
+        labels[100:300, 120:400] = BOUNDARY
+        labels[105:295, 125:395] = 1
+        for folder in (self.image_path("x").parent, self.mask_path("x").parent):
+            folder.mkdir(parents=True)
+        for name in self.NAMES:
+            # Smooth shapes and fine grain: JPEGs of about 100 kB, as VOC's are.
+            smooth = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((500, 375))
+            pixels = np.clip(np.asarray(smooth) + rng.normal(0, 12, (375, 500, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(self.image_path(name), quality=90)
+            Image.fromarray(labels).save(self.mask_path(name))
+
+    def files(self) -> list[str]:
+        return list(self.NAMES)
+
+    def listed(self, part: str) -> list[tuple[str, int]]:
+        return [(name, c) for name in self.NAMES for c in range(len(self.class_names))]
+
+
+def measure_reading(size: int, episodes: int, workers: list[int]) -> dict:
+    """Episodes a second that the loader gives, 1-shot, batches of 20: decoded from files, and from the cache.
+
+    The files are in the system's memory: the disk is not measured.
+    """
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        benchmark = _Generated(Path(folder))
+        benchmark.write()
+        files = benchmark.files()
+        pairs = [(files[i % len(files)], files[(i + 1) % len(files)]) for i in range(episodes)]
+        dataset = EpisodeDataset(benchmark, size, [Episode(query, (support,), 0) for query, support in pairs])
+        build_cache(benchmark, size)
+        sources = {"files": None, "cache": Cache.of(benchmark, size)}
+        for processes in workers:
+            for source, cache in sources.items():
+                benchmark.cache = cache
+                start = time.perf_counter()
+                title = f"{source}, {processes} workers"
+                for _ in tqdm(dataset.loader(20, processes), desc=title, unit="batch", leave=False):
+                    pass
+                rate = episodes / (time.perf_counter() - start)
+                rows.append({"source": source, "workers": processes, "episodes_per_second": rate})
+    images = f"{len(files)} drawn JPEGs of 500 × 375 pixels"
+    return {"images": images, "episodes": episodes, "cores": os.cpu_count(), "rows": rows}
+
+
+def measure_consumption(backbone: str, size: int, device: torch.device, repetitions: int) -> list[dict]:
+    """Episodes a second of training steps, forward and backward, in each precision that makes sense here."""
+    bench = Bench(backbone, size, device)
+    contenders = {
+        str(dtype)[6:]: lambda dtype=dtype: bench.run("training step", "fast", dtype) for dtype in precisions_of(device)
+    }
+    seconds = take_turns(contenders, repetitions, "training step")
+    return [{"backbone": backbone, "precision": p, "episodes_per_second": BATCH / s} for p, s in seconds.items()]
+
+
+def measure_score(run: str, device: torch.device) -> dict:
+    """The 1-shot test of a run in float32 and in the precision that is fast here: the same episodes, the same weights."""
+    folder = run_folder(run)
+    config = Config.load(folder / "config.json")
+    benchmark = benchmark_of(config)
+    model = HSNet.from_run(folder).to(device).eval()
+    predictors = {str(dtype)[6:]: predictor(model, device, dtype, rule=config.rule) for dtype in precisions_of(device)}
+    scores = evaluate(
+        lambda batch: {name: predict(batch)["HSNet"] for name, predict in predictors.items()},
+        EpisodeDataset(
+            benchmark, config.size, test_episodes(benchmark, fold=config.fold, shot=1, count=config.test_episodes)
+        ),
+        benchmark.classes(config.fold, "test"),
+        batch=config.batch,
+        workers=choose_workers(config.workers),
+        title="test in each precision",
+    )
+    rows = []
+    for name, score in scores.items():
+        difference = score.miou() - scores["float32"].miou()
+        interval = score.interval_above(scores["float32"])
+        rows.append({"precision": name, **score.summary(), "difference": difference, "difference_interval": interval})
+    return {"run": folder.name, "size": config.size, "digest": benchmark.digest(), "rows": rows}
+
+
+def about(device: torch.device) -> dict:
+    """What a measurement was made on."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    return {"device": describe(device), "threads": torch.get_num_threads(), "versions": versions}
+
+
+def measure(backbone: str, size: int, device: torch.device, quick: bool, path: Path) -> dict:
+    """Everything, as the JSON file `path` holds it; written there also before memory is measured, which takes longest."""
+    repetitions = (2 if quick else 5) * (4 if device.type == "cuda" else 1)  # passes take milliseconds there
+    precisions = precisions_of(device) + [torch.float16] * (device.type == "cuda")
+    sizes = {"1-shot": [size]} if quick else {"1-shot": [256, 400, 600, 800, 1200], "training step": [256, 400]}
+    result = {
+        **about(device),
+        "backbone": backbone,
+        "size": size,
+        "batch": BATCH,
+        "repetitions": repetitions,
+        "mask": "a disc that covers a quarter of the image",
+        "limits": machine_limits(device, precisions, repetitions),
+        "kernels": measure_kernels(SIDES[:3] if quick else SIDES, repetitions, device),
+    }
+    bench = Bench(backbone, size, device)
+    result["stages"] = measure_stages(bench, repetitions)
+    result["whole"] = measure_passes(bench, precisions, repetitions)
+    result["segmenter"] = measure_segmenter(bench, repetitions)
+    del bench
+    write_json(path, result | {"memory": []})
+    result["memory"] = measure_memory(backbone, sizes, device)
+    write_json(path, result)
+    return result

@@ -1,0 +1,147 @@
+"""Tables and curves of the measurements of `hsnet.speed` and `hsnet.memory`."""
+
+import json
+
+import matplotlib.pyplot as plt
+
+from ..config import data_folder
+from ..runs import markdown
+
+
+def read_speed(name: str) -> dict:
+    """A file of `hsnet.speed`.
+
+    Raises:
+        FileNotFoundError: there is none of this name.
+    """
+    path = data_folder() / "speed" / f"{name}.json"
+    if not path.exists():
+        raise FileNotFoundError(f"no {path}: write it with `python -m hsnet.speed --name {name}`")
+    return json.loads(path.read_text())
+
+
+def speed_table(result: dict) -> str:
+    """Markdown: seconds of the plain path and of the library, and their ratio; a fitted segmenter's first and further query."""
+    plain = {r["what"]: r["seconds"] for r in result["whole"] if r["path"] == "plain"}
+    pairs = [
+        (f"{r['what']}, {r['precision']}", plain[r["what"]], r["seconds"])
+        for r in result["whole"]
+        if r["path"] == "fast"
+    ]
+    for r in result["segmenter"]:
+        what = f"`Segmenter`, {r['shot']} support{'s'[: r['shot'] > 1]}: first and further query"
+        pairs.append((what, r["first"], r["further"]))
+    rows = [[what, _time(slow), _time(fast), f"{slow / fast:.2f}"] for what, slow, fast in pairs]
+    return markdown([f"{result['backbone']}, {result['size']} px", "plain path", "library", "times as fast"], rows)
+
+
+def _time(seconds):
+    return f"{seconds:.2f} s" if seconds >= 0.15 else f"{1000 * seconds:.0f} ms"
+
+
+def memory_table(result: dict) -> str:
+    """Markdown: peak memory beyond the weights, plain path and library, by size."""
+    found = {(r["what"], r["size"], r["path"]): r["bytes"] for r in result["memory"]}
+    rows = []
+    for what, size in dict.fromkeys((w, s) for w, s, _ in found):
+        plain, fast = found[what, size, "plain"], found[what, size, "fast"]
+        peaks = [f"{b / 1e9:.2f} GB" if b else "–" for b in (plain, fast)]
+        rows.append([f"{what}, {size} px", *peaks, f"{100 * fast / plain:.0f} %" if plain and fast else "–"])
+    return markdown(["peak beyond the weights", "plain path", "library", "share"], rows)
+
+
+def step_memory_table(result: dict) -> str:
+    """Markdown: the memory of a training step by setting, and the largest `--micro-batch` for some sizes of memory.
+
+    Args:
+        result: of a file of `hsnet.memory`.
+    """
+    sizes = (4, 8, 12, 24)
+    rows = []
+    for r in result["rows"]:
+        what = f"{r['backbone']}, {r['size']} px, {r['precision']}" + ", `--recompute`" * r["recompute"]
+        counts = [int((size * 1e9 - r["fixed"]) // r["each"]) for size in sizes]
+        memory = f"{r['fixed'] / 1e9:.2f} GB", f"{r['each'] / 1e9:.3f} GB"
+        rows.append([what, *memory, *(str(count) if count > 0 else "–" for count in counts)])
+    header = ["training step", "whatever the batch", "each episode at a time"]
+    return markdown([*header, *(f"fit in {size} GB" for size in sizes)], rows)
+
+
+def precision_table(result: dict) -> str:
+    """Markdown: a run's test score in each precision, and by how much it moves, from a file of `hsnet.speed --score`."""
+    rows = []
+    for r in result["rows"]:
+        (low, high), (least, most) = r["interval"], r["difference_interval"]
+        moved = f"{r['difference']:+.2f} [{least:+.2f}, {most:+.2f}]" if r["precision"] != "float32" else "–"
+        rows.append([r["precision"], f"{r['miou']:.1f} [{low:.1f}, {high:.1f}]", moved, str(r["episodes"])])
+    return markdown(["precision", "1-shot mIoU [95 %]", "moved by [95 %]", "episodes"], rows)
+
+
+def reading_table(result: dict) -> str:
+    """Markdown, with a line above: episodes a second that are read and trained on, from a file of `hsnet.speed --reading`."""
+    found = {f"{r['source']}, {r['workers']} workers": r for r in result["reading"]["rows"]}
+    found |= {f"a training step takes, {r['backbone']}, {r['precision']}": r for r in result["consumption"]}
+    table = markdown(
+        ["", "episodes a second"], [[what, f"{r['episodes_per_second']:.1f}"] for what, r in found.items()]
+    )
+    return f"{result['device']}, {result['size']} px, {result['reading']['cores']} cores\n\n{table}"
+
+
+def report(result: dict) -> str:
+    """What `hsnet.speed` prints: the limits in words, and a table each of kernels, stages, passes and memory."""
+    limits = result["limits"]
+    reached = ", ".join(f"{value:.0f} GFLOP/s in {name}" for name, value in limits["gflops"].items())
+    kernels = [[r["kernel"], f"{r['side']}⁴", *_rates(r), f"{r['parameters']:,}"] for r in result["kernels"]]
+    stages = [[r["stage"], r["path"], *_rates(r)] for r in result["stages"]]
+    rates = ["ms", "GFLOP", "GFLOP/s", "GB/s"]
+    parts = [
+        f"{result['device']}; {result['backbone']}, {result['size']} px; mask: {result['mask']}\n"
+        f"a large matrix product reaches {reached}; a large copy {limits['gbytes']:.0f} GB/s",
+        markdown(["kernel", "positions", *rates, "parameters"], kernels),
+        markdown(["stage", "path", *rates], stages),
+        speed_table(result),
+        memory_table(result),
+    ]
+    return "\n\n".join(parts)
+
+
+def _rates(row):
+    seconds, flop = row["seconds"], row["gflop"]
+    return [f"{1000 * seconds:.1f}", f"{flop:.2f}", f"{flop / seconds:.0f}", f"{row['gbyte'] / seconds:.0f}"]
+
+
+def draw(result: dict) -> plt.Figure:
+    """Curves: time of the kernels, time of the stages, memory by size."""
+    figure, (kernels, stages, memory) = plt.subplots(1, 3, figsize=(10.5, 3.6))
+    figure.patch.set_facecolor("white")
+    grey, blue, orange = "#495057", "#1c7ed6", "#d9480f"
+    styles = {
+        "dense": ("o-", grey),
+        "separable": ("s--", blue),
+        "center-pivot": ("D-", orange),
+        "center-pivot, plain": ("D:", orange),
+    }
+    for name, (style, colour) in styles.items():
+        rows = [r for r in result["kernels"] if r["kernel"] == name]
+        kernels.plot([r["side"] for r in rows], [1000 * r["seconds"] for r in rows], style, color=colour, label=name)
+    kernels.set(xlabel="positions a side, of four", ylabel="milliseconds", title="4D kernels, 16 to 16 channels")
+    names = list(dict.fromkeys(r["stage"] for r in result["stages"]))
+    for offset, path, colour in ((-0.2, "plain", "#adb5bd"), (0.2, "fast", orange)):
+        rows = {r["stage"]: r for r in result["stages"] if r["path"] == path}
+        places = [i + offset for i in range(len(names))]
+        stages.barh(places, [1000 * rows[n]["seconds"] for n in names], 0.38, color=colour, label=path)
+    stages.set_yticks(range(len(names)), [n.replace(" and ", "\nand ") for n in names], fontsize=8)
+    stages.invert_yaxis()
+    stages.set(xlabel="milliseconds", title=f"one image pair, {result['backbone']}, {result['size']} px")
+    for path, style, colour in (("plain", "o--", grey), ("fast", "D-", orange)):
+        rows = [r for r in result["memory"] if r["what"] == "1-shot" and r["path"] == path and r["bytes"]]
+        memory.plot([r["size"] for r in rows], [r["bytes"] / 1e9 for r in rows], style, color=colour, label=path)
+    memory.set(xlabel="pixels a side", ylabel="GB", title="peak memory of 1-shot")
+    for axis in (kernels, memory):
+        axis.set_yscale("log")
+    for axis in (kernels, stages, memory):
+        axis.legend(fontsize=8, frameon=False)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.title.set_fontsize(10)
+    figure.tight_layout()
+    return figure
