@@ -26,9 +26,10 @@ from tqdm import tqdm
 from . import runs
 from .benchmarks import load_benchmark
 from .config import Config, run_program
-from .conv4d import CenterPivotConv4d, convolve
+from .conv4d import CenterPivotConv4d
 from .correlation import unit_vectors
 from .episodes import EpisodeDataset, test_episodes
+from .fast.convolution import conv2d
 from .metrics import SegmentationScore
 from .model import HSNet
 from .runs import DEFAULT_RUN, run_folder
@@ -130,17 +131,15 @@ def _run(layers, x, size):
     """The layers of a squeezing or mixing block; `size` is the query's."""
     for layer in layers:
         if isinstance(layer, CenterPivotConv4d):
-            of_support = convolve(layer.support, x)
+            of_support = conv2d(layer.support, x)
             pruned = _images(x[..., :: layer.stride, :: layer.stride], size)
-            x = of_support + _rows(convolve(layer.query, pruned), of_support.shape[2:])
+            x = of_support + _rows(conv2d(layer.query, pruned), of_support.shape[2:])
         elif isinstance(layer, nn.GroupNorm):
             grouped = x.reshape(len(x), layer.num_groups, -1)
             grouped = grouped - grouped.mean(dim=(0, 2), keepdim=True)
             variance = (grouped * grouped).mean(dim=(0, 2), keepdim=True)
             normal = (grouped / (variance + layer.eps).sqrt()).reshape(x.shape)
-            x = normal * layer.weight.view(1, -1, 1, 1) + layer.bias.view(1, -1, 1, 1)
-        else:
-            x = F.relu(x)
+            x = F.relu(normal * layer.weight.view(1, -1, 1, 1) + layer.bias.view(1, -1, 1, 1))
     return x
 
 

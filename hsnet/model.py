@@ -5,7 +5,6 @@ query, support ─ Backbone ─ mask_features ─ hypercorrelation_pyramid ─ P
 """
 
 import math
-import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,11 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .backbone import Backbone, pyramid_layers
+from . import fast
+from .backbone import Backbone
 from .conv4d import KERNELS, over_query, over_support
-from .correlation import hypercorrelation_pyramid, mask_features, unit_vectors
-from .fast.correlation import SupportLevel, correlate_and_convolve, cut
-from .fast.normalization import GroupNorm
+from .correlation import hypercorrelation_pyramid, mask_features
+from .fast.correlation import cut_supports, encode, unit_levels
+from .fast.normalization import GroupNormReLU
+from .inputs import check_inputs, warn_about_size
 from .reference import BACKBONE, from_reference
 from .runs import load_model
 
@@ -34,20 +35,19 @@ SQUEEZING = {  # (kernel_size, stride) of the three convolutions, by levels coun
 }
 MIXING = ((3, 1), (3, 1), (3, 1))
 GROUPS = 4  # of every group normalisation
-
-WHOLE = 1 / 32  # of a GPU's memory, that the finest hypercorrelation of a batch may take
-
 VOTE_RULES = ("paper", "majority")
+Levels = list[list[Float[Tensor, "_b _c _h _w"]]]  # features by level, fine to coarse, and layer, shallow to deep
+Masks = Bool[Tensor, "b k H W"] | Float[Tensor, "b k H W"]
 
 
 def _convolutions(kernel: str, in_channels: int, channels: tuple[int, ...], sizes) -> nn.Sequential:
-    """4D convolution, group normalisation, ReLU, for each (kernel_size, stride) of `sizes`."""
+    """4D convolution, then group normalisation with ReLU, for each (kernel_size, stride) of `sizes`."""
     modules = []
     for out_channels, (kernel_size, stride) in zip(channels, sizes, strict=True):
         modules += [
             KERNELS[kernel](in_channels, out_channels, kernel_size, stride),
-            GroupNorm(GROUPS, out_channels),
-            nn.ReLU(inplace=True),
+            GroupNormReLU(GROUPS, out_channels),
+            nn.Identity(),  # in checkpoints, the authors' among them, the ReLU takes a number of its own
         ]
         in_channels = out_channels
     return nn.Sequential(*modules)
@@ -70,7 +70,7 @@ class SqueezingBlock(nn.Module):
 
     def after_first(self, x: Float[Tensor, "b _c hq wq _hs _ws"]) -> Float[Tensor, "b 128 hq wq h2 w2"]:
         """What follows the first convolution, whose result may be overwritten."""
-        x = _run(self.layers[1:], x)
+        x = self.layers[1:](x)
         return over_support(partial(F.avg_pool2d, kernel_size=self.pool, ceil_mode=True), x) if self.pool > 1 else x
 
 
@@ -85,26 +85,16 @@ class MixingBlock(nn.Module):
         self, fine: Float[Tensor, "b 128 hq wq hs ws"], coarse: Float[Tensor, "b 128 _hq _wq _hs _ws"]
     ) -> Float[Tensor, "b 128 hq wq hs ws"]:
         """Mix two neighbouring levels of the pyramid."""
-        coarse = over_query(_resize(fine.shape[2:4]), coarse)
+        coarse = over_query(partial(resize, size=fine.shape[2:4]), coarse)
         # Backbones that round sizes down (VGG-16) can squeeze two levels to different supports: never broadcast.
         if coarse.shape[4:] != fine.shape[4:]:
-            coarse = over_support(_resize(fine.shape[4:]), coarse)
-        return _run(self.layers, fine + coarse)
+            coarse = over_support(partial(resize, size=fine.shape[4:]), coarse)
+        return self.layers(fine + coarse)
 
 
-def _run(layers, x):
-    """The layers one after the other; normalisation and ReLU at once and in place where no gradient needs the values."""
-    for layer in layers:
-        if torch.is_grad_enabled() or not isinstance(layer, GroupNorm | nn.ReLU):
-            x = layer(x)
-        elif isinstance(layer, GroupNorm):
-            x = layer.forward_(x)  # with the ReLU that follows
-    return x
-
-
-def _resize(size):
+def resize(x: Float[Tensor, "n c _h _w"], size: tuple[int, int]) -> Float[Tensor, "n c h w"]:
     """Bilinear resize with aligned corners, as everywhere in the reference."""
-    return partial(F.interpolate, size=tuple(size), mode="bilinear", align_corners=True)
+    return F.interpolate(x, tuple(size), mode="bilinear", align_corners=True)
 
 
 class PyramidEncoder(nn.Module):
@@ -123,42 +113,24 @@ class PyramidEncoder(nn.Module):
         )
         # [i] mixes level i + 1 into level i
         self.mixing = nn.ModuleList(MixingBlock(kernel, convolutions) for _ in channels[1:])
-        self.recompute = False  # squeeze a second time for the gradients, rather than keep what they need: less memory
+        self.recompute = False  # activation checkpointing of the squeezing blocks: less memory, more time
 
     def forward(self, pyramid: list[Float[Tensor, "b _l _hq _wq _hs _ws"]]) -> Float[Tensor, "b 128 hq wq"]:
         """The context: one vector for each query position of the finest level."""
-        return self.mix([self._squeeze(block, x) for block, x in zip(self.squeezing, pyramid, strict=True)])
+        return self.mix([self.squeeze(block, x) for block, x in zip(self.squeezing, pyramid, strict=True)])
 
-    def from_features(
-        self, query_levels: list[list[Float[Tensor, "b _c _hq _wq"]]], supports: list[list[SupportLevel]]
-    ) -> Float[Tensor, "b 128 hq wq"]:
-        """The context without the pyramid: see `fused`. For frozen features and center-pivot kernels.
-
-        Args:
-            query_levels: unit vectors.
-            supports: per level, one of `fused.cut` for each item of the batch.
-        """
-        squeezed = []
-        for block, query, support in zip(self.squeezing, query_levels, supports, strict=True):
-
-            def squeeze(query, support, block=block):
-                first = correlate_and_convolve(block.layers[0], query, support, keep=not self.recompute)
-                return block.after_first(first)
-
-            squeezed.append(self._squeeze(squeeze, query, support))
-        return self.mix(squeezed)
-
-    def _squeeze(self, squeeze, *inputs):
+    def squeeze(self, block, *inputs) -> Float[Tensor, "b 128 hq wq h2 w2"]:
+        """`block(*inputs)`; with `recompute`, its activations are computed again for the gradients."""
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(squeeze, *inputs, use_reentrant=False)
-        return squeeze(*inputs)
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     def mix(self, squeezed: list[Float[Tensor, "b 128 _hq _wq _hs _ws"]]) -> Float[Tensor, "b 128 hq wq"]:
         """Mix the squeezed levels from coarse to fine, and average over the support dims. The list is used up."""
-        mixed = squeezed.pop()
+        mixed = squeezed.pop()  # b 128 hq wq 2 2 at 400 px
         for block in reversed(self.mixing):
             mixed = block(squeezed.pop(), mixed)
-        return mixed.mean(dim=(4, 5))
+        return mixed.mean(dim=(4, 5))  # b 128 hq wq
 
 
 class ContextDecoder(nn.Module):
@@ -166,27 +138,22 @@ class ContextDecoder(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.before = nn.Sequential(
-            nn.Conv2d(128, 128, 3, padding=1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(128, 64, 3, padding=1),
-            nn.ReLU(inplace=True),
-        )
-        self.after = nn.Sequential(
-            nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(64, 2, 3, padding=1)
-        )
+        relu = partial(nn.ReLU, inplace=True)
+        self.before = nn.Sequential(nn.Conv2d(128, 128, 3, padding=1), relu(), nn.Conv2d(128, 64, 3, padding=1), relu())
+        self.after = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), relu(), nn.Conv2d(64, 2, 3, padding=1))
 
     def forward(self, context: Float[Tensor, "b 128 hq wq"]) -> Float[Tensor, "b 2 h w"]:
         """Decode; h = 2 hq, w = 2 wq."""
-        x = self.before(context)
-        return self.after(_resize((2 * x.shape[2], 2 * x.shape[3]))(x))
+        x = self.before(context)  # b 64 hq wq
+        x = resize(x, (2 * x.shape[2], 2 * x.shape[3]))  # b 64 2hq 2wq
+        return self.after(x)  # b 2 2hq 2wq
 
 
 class HSNet(nn.Module):
     """Hypercorrelation Squeeze Network (Min, Kang, Cho, ICCV 2021).
 
     Args:
-        backbone: "vgg16", "resnet50", "resnet101" or "efficientnet_lite0".
+        backbone: "vgg16", "resnet50", "resnet101", "efficientnet_lite0", or "timm:NAME".
         pretrained: load the backbone's ImageNet weights.
         kernel: "center-pivot" (the paper's), "separable" or "dense".
         mask_support: multiply the support's features by its mask, equation (1). Without it the support's background
@@ -217,7 +184,6 @@ class HSNet(nn.Module):
             raise ValueError(f"unknown kernel {kernel!r}: choose one of {', '.join(KERNELS)}")
         if convolutions not in range(1, len(CHANNELS) + 1):
             raise ValueError(f"convolutions is {convolutions!r}: choose 1 to {len(CHANNELS)} of them for each block")
-        channels = tuple(len(level) for level in pyramid_layers(backbone, layers, levels))
         self.settings = {
             "backbone": backbone,
             "kernel": kernel,
@@ -228,11 +194,10 @@ class HSNet(nn.Module):
             "train_backbone": train_backbone,
         }
         self.training_size: int | None = None  # image side it was trained at; stored with the weights
-        self._warned = False
         self.backbone = Backbone(
             backbone, pretrained=pretrained, layers=layers, levels=levels, trainable=train_backbone
         )
-        self.encoder = PyramidEncoder(channels, kernel, convolutions)
+        self.encoder = PyramidEncoder(tuple(map(len, self.backbone.layers)), kernel, convolutions)
         self.decoder = ContextDecoder()
 
     def forward(
@@ -250,13 +215,21 @@ class HSNet(nn.Module):
         Raises:
             ValueError: a wrong rank or size, or an image with NaN or infinity, naming it.
         """
-        _check(query, support, support_mask, shots=False)
-        self._warn_about_size(support)
-        fuse = self.fuses(len(query), *(math.prod(-(-side // 8) for side in x.shape[-2:]) for x in (query, support)))
-        # Each picture's features are reduced to what is needed of them before the next are made.
-        supports = self._prepare_support(self.backbone(support), support_mask, fuse)
-        query_levels = self._prepare_query(self.backbone(query), fuse)
-        return self._logits(query_levels, supports, query.shape[-2:], fuse)
+        check_inputs(query, support, support_mask, shots=False)
+        warn_about_size(self, support)
+        if fast.applies(self, query.shape, support.shape):  # the next four steps in less time and memory
+            supports = cut_supports(self, self.backbone(support), support_mask)
+            context = encode(self.encoder, unit_levels(self.backbone(query)), supports)
+        else:
+            support_levels = self.backbone(support)  # by level and layer: b c hs ws
+            if self.settings["mask_support"]:
+                support_levels = mask_features(support_levels, support_mask)  # the same shapes
+            pyramid = hypercorrelation_pyramid(self.backbone(query), support_levels)  # by level: b l hq wq hs ws
+            context = self.encoder(pyramid)  # b 128 hq wq
+        logits = self.decoder(context)  # b 2 2hq 2wq
+        return resize(
+            logits, query.shape[-2:]
+        )  # b 2 h w; the reference resizes to the support, right where both are equal
 
     @torch.no_grad()
     def predict(
@@ -271,17 +244,17 @@ class HSNet(nn.Module):
         Raises:
             ValueError: a wrong rank or size, or an image with NaN or infinity, naming it.
         """
-        _check(query, support, support_mask, shots=True)
-        self._warn_about_size(support)
+        check_inputs(query, support, support_mask, shots=True)
+        warn_about_size(self, support)
         support_levels = self.backbone(support.flatten(0, 1))
         return self.predict_from_features(self.backbone(query), support_levels, support_mask, query.shape[-2:], rule)
 
     @torch.no_grad()
     def predict_from_features(
         self,
-        query_levels: list[list[Float[Tensor, "b _c _h _w"]]],
-        support_levels: list[list[Float[Tensor, "bk _c _hs _ws"]]],
-        support_mask: Bool[Tensor, "b k H W"] | Float[Tensor, "b k H W"],
+        query_levels: Levels,
+        support_levels: Levels,
+        support_mask: Masks,
         size: tuple[int, int],
         rule: str = "paper",
     ) -> Bool[Tensor, "b h w"]:
@@ -294,63 +267,27 @@ class HSNet(nn.Module):
         return vote(torch.stack([one[:, 1] > one[:, 0] for one in logits], dim=1), rule)
 
     def logits_from_features(
-        self,
-        query_levels: list[list[Float[Tensor, "b _c _h _w"]]],
-        support_levels: list[list[Float[Tensor, "bk _c _hs _ws"]]],
-        support_mask: Bool[Tensor, "b k H W"] | Float[Tensor, "b k H W"],
-        size: tuple[int, int],
+        self, query_levels: Levels, support_levels: Levels, support_mask: Masks, size: tuple[int, int]
     ) -> Iterator[Float[Tensor, "b 2 h w"]]:
         """The logits from each of the K supports, one after the other: the memory of one pass whatever K is."""
-        b, k = support_mask.shape[:2]
-        fuse = self.fuses(b, *(levels[0][0][0, 0].numel() for levels in (query_levels, support_levels)))
-        query_levels = self._prepare_query([list(level) for level in query_levels], fuse)
-        for shot in range(k):
-            levels = [[f.unflatten(0, (b, k))[:, shot] for f in level] for level in support_levels]
-            supports = self._prepare_support(levels, support_mask[:, shot], fuse)
-            yield self._logits(query_levels, supports, size, fuse)
-
-    def fuses(self, b: int, query_positions: int, support_positions: int) -> bool:
-        """Whether correlation and first convolution go together (see `fused`); positions are those of the finest level.
-
-        Else the pyramid is built as a whole: for other kernels, where gradients have to reach the features, and on a GPU,
-        which would spend its time waiting for the many small operations, as long as it takes little of its memory.
-        """
-        if self.settings["kernel"] != "center-pivot" or self.backbone.trainable:
-            return False
-        device = next(self.decoder.parameters()).device
-        if device.type != "cuda":
-            return True
-        layers = len(self.backbone.layers[0])
-        room = torch.cuda.get_device_properties(device).total_memory * WHOLE
-        return 4 * b * layers * query_positions * support_positions > room
-
-    def _prepare_query(self, levels, fuse):
-        """The features as the encoder takes them. The lists are used up: old and new are not held side by side."""
-        for level in levels if fuse else []:
-            for i in range(len(level)):
-                level[i] = unit_vectors(level[i])
-        return levels
-
-    def _prepare_support(self, levels, mask, fuse):
-        mask = mask if self.settings["mask_support"] else None
-        if fuse:
-            return [cut(f, mask, block.layers[0]) for f, block in zip(levels, self.encoder.squeezing, strict=True)]
-        return levels if mask is None else mask_features(levels, mask)
-
-    def _logits(self, query_levels, supports, size, fuse):
-        if fuse:
-            context = self.encoder.from_features(query_levels, supports)
-        else:
-            context = self.encoder(hypercorrelation_pyramid(query_levels, supports))
-        # The query's own size: the reference resizes to the support's, right only where both are equal.
-        return _resize(size)(self.decoder(context))
+        fused = fast.applies(self, query_levels[0][0].shape, support_levels[0][0].shape, stride=1)
+        query_levels = [list(level) for level in query_levels]
+        query_levels = unit_levels(query_levels) if fused else query_levels
+        for k in range(support_mask.shape[1]):
+            levels = [[f.unflatten(0, support_mask.shape[:2])[:, k] for f in level] for level in support_levels]
+            if fused:
+                context = encode(self.encoder, query_levels, cut_supports(self, levels, support_mask[:, k]))
+            else:
+                levels = mask_features(levels, support_mask[:, k]) if self.settings["mask_support"] else levels
+                context = self.encoder(hypercorrelation_pyramid(query_levels, levels))
+            yield resize(self.decoder(context), size)
 
     def learned_parameters(self) -> dict[str, nn.Parameter]:
         """What training changes, by name: encoder and decoder, and the backbone only with `train_backbone`."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def load_reference_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Load a checkpoint of the authors' implementation; see `checkpoints.from_reference`."""
+        """Load a checkpoint of the authors' implementation; see `reference.from_reference`."""
         tensors = from_reference(state_dict, self)
         backbone = {n: tensors.pop(n) for n in list(tensors) if n.startswith(BACKBONE)}
         self.backbone.load_unfolded({n.removeprefix(BACKBONE): t for n, t in backbone.items()})
@@ -367,26 +304,6 @@ class HSNet(nn.Module):
         """
         return load_model(run, cls)
 
-    def _warn_about_size(self, support):
-        trained = self.training_size
-        if trained is None or self._warned:
-            return
-        sides = {squeezed_size(side) for side in support.shape[-2:]}
-        if sides != {squeezed_size(trained)}:
-            self._warned = True
-            warnings.warn(
-                f"the support is {support.shape[-2]} × {support.shape[-1]} px, this model was trained at {trained} px: "
-                f"its squeezed support has another size ({sorted(sides)} instead of {squeezed_size(trained)} a side), "
-                "so weights are read that training never changed. Resize the support to the training size; the query "
-                "may keep its own.",
-                stacklevel=3,
-            )
-
-
-def squeezed_size(side: int) -> int:
-    """Side of the squeezed support of an image of `side` pixels: 1 up to 256 px, 2 up to 512, …"""
-    return math.ceil(side / 256)
-
 
 def vote(masks: Bool[Tensor, "b k h w"], rule: str = "paper") -> Bool[Tensor, "b h w"]:
     """One mask from the masks of K supports.
@@ -401,31 +318,6 @@ def vote(masks: Bool[Tensor, "b k h w"], rule: str = "paper") -> Bool[Tensor, "b
     """
     if rule not in VOTE_RULES:
         raise ValueError(f"unknown vote rule {rule!r}: choose one of {', '.join(VOTE_RULES)}")
-    votes = masks.sum(dim=1)
+    votes = masks.sum(dim=1)  # b h w
     largest = votes.amax(dim=(1, 2), keepdim=True).clamp(min=1) if rule == "paper" else masks.shape[1]
     return 2 * votes >= largest
-
-
-def _check(query, support, mask, *, shots):
-    """Errors a newcomer can act on; the shapes in the signatures are checked in the tests only."""
-    ranks = (("query", query, "b 3 h w"), ("support", support, "b k 3 h w" if shots else "b 3 h w"))
-    for name, image, form in ranks:
-        if image.ndim != len(form.split()) or image.shape[-3] != 3:
-            raise ValueError(f"{name} has shape {tuple(image.shape)}, expected {form}" + _hint(image, form))
-        if not image.is_floating_point():
-            raise ValueError(f"{name} is {image.dtype}: pass backbone.normalize(image), which makes floats of uint8")
-        if not torch.compiler.is_compiling() and not image.isfinite().all():
-            wrong = (~image.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
-            raise ValueError(f"{name} holds NaN or infinity, in batch item {wrong}: look at how that image was made")
-    if mask.shape != (*support.shape[:-3], *support.shape[-2:]):
-        raise ValueError(
-            f"support_mask has shape {tuple(mask.shape)}, its image {tuple(support.shape)}: a mask needs the height and "
-            "width of its image"
-        )
-    if query.shape[0] != support.shape[0]:
-        raise ValueError(f"{query.shape[0]} queries but {support.shape[0]} supports: both need one batch size")
-
-
-def _hint(image, form):
-    missing = len(form.split()) - image.ndim
-    return f": add the missing dimension{'s'[: missing > 1]} with image[None]" if missing > 0 else ""

@@ -1,5 +1,7 @@
 """The same mathematics written the obvious way, to be read, tested against and timed against. Never used elsewhere."""
 
+from itertools import product
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -8,16 +10,11 @@ from torch.nn import functional as F
 
 def correlate(query: Float[Tensor, "b c hq wq"], support: Float[Tensor, "b c hs ws"]) -> Float[Tensor, "b hq wq hs ws"]:
     """Equation (2), one pair of positions after the other."""
-    b, _, hq, wq = query.shape
-    hs, ws = support.shape[2:]
-    result = query.new_zeros(b, hq, wq, hs, ws)
-    for i in range(hq):
-        for j in range(wq):
-            for k in range(hs):
-                for m in range(ws):
-                    q, s = query[:, :, i, j], support[:, :, k, m]
-                    cosine = (q * s).sum(1) / ((q.norm(dim=1) + 1e-5) * (s.norm(dim=1) + 1e-5))
-                    result[:, i, j, k, m] = cosine.clamp(min=0)
+    result = query.new_zeros(len(query), *query.shape[2:], *support.shape[2:])
+    for i, j, k, m in product(*map(range, result.shape[1:])):
+        q, s = query[:, :, i, j], support[:, :, k, m]
+        cosine = (q * s).sum(1) / ((q.norm(dim=1) + 1e-5) * (s.norm(dim=1) + 1e-5))
+        result[:, i, j, k, m] = cosine.clamp(min=0)
     return result
 
 
@@ -33,14 +30,10 @@ def convolve_dense(
     x = F.pad(x, (k // 2,) * 8)
     h2, w2 = -(-hs // stride), -(-ws // stride)
     result = bias.view(1, -1, 1, 1, 1, 1).repeat(b, 1, hq, wq, h2, w2)
-    for i in range(hq):
-        for j in range(wq):
-            for m in range(h2):
-                for n in range(w2):
-                    for p in range(k):  # row of the query offset; its columns and the support offset at once below
-                        for q in range(k):
-                            patch = x[:, :, i + p, j + q, m * stride : m * stride + k, n * stride : n * stride + k]
-                            result[:, :, i, j, m, n] += torch.einsum("bcuv,dcuv->bd", patch, weight[:, :, p, q])
+    for i, j, m, n in product(range(hq), range(wq), range(h2), range(w2)):
+        for p, q in product(range(k), range(k)):  # the query offset; the support offsets at once below
+            patch = x[:, :, i + p, j + q, m * stride : m * stride + k, n * stride : n * stride + k]
+            result[:, :, i, j, m, n] += torch.einsum("bcuv,dcuv->bd", patch, weight[:, :, p, q])
     return result
 
 
@@ -73,11 +66,9 @@ def run(layers: nn.Sequential, x: Float[Tensor, "b _c hq wq _hs _ws"]) -> Float[
     """The layers of a squeezing or mixing block, one after the other, with `convolve_center_pivot`."""
     for layer in layers:
         if isinstance(layer, nn.GroupNorm):
-            x = nn.GroupNorm.forward(layer, x)
-        elif hasattr(layer, "stride"):
+            x = F.relu(F.group_norm(x, layer.num_groups, layer.weight, layer.bias, layer.eps))
+        elif not isinstance(layer, nn.Identity):
             x = convolve_center_pivot(layer, x)
-        else:
-            x = layer(x)
     return x
 
 
@@ -127,7 +118,9 @@ def pyramid(query_levels, support_levels, support_mask) -> list[Float[Tensor, "b
         stack = []
         for q, s in zip(query_level, support_level, strict=True):
             if support_mask is not None:
-                mask = F.interpolate(support_mask[:, None].float(), s.shape[2:], mode="bilinear", align_corners=True)
+                mask = F.interpolate(
+                    support_mask[:, None].to(s.dtype), s.shape[2:], mode="bilinear", align_corners=True
+                )
                 s = s * mask
             q = q / (q.norm(dim=1, p=2, keepdim=True) + 1e-5)
             s = s / (s.norm(dim=1, p=2, keepdim=True) + 1e-5)

@@ -2,47 +2,108 @@
 
 import pytest
 import torch
-from torch import nn
+import torchvision
 
-from hsnet import Backbone
-from hsnet.backbone import PYRAMID_LAYERS
+from hsnet import Backbone, HSNet
+from hsnet.backbone import BACKBONES, pyramid_layers
+from hsnet.runs import save_model
 
 
-@pytest.mark.parametrize("name", PYRAMID_LAYERS)
+@pytest.mark.parametrize("name", BACKBONES)
 def test_levels_are_halved_sizes(name):
     backbone = Backbone(name, pretrained=False)
     with torch.no_grad():
         levels = backbone(torch.randn(1, 3, 96, 128))
     strides = [(96 // level[0].shape[-2], 128 // level[0].shape[-1]) for level in levels]
     assert strides == [(8, 8), (16, 16), (32, 32)]
-    assert [len(level) for level in levels] == [len(names) for names in PYRAMID_LAYERS[name]]
+    assert [len(level) for level in levels] == [len(names) for names in pyramid_layers(name)]
     assert all(len({f.shape[-2:] for f in level}) == 1 for level in levels)
 
 
 @pytest.mark.parametrize("name", ["vgg16", "resnet50"])
 def test_features_are_those_before_the_relu(name):
+    """What hooks copy on the way through the library's own network, whose ReLUs work in place."""
     backbone = Backbone(name, pretrained=False)
+    network = torchvision.models.get_model(name, weights=None).eval()
+    backbone.load_unfolded({n: network.state_dict()[n] for n in backbone.unfolded().state_dict()})
     image = torch.randn(1, 3, 64, 64)
     seen = {}
-    for layer, module in backbone.network.named_modules():
-        if isinstance(module, nn.ReLU):
-            module.inplace = False
-        if name == "vgg16":
-            module.register_forward_hook(lambda m, i, o, layer=layer: seen.__setitem__(layer, o))
-        elif layer.endswith("relu") and layer.startswith("layer"):
-            module.register_forward_pre_hook(
-                lambda m, i, layer=layer: seen.__setitem__(layer.removesuffix(".relu"), i[0])
-            )
+    for layers in backbone.layers:
+        for layer in layers:
+            module = network.get_submodule(layer)
+            if name == "vgg16":
+                module.register_forward_hook(lambda m, i, o, layer=layer: seen.__setitem__(layer, o.clone()))
+            else:  # the last input of a block's ReLU is the residual sum
+                module.relu.register_forward_pre_hook(lambda m, i, layer=layer: seen.__setitem__(layer, i[0].clone()))
     with torch.no_grad():
         levels = backbone(image)
-        if name == "vgg16":
-            backbone.network.features(image)
-        else:  # the last input of a block's ReLU is the residual sum
-            backbone.network(image)
-    for names, level in zip(PYRAMID_LAYERS[name], levels, strict=True):
+        network.features(image) if name == "vgg16" else network(image)
+    for names, level in zip(backbone.layers, levels, strict=True):
         for layer, feature in zip(names, level, strict=True):
-            torch.testing.assert_close(feature, seen[layer])
+            torch.testing.assert_close(feature, seen[layer], atol=1e-4, rtol=1e-4)
     assert levels[0][0].min() < 0
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("timm:resnet18", (2, 2, 2)),
+        ("timm:convnext_atto", (2, 6, 2)),
+        ("timm:swin_tiny_patch4_window7_224", (2, 6, 2)),
+        ("timm:pvt_v2_b0", (1, 1, 1)),  # its blocks return tokens, its stages maps
+    ],
+)
+def test_timm_networks_give_the_outputs_of_all_blocks(name, counts):
+    model = HSNet(name, pretrained=False).eval()
+    assert tuple(map(len, model.backbone.layers)) == counts
+    query, support = torch.randn(1, 3, 96, 128), torch.randn(1, 3, 64, 64)
+    seen = {}
+    for layer in (layer for level in model.backbone.layers for layer in level):
+        module = model.backbone.network.get_submodule(layer)
+        module.register_forward_hook(lambda m, i, o, layer=layer: seen.__setitem__(layer, o.clone()))
+    with torch.no_grad():
+        levels = model.backbone(query)
+        outputs = dict(seen)
+        logits = model(query, support, torch.ones(1, 64, 64, dtype=torch.bool))
+    for names, level, stride in zip(model.backbone.layers, levels, (8, 16, 32), strict=True):
+        for layer, feature in zip(names, level, strict=True):
+            assert feature.shape[2:] == (96 // stride, 128 // stride)
+            output = outputs[layer]
+            assert torch.equal(feature, output if output.shape == feature.shape else output.permute(0, 3, 1, 2))
+    assert logits.shape == (1, 2, 96, 128)
+    assert logits.isfinite().all()
+
+
+def test_a_network_of_timm_is_saved_and_loaded(data):
+    folder = data / "runs" / "timm"
+    folder.mkdir(parents=True)
+    model = HSNet("timm:resnet18", pretrained=False).eval()
+    model.backbone.pretrained = False  # random weights are stored with the model
+    save_model(folder / "model.safetensors", model)
+    again = HSNet.from_run("timm")
+    inputs = torch.randn(1, 3, 64, 64), torch.randn(1, 3, 64, 64), torch.ones(1, 64, 64, dtype=torch.bool)
+    with torch.no_grad():
+        assert torch.equal(again(*inputs), model(*inputs))
+
+
+def test_timm_names_bring_their_own_mean_and_deviation():
+    grey = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
+    expected = (1 - torch.tensor((0.485, 0.456, 0.406))) / torch.tensor((0.229, 0.224, 0.225))
+    torch.testing.assert_close(Backbone("timm:resnet18", pretrained=False).normalize(grey)[0, :, 0, 0], expected)
+    assert Backbone("timm:tf_efficientnet_lite0", pretrained=False).normalize(grey).unique() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm:vit_tiny_patch16_224", r"blocks at strides 8, 16 and 32.*ViT all have one size.*convnext_tiny.dinov3"),
+        ("timm:resnet_of_nobody", r"timm:resnet_of_nobody.*Of similar names timm has .*resnet"),
+        ("resnet5", "choose one of vgg16, resnet50, resnet101, efficientnet_lite0, or timm:NAME"),
+    ],
+)
+def test_a_network_that_does_not_do_is_named(name, message):
+    with pytest.raises(ValueError, match=message):
+        Backbone(name, pretrained=False)
 
 
 def test_efficientnet_weights_are_imagenets():

@@ -303,7 +303,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_episode(data, monk
         return backward(model, query, *rest, **keywords)
 
     monkeypatch.setattr(train_program, "backward", spoiled)
-    monkeypatch.setattr("hsnet.model._check", lambda *_, **__: None)  # it refuses such pictures
+    monkeypatch.setattr("hsnet.model.check_inputs", lambda *_, **__: None)  # it refuses such pictures
     monkeypatch.setattr(train_program, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(train_program, "SAVE_SHARE", float("inf"))
     with pytest.raises(ValueError, match=r"the loss is nan in epoch 1, step 3.* 5 \(query 'train\.0\..*loss nan\)"):

@@ -21,9 +21,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..conv4d import CenterPivotConv4d, at_least_float32, needs_float32
+from ..conv4d import CenterPivotConv4d
 from ..correlation import resize_mask, unit_vectors
-from .matmul import products
+from .convolution import at_least_float32, needs_float32
+from .matmul import matmul
 
 # Correlations held at a time, in bytes. Few enough to stay in a processor's cache until they are convolved: of the powers
 # of two between 2²⁰ and 2²⁴ this was among the fastest on a processor with 32 MB of it.
@@ -48,6 +49,43 @@ class SupportLevel:
     top: int
     left: int
     size: tuple[int, int]
+
+
+Levels = list[list[Tensor]]
+
+
+def unit_levels(levels: Levels) -> Levels:
+    """Each feature as unit vectors. The lists are changed: old and new features are not held side by side."""
+    for level in levels:
+        for i in range(len(level)):
+            level[i] = unit_vectors(level[i])
+    return levels
+
+
+def cut_supports(model: nn.Module, levels: Levels, mask: Tensor) -> list[list[SupportLevel]]:
+    """`cut` for every level of an `HSNet`: what its encoder needs of a batch of supports."""
+    mask = mask if model.settings["mask_support"] else None
+    return [cut(f, mask, block.layers[0]) for f, block in zip(levels, model.encoder.squeezing, strict=True)]
+
+
+def encode(
+    encoder: nn.Module, query_levels: Levels, supports: list[list[SupportLevel]]
+) -> Float[Tensor, "b 128 hq wq"]:
+    """The context of a `PyramidEncoder`, without the pyramid. For frozen features and center-pivot kernels.
+
+    Args:
+        query_levels: unit vectors.
+        supports: of `cut_supports`.
+    """
+    squeezed = []
+    for block, query, support in zip(encoder.squeezing, query_levels, supports, strict=True):
+
+        def squeeze(query, support, block=block):
+            first = correlate_and_convolve(block.layers[0], query, support, keep=not encoder.recompute)
+            return block.after_first(first)
+
+        squeezed.append(encoder.squeeze(squeeze, query, support))
+    return encoder.mix(squeezed)
 
 
 def cut(
@@ -230,7 +268,7 @@ def _correlations(a: list[Float[Tensor, "n _c"]], b: list[Float[Tensor, "m _c"]]
     """Equation (2) for two lists of unit vectors, one pair of tensors a layer."""
     result = a[0].new_empty(len(a[0]), len(a), len(b[0]))
     for layer, (x, y) in enumerate(zip(a, b, strict=True)):
-        torch.clamp(products(x, y), min=0, out=result[:, layer])
+        torch.clamp(matmul(x, y), min=0, out=result[:, layer])
     return result
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def products(
+def matmul(
     x: Float[Tensor, "n c"], y: Float[Tensor, "m c"], bias: Float[Tensor, " m"] | None = None
 ) -> Float[Tensor, "n m"]:
     """x yᵀ + bias: every row with every row.

@@ -39,6 +39,7 @@ from ..correlation import hypercorrelation_pyramid, mask_features, unit_vectors
 from ..devices import Memory, choose_precision, describe
 from ..engine import choose_workers, evaluate, predictor
 from ..episodes import EpisodeDataset, test_episodes
+from ..fast import applies
 from ..fast.correlation import correlate_and_convolve, cut
 from ..model import HSNet
 from ..runs import WEIGHTS, run_folder, save_model, write_json
@@ -197,7 +198,7 @@ def measure_stages(bench: Bench, repetitions: int) -> list[dict]:
     plain, fast = bench.plain, bench.fast
     query_levels, support_levels = fast.backbone(query), fast.backbone(support)
     blocks = fast.encoder.squeezing
-    fuses = fast.fuses(1, *(levels[0][0][0, 0].numel() for levels in (query_levels, support_levels)))
+    fuses = applies(fast, query.shape, support.shape)
     plain_query, plain_support = plain.backbone(query), plain.backbone(support)
 
     def first():

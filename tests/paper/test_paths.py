@@ -1,0 +1,93 @@
+"""One network, several ways to compute it: the figure, the fast wing, the obvious way; with gradients and without."""
+
+import pytest
+import torch
+
+from hsnet import HSNet, fast, naive
+from hsnet.conv4d import KERNELS
+
+OPTIONS = [
+    *({"kernel": kernel} for kernel in KERNELS),
+    {"mask_support": False},
+    {"layers": "deep"},
+    {"layers": "shallow", "levels": 2},
+    {"levels": 1},
+    {"convolutions": 2},
+    {"convolutions": 1},
+    {"train_backbone": True},
+]
+
+
+@pytest.fixture(params=[False, True], ids=["figure", "fast"])
+def path(request, monkeypatch):
+    """Makes every network take one of the two paths, where both are right."""
+    if not request.param:
+        monkeypatch.setattr(fast, "applies", lambda *_, **__: False)
+    return request.param
+
+
+def example(**settings):
+    """A network in float64 with two queries, and two supports of another size for each."""
+    torch.manual_seed(0)
+    model = HSNet("efficientnet_lite0", pretrained=False, **settings).double()
+    for module in model.modules():  # or the ReLU after each would cut off half of what is compared
+        if isinstance(module, torch.nn.GroupNorm):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias)
+    query, support = torch.randn(2, 3, 64, 96).double(), torch.randn(2, 2, 3, 96, 64).double()
+    return model, query, support, torch.rand(2, 2, 96, 64) > 0.5
+
+
+@pytest.mark.parametrize("settings", OPTIONS, ids=str)
+def test_gradients_on_equal_gradients_off(settings, path):
+    model, query, support, mask = example(**settings)
+    with torch.enable_grad():
+        learned = model(query, support[:, 0], mask[:, 0])
+    assert learned.requires_grad
+    with torch.no_grad():
+        predicted = model(query, support[:, 0], mask[:, 0])
+    torch.testing.assert_close(predicted, learned.detach())
+
+
+def test_recompute_changes_no_gradient(path):
+    model, query, support, mask = example()
+    found = []
+    for recompute in (False, True):
+        model.zero_grad()
+        model.encoder.recompute = recompute
+        model(query, support[:, 0], mask[:, 0]).square().sum().backward()
+        found.append([p.grad.clone() for p in model.learned_parameters().values()])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("settings", [{}, {"mask_support": False}, {"layers": "deep", "levels": 2}], ids=str)
+def test_fast_equals_figure_equals_naive(settings, monkeypatch):
+    """In float64: in float32 rounding may put a unit on the other side of a ReLU, which shows in all gradients before it."""
+    model, query, support, mask = example(**settings)
+
+    def run():
+        model.zero_grad()
+        logits = model(query, support[:, 0], mask[:, 0])
+        logits.square().sum().backward()
+        gradients = torch.cat([p.grad.flatten() for p in model.learned_parameters().values()])
+        return logits.detach(), model.predict(query, support, mask), gradients
+
+    asked, rule = [], fast.applies
+    monkeypatch.setattr(fast, "applies", lambda *a, **k: asked.append(rule(*a, **k)) or asked[-1])
+    fused = run()
+    assert asked == [True, True]  # of forward and of predict
+    monkeypatch.setattr(fast, "applies", lambda *_, **__: False)
+    figure = run()
+    torch.testing.assert_close(figure[0], fused[0])
+    assert torch.equal(figure[1], fused[1])
+    torch.testing.assert_close(figure[2], fused[2])
+    with torch.no_grad():
+        obvious = naive.forward(model, query, support[:, 0], mask[:, 0])
+    torch.testing.assert_close(obvious, figure[0])
+    assert torch.equal(naive.predict(model, query, support, mask), figure[1])
+
+
+@pytest.mark.parametrize("settings", [{"kernel": "dense"}, {"kernel": "separable"}, {"train_backbone": True}], ids=str)
+def test_the_fast_path_is_for_frozen_features_and_center_pivot_kernels(settings):
+    model, query, support, _ = example(**settings)
+    assert not fast.applies(model, query.shape, support[:, 0].shape)
