@@ -16,6 +16,7 @@ import dataclasses
 import io
 import json
 import mmap
+import multiprocessing
 import os
 import platform
 import random
@@ -27,9 +28,10 @@ import tempfile
 import time
 from collections.abc import Callable
 
+import helpers
 import numpy as np
 import torch
-from kit.reliability import PHASES, kills_table, table
+from kit.reliability import kills_table, table
 from PIL import Image
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -42,81 +44,52 @@ from hsnet.pictures import read_image
 from hsnet.runs import LAST, PREVIOUS, load_checkpoint
 from hsnet.train import MEASURED, train
 
-# Eight steps in two epochs, on figures drawn by code, in float32: the same bits whenever it is repeated.
-TINY = {
-    "benchmark": "shapes",
-    "size": 64,
-    "batch": 2,
-    "epochs": 2,
-    "minutes": 0.0,
-    "epoch_episodes": 8,
-    "val_episodes": 2,
-    "test_episodes": 2,
-    "shot": "1",
-    "workers": 0,
-    "device": "cpu",
-    "precision": "float32",
-    "foreground_weight": 100.0,  # or so short a training finds nothing anywhere
-}
+# Eight steps in two epochs, on figures drawn by code, in float32: the same bits whenever it is repeated. So short a training
+# finds nothing anywhere unless foreground weighs much.
+TINY = helpers.TINY | {"epoch_episodes": 8, "val_episodes": 2, "test_episodes": 2, "shot": "1", "precision": "float32"}
+TINY["foreground_weight"] = 100.0
 EPOCH = TINY["epoch_episodes"] // TINY["batch"]  # steps
 STEPS = TINY["epochs"] * EPOCH
-# How many steps may be done while a training is in a phase of `PHASES`, in their order.
-REACHED = dict(
-    zip(
-        PHASES,
-        (
-            range(STEPS + 1),
-            range(1, STEPS),
-            range(STEPS),
-            range(1, STEPS + 1),
-            range(EPOCH, STEPS + 1, EPOCH),
-            range(STEPS, STEPS + 1),
-        ),
-        strict=True,
-    )
-)
-FIELDS = {option.name: option for option in dataclasses.fields(Config)}
+# What a training does, and how many steps may be done when it does that.
+PHASES = {
+    "start": range(STEPS + 1),
+    "between steps": range(1, STEPS),
+    "step": range(STEPS),
+    "checkpoint": range(1, STEPS + 1),
+    "validation": range(EPOCH, STEPS + 1, EPOCH),
+    "test": range(STEPS, STEPS + 1),
+}
+FIELDS = [option for option in dataclasses.fields(Config) if option.name not in ("root", "tensorboard")]
 
 
-class Child:
+class Child(multiprocessing.get_context("fork").Process):
     """A training in a process of its own: a fork of this one, which has loaded everything already."""
 
     def __init__(self, name: str, prepare: Callable[[], object] = lambda: None):
         """`prepare` is called in the child before it trains the run called `name`."""
-        self.log = data_folder() / f"{name}.log"
-        self.process = os.fork()
-        if self.process:
-            return
-        status = 70
-        try:
-            with self.log.open("w") as log:
-                os.dup2(log.fileno(), 1)
-                os.dup2(log.fileno(), 2)
-            sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115
-            training.SAVE_EVERY, training.SAVE_SHARE = 0.0, float("inf")  # a checkpoint after each step
-            prepare()
-            try:
-                run_program(lambda: train(Config(**TINY, name=name)))
-                status = 0
-            except SystemExit as end:
-                status = end.code
-        finally:
-            os._exit(status)
+        super().__init__(name=name)
+        self.prepare, self.log = prepare, data_folder() / f"{name}.log"
+        self.start()
 
-    def running(self) -> bool:
-        """Whether it has not ended; once it has, its status is taken by `wait`."""
-        return os.waitid(os.P_PID, self.process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    def run(self) -> None:
+        """Train: in the child."""
+        with self.log.open("w") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115
+        training.SAVE_EVERY, training.SAVE_SHARE = 0.0, float("inf")  # a checkpoint after each step
+        self.prepare()
+        run_program(lambda: train(Config(**TINY | {"name": self.name})))
 
     def wait(self) -> int:
         """Its exit status; of a killed one, the signal with a minus."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
+        self.join()
+        return self.exitcode
 
-    def kill(self) -> bool:
+    def strike(self) -> bool:
         """SIGKILL; whether it came in time."""
-        alive = self.running()
-        if alive:
-            os.kill(self.process, signal.SIGKILL)
-        return self.wait() == -signal.SIGKILL and alive
+        self.kill()
+        return self.wait() == -signal.SIGKILL
 
 
 def outcome(name: str) -> dict:
@@ -154,23 +127,28 @@ class Watch:
     Attributes:
         steps: steps that are done, of all epochs.
         phase: one of `PHASES`.
+        seconds: how long each of them took the last time.
     """
 
     def __init__(self):
-        self._shared = np.frombuffer(mmap.mmap(-1, 16))
+        self._shared = np.frombuffer(mmap.mmap(-1, 8 * (3 + len(PHASES))))
+        self.seconds = self._shared[3:]
 
     steps = property(lambda self: int(self._shared[0]))
-    phase = property(lambda self: PHASES[int(self._shared[1])])
+    phase = property(lambda self: list(PHASES)[int(self._shared[1])])
 
     def child(self, name: str, prepare: Callable[[], object] = lambda: None) -> Child:
         """The training of a run, begun or gone on with, watched through hooks of PyTorch and the files it writes."""
         folder = data_folder() / "runs" / name
         state = load_checkpoint(folder) if folder.exists() else None
-        self._shared[:] = EPOCH * state["epoch"] + state["step"] if state else 0, 0
+        self._shared[:3] = EPOCH * state["epoch"] + state["step"] if state else 0, 0, time.perf_counter()
         torch_save, replace = torch.save, os.replace
 
         def enter(phase):
-            self._shared[1] = PHASES.index(phase)
+            if phase != self.phase:
+                now = time.perf_counter()
+                self.seconds[int(self._shared[1])] = now - self._shared[2]
+                self._shared[1:3] = list(PHASES).index(phase), now
 
         def use(module, _):
             if isinstance(module, Backbone):
@@ -178,7 +156,7 @@ class Watch:
                 enter("step" if module.training else scored)
 
         def step(*_):
-            self._shared[0] += 1
+            self._shared[0] += self.phase == "step"  # the first optimizer of two
             enter("between steps")
 
         def save(*arguments, **keywords):
@@ -230,30 +208,29 @@ def measure_kills(count: int, seed: int = 0) -> dict:
     them end.
 
     Each is killed up to nine times, from first step to last, and started again: once in each phase and three times inside
-    a write. It is not told when the signal comes: the process that sends it waits for the phase, and then for up to the
-    time that a step takes.
+    a write. It is not told when the signal comes: the process that sends it waits for the phase, and then for some part of
+    the time that this took when nobody disturbed it.
     """
     expected = left_alone()
     rng, watch = random.Random(seed), Watch()
-    start = time.perf_counter()
     watch.child("watched").wait()
-    pace = (time.perf_counter() - start) / STEPS
+    seconds = dict(zip(PHASES, watch.seconds.tolist(), strict=True))
     if outcome("watched") != expected:
         raise RuntimeError("a training that is watched ends otherwise: the kills would show nothing")
     result = {"tried": 0, "survived": 0, "runs": 0, "equal_runs": 0}
     result |= {how: {"tried": 0, "survived": 0} for how in ("random", "inside_writes")} | {"kills": []}
     bar = tqdm(total=count, desc="kills", unit="kill")
     while result["random"]["tried"] < count or result["inside_writes"]["tried"] < count // 2:
-        plan = [(rng.choice(REACHED[phase]), phase) for phase in PHASES]
+        plan = [(rng.choice(steps), phase) for phase, steps in PHASES.items()]
         plan += [(rng.choice(range(STEPS + 1)), None) for _ in range(3)]
         name, came = f"killed-{result['runs']}", []
         for least, phase in sorted(plan, key=lambda kill: kill[0]):
             if phase:
                 child = watch.child(name)
-                while child.running() and not (watch.phase == phase and (phase == "start" or watch.steps >= least)):
+                while child.is_alive() and not (watch.phase == phase and (phase == "start" or watch.steps >= least)):
                     time.sleep(0.0002)
-                time.sleep(rng.uniform(0, pace))
-                killed = child.kill()
+                time.sleep(rng.uniform(0, seconds[phase]))
+                killed = child.strike()
             else:  # the files at the start have six such calls, a checkpoint four, that of a best epoch seven
                 strike = _strike(rng.randint(1, 7), rng.random() < 0.5, lambda least=least: watch.steps >= least)
                 killed = watch.child(name, strike).wait() == -signal.SIGKILL
@@ -295,18 +272,15 @@ def measure_checkpoints(count: int, seed: int = 0) -> dict:
     for i in tqdm(range(count), desc="checkpoints", unit="file"):
         shutil.rmtree(folder)
         _half_done("damaged")
-        content = bytearray(sound)
-        match i % 4:
-            case 0:
-                content = content[: rng.randrange(len(content))]
-            case 1:
-                content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-            case 2:
-                begin = rng.randrange(len(content))
-                content[begin : begin + 4096] = bytes(len(content[begin : begin + 4096]))
-            case 3:
-                content = rng.randbytes(rng.choice((0, len(content) // 8)))
-        (folder / LAST).write_bytes(content)
+        begin = rng.randrange(len(sound))
+        before, turned = sound[:begin], bytes([sound[begin] ^ 1 << rng.randrange(8)])
+        content = [
+            before,
+            before + turned + sound[begin + 1 :],
+            before + bytes(4096) + sound[begin + 4096 :],
+            rng.randbytes(rng.choice((0, begin // 8))),
+        ]
+        (folder / LAST).write_bytes(content[i % 4])
         result["tried"] += 1
         errors = io.StringIO()
         with contextlib.redirect_stderr(errors):
@@ -348,16 +322,16 @@ def measure_locks() -> dict:
     """Two trainings in one folder: the second is refused, naming the first; a killed one's lock is nobody's."""
     first = Child("locked")
     path = data_folder() / "runs" / "locked" / runs.LOCK
-    while first.running() and not (path.exists() and path.read_text()):
+    while first.is_alive() and not (path.exists() and path.read_text()):
         time.sleep(0.01)
     second = Child("locked")
     status, log = second.wait(), second.log.read_text()
-    still = first.running()
-    killed = first.kill()
+    still = first.is_alive()
+    killed = first.strike()
     third = Child("locked").wait()
     return {
         "tried": 2,
-        "refused": status == 2 and f"process {first.process} on " in log and still,
+        "refused": status == 2 and f"process {first.pid} on " in log and still,
         "taken_over": killed and third == 0 and outcome("locked") == left_alone(),
     }
 
@@ -424,64 +398,61 @@ def measure_pictures(count: int, seed: int = 0) -> dict:
     return result
 
 
-def _bad_value(rng, option):
-    """A value that a setting must refuse, as a command line gives it."""
-    bad = {
-        "start": ["no-such-run", "../nowhere", "/etc", "n" * 300, "ünïcode", "a/b"],
-        "name": ["../up", "a/b", "..", ".", "/etc", "n" * 300, "x/"],
-        "shot": ["", *"0 -1 a 1,,2 1,x 5000 1.5 ,".split()],
-        "device": ["", *"gpu cuda:99 meta tpu cuda:x cpu:x".split()],
-    }
-    if option.type in (int, float):
-        numbers = ["", *"x -- 1,5 -7 1e400 -1e9 nan 99999999999999999999999 0x10 None ten 𝟙x".split()]
-        return rng.choice(numbers + ["1.5", "2.0", "inf"] * (option.type is int))
-    if option.metadata["choices"]:
-        return rng.choice(["", "x", "None", "COCO!", "0", "paper ", "ünïcode", "a" * 1000, "'; rm -rf /"])
-    return rng.choice(bad[option.name])
-
-
 def _bad_line(rng):
     """A program, a command line that it must refuse, and what its message must name."""
-    left_out = ("root", "tensorboard")
-    option = rng.choice([o for o in FIELDS.values() if o.name not in left_out and o.type is not bool])
+    option = rng.choice([o for o in FIELDS if o.type is not bool])
     flag = "--" + option.name.replace("_", "-")
-    base = ["--benchmark=shapes", "--size=64"] if option.name not in ("benchmark", "size") else []
+    switch = rng.choice(["--recompute", "--pretrained", "--mask-support"])
+    wrong, value = rng.choice(["--shot 0", "--shot x", "--fold x", "--test-episodes many"]).split()
     word = "".join(rng.choices("qzxjv", k=9))
-    match rng.randrange(8):
-        case 0:
-            return "train", [*base, "--" + word, "1"], [word]
-        case 1:
-            return "train", [*base, flag], [option.name, flag]  # its value is missing
-        case 2:
-            flag = rng.choice(["--recompute", "--pretrained", "--mask-support"])
-            return "train", [*base, f"{flag}=perhaps"], [flag]
-        case 3:
-            return "evaluate", [word, *rng.choice([[], ["--shot", "5"]])], [word]
-        case 4:
-            flag, value = rng.choice([("--shot", "0"), ("--shot", "x"), ("--fold", "x"), ("--test-episodes", "many")])
-            return "evaluate", ["whole", flag, value], [flag]
-        case 5:
-            return "predict", ["--support", word + ".jpg", "--query", word + ".jpg"], [word]
-        case _:
-            return "train", [*base, f"{flag}={_bad_value(rng, option)}"], [option.name, flag]
+    if option.type in (int, float):
+        bad = ["x", "--", "1,5", "-7", "1e400", "-1e9", "nan", "99999999999999999999999", "0x10", "None", "ten", "𝟙x"]
+        bad += ["1.5", "2.0", "inf"] * (option.type is int)
+    elif option.metadata["choices"]:
+        bad = ["x", "None", "COCO!", "0", "paper ", "ünïcode", "a" * 1000, "'; rm -rf /"]
+    else:
+        bad = {
+            "start": ["no-such-run", "../nowhere", "/etc", "n" * 300, "ünïcode", "a/b"],
+            "name": ["../up", "a/b", "..", ".", "/etc", "n" * 300, "x/"],
+            "shot": ["0", "-1", "a", "1,,2", "1,x", "5000", "1.5", ","],
+            "device": ["gpu", "cuda:99", "meta", "tpu", "cuda:x", "cpu:x"],
+        }[option.name]
+    if option.name not in ("start", "name"):
+        bad.append("")
+    setting = "train", [f"{flag}={rng.choice(bad)}"], [option.name, flag]
+    program, line, names = rng.choice(
+        [
+            ("train", ["--" + word, "1"], [word]),
+            ("train", [flag], [option.name, flag]),  # its value is missing
+            ("train", [f"{switch}=perhaps"], [switch]),
+            ("evaluate", [word, *rng.choice([[], ["--shot", "5"]])], [word]),
+            ("evaluate", ["whole", wrong, value], [wrong]),
+            ("predict", ["--support", word + ".jpg", "--query", word + ".jpg"], [word]),
+            setting,
+            setting,
+        ]
+    )
+    tiny = [f"--{name}={TINY[name]}" for name in ("benchmark", "size") if name != option.name]
+    return program, tiny * (program == "train") + line, names
 
 
 def _bad_config(rng):
     """Text or bytes that are no `config.json`, and what the message must name."""
     content = json.loads(Config(**TINY).as_json())
-    option = rng.choice([o for o in FIELDS.values() if o.type is not str or o.metadata["choices"]])
-    match rng.randrange(5):
-        case 0:
-            word = "".join(rng.choices("qzxjv", k=6))
-            return json.dumps(content | {word: 1}).encode(), word
-        case 1:
-            text = json.dumps(content).encode()
-            return text[: rng.randrange(len(text))], "config.json"
-        case 2:
-            return rng.choice([b"\xff\xfe\x00", b"", b"[]", b"null", b"3", b'"text"', b"{,}"]), "config.json"
-        case _:
-            bad = [None, [], {}, "x", [1], {"a": 1}, float("nan"), 1e300, -1e300, "", 10**30]
-            return json.dumps(content | {option.name: rng.choice(bad)}).encode(), option.name
+    option = rng.choice([o for o in FIELDS if o.type is not str or o.metadata["choices"]])
+    text, word = json.dumps(content), "".join(rng.choices("qzxjv", k=6))
+    bad = [None, [], {}, "x", [1], {"a": 1}, float("nan"), 1e300, -1e300, "", 10**30]
+    setting = json.dumps(content | {option.name: rng.choice(bad)}).encode(), option.name
+    rubbish = [b"\xff\xfe\x00", b"", b"[]", b"null", b"3", b'"text"', b"{,}"]
+    return rng.choice(
+        [
+            (json.dumps(content | {word: 1}).encode(), word),
+            (text[: rng.randrange(len(text))].encode(), "config.json"),
+            (rng.choice(rubbish), "config.json"),
+            setting,
+            setting,
+        ]
+    )
 
 
 def measure_inputs(count: int, seed: int = 0) -> dict:
@@ -527,14 +498,7 @@ def measure_inputs(count: int, seed: int = 0) -> dict:
 
 
 MEASURES: dict[str, Callable[..., dict]] = {
-    "kills": measure_kills,
-    "checkpoints": measure_checkpoints,
-    "disk": measure_disk,
-    "locks": measure_locks,
-    "moves": measure_moves,
-    "clocks": measure_clocks,
-    "pictures": measure_pictures,
-    "inputs": measure_inputs,
+    name.removeprefix("measure_"): function for name, function in list(globals().items()) if name.startswith("measure_")
 }
 COUNTS = {"kills": 40, "checkpoints": 40, "pictures": 1000, "inputs": 1000}
 
