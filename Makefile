@@ -1,6 +1,7 @@
 # Every command of the project. Each target makes the virtual environment first if it is missing.
 #   make train      train on the embedded benchmark, then score and draw
 #   make test       run all tests, and every notebook of the book
+#   make reliability   kill trainings, damage files, give bad inputs: count what is withstood
 #   make evaluate   score that training's run again, 1- and 5-shot
 #   make book       build the book into _build/html
 #   make pages      look at the built book in a browser (needs Chromium)
@@ -11,7 +12,7 @@ PYTHON ?= python3
 # What pip is asked for as PyTorch. On Linux the default brings several GB of CUDA; a laptop without a GPU says
 #   make test TORCH="torch torchvision --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch torchvision
-# Options of hsnet.train, such as OPTIONS="--fold 1"
+# Options of hsnet.train or tests/reliability.py, such as OPTIONS="--fold 1"
 OPTIONS ?=
 RUN ?= emoji-fold0-efficientnet_lite0
 
@@ -25,7 +26,7 @@ SOURCES := $(shell find hsnet -name '*.py') \
 	$(wildcard data/*.json data/emoji/*.csv data/paper/* data/speed/* tests/golden/* \
 	data/runs/*.md data/runs/*/*.json data/runs/*/*.jsonl data/runs/*/*.safetensors)
 
-.PHONY: train test evaluate book pages lint clean
+.PHONY: train test reliability evaluate book pages lint clean
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml
@@ -40,6 +41,9 @@ train: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 	$(MAKE) $(EXECUTED)
+
+reliability: $(READY)
+	PYTHONPATH=book $(BIN)/python tests/reliability.py $(OPTIONS)
 
 evaluate: $(READY)
 	$(BIN)/python -m hsnet.evaluate $(RUN) --shot 1

@@ -1,7 +1,7 @@
 """What a training and its files withstand, tried and counted.
 
-    make reliability                                             everything: a few minutes on one core
-    PYTHONPATH=book python tests/reliability.py --only kills     one of: kills, checkpoints, disk, locks, moves, clocks, pictures, inputs
+    make reliability                             everything: a quarter of an hour on one core
+    make reliability OPTIONS="--only kills"      some of: kills, checkpoints, disk, locks, moves, clocks, pictures, inputs
 
 Real trainings of a few steps, each in a process of its own on one core, are killed, cut off, run out of disk, moved and
 given wrong clocks, and must end with the same weights, bit for bit, the same losses and the same scores as one that was
@@ -39,7 +39,8 @@ from tqdm import tqdm
 
 from hsnet import Backbone, HSNet, evaluate, predict, runs
 from hsnet import train as training
-from hsnet.config import Config, data_folder, run_program
+from hsnet.config import Config, run_program
+from hsnet.paths import data_folder
 from hsnet.pictures import read_image
 from hsnet.runs import LAST, PREVIOUS, load_checkpoint
 from hsnet.train import MEASURED, train
@@ -217,13 +218,12 @@ def measure_kills(count: int, seed: int = 0) -> dict:
     seconds = dict(zip(PHASES, watch.seconds.tolist(), strict=True))
     if outcome("watched") != expected:
         raise RuntimeError("a training that is watched ends otherwise: the kills would show nothing")
-    result = {"tried": 0, "survived": 0, "runs": 0, "equal_runs": 0}
-    result |= {how: {"tried": 0, "survived": 0} for how in ("random", "inside_writes")} | {"kills": []}
-    bar = tqdm(total=count, desc="kills", unit="kill")
-    while result["random"]["tried"] < count or result["inside_writes"]["tried"] < count // 2:
+    kills: dict[str, list[dict]] = {"random": [], "inside_writes": []}
+    equal: list[bool] = []
+    while len(kills["random"]) < count or len(kills["inside_writes"]) < count // 2:
         plan = [(rng.choice(steps), phase) for phase, steps in PHASES.items()]
         plan += [(rng.choice(range(STEPS + 1)), None) for _ in range(3)]
-        name, came = f"killed-{result['runs']}", []
+        name, came = f"killed-{len(equal)}", []
         for least, phase in sorted(plan, key=lambda kill: kill[0]):
             if phase:
                 child = watch.child(name)
@@ -237,18 +237,17 @@ def measure_kills(count: int, seed: int = 0) -> dict:
             if killed:
                 came.append({"how": "random" if phase else "inside_writes", "phase": watch.phase, "steps": watch.steps})
         Child(name).wait()
-        equal = outcome(name) == expected
-        result["runs"] += 1
-        result["equal_runs"] += equal
-        result["kills"] += came
-        for counts in (result, *(result[kill["how"]] for kill in came)):
-            added = len(came) if counts is result else 1
-            counts["tried"] += added
-            counts["survived"] += equal * added
-        bar.update(sum(kill["how"] == "random" for kill in came))
+        equal.append(outcome(name) == expected)
+        for kill in came:
+            kills[kill["how"]].append(kill | {"survived": equal[-1]})
+        print(f"kills: {len(kills['random'])} of {count}, {len(kills['inside_writes'])} inside writes", file=sys.stderr)
         shutil.rmtree(data_folder() / "runs" / name)
-    bar.close()
-    return result
+    counts = {how: {"tried": len(k), "survived": sum(kill["survived"] for kill in k)} for how, k in kills.items()}
+    return counts | {
+        "runs": len(equal),
+        "equal_runs": sum(equal),
+        "kills": [kill for found in kills.values() for kill in found],
+    }
 
 
 def _half_done(name):
@@ -500,13 +499,13 @@ def measure_inputs(count: int, seed: int = 0) -> dict:
 MEASURES: dict[str, Callable[..., dict]] = {
     name.removeprefix("measure_"): function for name, function in list(globals().items()) if name.startswith("measure_")
 }
-COUNTS = {"kills": 40, "checkpoints": 40, "pictures": 1000, "inputs": 1000}
+COUNTS = {"kills": 200, "checkpoints": 100, "pictures": 5000, "inputs": 5000}
 
 
 def main() -> None:
     """The program."""
     parser = argparse.ArgumentParser(
-        prog="python tests/reliability.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="tests/reliability.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", default=list(MEASURES), choices=MEASURES, help="leave the others out")
     for name, count in COUNTS.items():

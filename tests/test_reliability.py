@@ -1,38 +1,29 @@
-"""Trainings that are killed, cut off and moved; damaged pictures and bad inputs: the script that counts them, with smaller numbers."""
+"""The script that kills trainings, damages files and gives bad inputs, with small numbers: `make reliability` tries
+more, and fills the disk, moves folders and sets clocks besides."""
 
 import json
+import os
 import subprocess
 import sys
 
-import reliability
+from helpers import BOOK
 from kit.reliability import kills_table, table
 
 
-def test_all_is_withstood(data):
+def test_what_is_withstood(data):
     # A process of its own, which has started no threads: it forks.
-    counts = ["--kills=20", "--checkpoints=8", "--pictures=200", "--inputs=1000"]
-    done = subprocess.run([sys.executable, reliability.__file__, *counts], capture_output=True, text=True)
+    command = [sys.executable, BOOK.parent / "tests" / "reliability.py"]
+    options = ["--only", "kills", "pictures", "inputs", "--kills=6", "--pictures=100", "--inputs=200"]
+    environment = os.environ | {"PYTHONPATH": str(BOOK)}
+    done = subprocess.run([*command, *options], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     result = json.loads((data / "reliability.json").read_text())
     kills = result["kills"]
-    assert kills["random"] == {"tried": 20, "survived": 20}
-    assert kills["inside_writes"] == {"tried": 10, "survived": 10}
-    came = kills["kills"]
-    assert len(came) == 30
-    # From start to test, and not all at one step: which of them come early or late hangs on the machine.
-    assert len({kill["phase"] for kill in came}) > 3
-    steps = [kill["steps"] for kill in came]
-    assert len(set(steps)) > 4
-    assert max(map(steps.count, steps)) < 15
+    assert kills["random"]["survived"] == kills["random"]["tried"] >= 6
+    assert kills["inside_writes"]["survived"] == kills["inside_writes"]["tried"] >= 3
+    # Not all at one step, nor in one phase: which of them come early or late hangs on the machine.
+    assert len({(kill["phase"], kill["steps"]) for kill in kills["kills"]}) > 4
     assert "| validation " in kills_table(result)
-    damaged = result["checkpoints"]
-    assert damaged["tried"] == damaged["recovered"] + damaged["harmless"] == 8
-    assert damaged["runs"] == damaged["equal_runs"] > 0
-    assert result["disk"] == {"tried": 1, "status": 2, "named": True, "previous_kept": True, "equal_runs": True}
-    assert result["locks"] == {"tried": 2, "refused": True, "taken_over": True}
-    assert result["moves"] == {"tried": 2, "went_on": True, "loads": True}
-    assert result["clocks"] == {"tried": 1, "equal_runs": True}
-    assert result["pictures"]["other"] == []
-    assert result["inputs"]["other"] == []
-    assert result["inputs"]["refused_by_name"] == 1000
+    assert (result["pictures"]["tried"], result["pictures"]["other"]) == (100, [])
+    assert (result["inputs"]["refused_by_name"], result["inputs"]["other"]) == (200, [])
     assert "killed inside a write" in table(result)
