@@ -9,8 +9,12 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, UInt8
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.transforms import Affine2D
+from torch import Tensor
+from torch.nn import functional as F
 
 from hsnet.figures import FOREGROUND
 
@@ -32,6 +36,59 @@ def heat(
     return ((1 - 0.8 * share) * grey + 0.8 * share * np.array(FOREGROUND)).astype(np.uint8)
 
 
+def main_colours(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n 3"]:
+    """The three directions in which vectors vary most, as red, green and blue from 0 to 1; the outermost 2 % saturate."""
+    vectors = vectors - vectors.mean(dim=0)
+    main = vectors @ torch.linalg.svd(vectors, full_matrices=False).Vh[:3].T  # n 3
+    low, high = main.quantile(0.02, dim=0), main.quantile(0.98, dim=0)
+    return ((main - low) / (high - low)).clamp(0, 1)
+
+
+def channels(planes: Float[Tensor, "c h w"], columns: int, side: int = 256) -> UInt8[np.ndarray, "side side 3"]:
+    """A picture of squares, one a channel, the more orange the larger a value is against the largest of all."""
+    planes = planes / planes.max().clamp(min=1e-6)
+    square = side // columns
+    squares = F.interpolate(planes[None], (square, square))[0].unflatten(0, (-1, columns))
+    picture = squares.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)[..., None]
+    picture = 245 + picture * (torch.tensor([217.0, 72, 15]) - 245)
+    picture[::square] = picture[:, ::square] = 60  # lines between the channels
+    return picture.byte().numpy()
+
+
+def kernel_matrices(kernels: dict[str, Float[Tensor, "9 9"]]) -> plt.Figure:
+    """4D kernels of size 3 as matrices, query offsets by support offsets; weights that a kernel does not have are dots."""
+    colours = LinearSegmentedColormap.from_list("", ["#1c7ed6", "white", "#d9480f"])
+    arrows = list("↖↑↗←•→↙↓↘")  # the nine offsets; • is the centre
+    rows, columns = (1, 3) if len(kernels) == 3 else (2, 2)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.6 * columns, 3.1 * rows), layout="constrained")
+    for i, (axis, (title, matrix)) in enumerate(zip(axes.flat, kernels.items(), strict=True)):
+        axis.imshow(matrix, cmap=colours, vmin=-1, vmax=1)
+        y, x = (matrix == 0).nonzero().T
+        axis.plot(x, y, ".", color="#adb5bd", markersize=3)
+        for which in (axis.xaxis, axis.yaxis):
+            which.set_ticks([n - 0.5 for n in range(10)], minor=True)
+            which.set_ticks(range(9), arrows, fontsize=8)
+        axis.grid(which="minor", color="#dee2e6", linewidth=0.5)
+        axis.tick_params(which="minor", length=0)
+        axis.set_xlabel("support offset", fontsize=9)
+        axis.set_ylabel("query offset" if i % columns == 0 else "", fontsize=9)
+        axis.set_title(title, fontsize=10)
+    figure.patch.set_facecolor("white")
+    return figure
+
+
+def _height(footer: str, width: float) -> float:
+    """Of the small print below a figure, in inches."""
+    return 0.05 + 0.12 * len(textwrap.wrap(footer, int(21 * width)))
+
+
+def small_print(figure: plt.Figure, footer: str) -> plt.Figure:
+    """The figure, with a footer for attributions."""
+    lines = textwrap.wrap(footer, int(21 * figure.get_figwidth()))
+    figure.text(0.5, 0.01, "\n".join(lines), ha="center", va="bottom", fontsize=6, color="#444444")
+    return figure
+
+
 def panels(
     pictures: Sequence[tuple[str, np.ndarray]],
     marks: dict[int, tuple[float | int, float | int]] | None = None,
@@ -48,8 +105,7 @@ def panels(
     rows = -(-len(pictures) // columns)
     titles = [textwrap.fill(title.replace("IoU ", "IoU\N{NO-BREAK SPACE}"), 30) for title, _ in pictures]
     width = 2.3 * columns
-    lines = textwrap.wrap(footer, int(21 * width))
-    below, above = 0.05 + 0.12 * len(lines), 0.15 + 0.17 * max(title.count("\n") + 1 for title in titles)  # inches
+    below, above = _height(footer, width), 0.15 + 0.17 * max(title.count("\n") + 1 for title in titles)  # inches
     height = rows * (2.2 + above) + below
     figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
     figure.subplots_adjust(
@@ -64,9 +120,7 @@ def panels(
         if marks and i in marks:
             axis.plot(*marks[i], "+", markersize=16, markeredgewidth=4, color="white")
             axis.plot(*marks[i], "+", markersize=14, markeredgewidth=2, color="black")
-    if lines:
-        figure.text(0.5, 0.01, "\n".join(lines), ha="center", va="bottom", fontsize=6, color="#444444")
-    return figure
+    return small_print(figure, footer)
 
 
 def grid(
@@ -78,15 +132,14 @@ def grid(
     """Pictures in rows and columns, with names at the left and above.
 
     Args:
-        rows: uint8 RGB pictures, as many a row as there are columns; None leaves a place empty.
+        rows: pictures, uint8 RGB or floats from 0 to 1, as many a row as there are columns; None leaves a place empty.
         row_names: one a row.
         column_names: one a column.
         footer: small print below, for attributions.
     """
     side, left, above = 1.45, 1.1, 0.3  # inches
     width = left + side * len(column_names)
-    lines = textwrap.wrap(footer, int(21 * width))
-    below = 0.05 + 0.12 * len(lines)
+    below = _height(footer, width)
     height = above + side * len(row_names) + below
     figure, axes = plt.subplots(len(row_names), len(column_names), figsize=(width, height), squeeze=False)
     figure.subplots_adjust(
@@ -102,9 +155,7 @@ def grid(
                 axis.imshow(picture)
     for axis, name in zip(axes[0], column_names, strict=True):
         axis.set_title(name, fontsize=9, color="black", pad=4)
-    if lines:
-        figure.text(0.5, 0.01, "\n".join(lines), ha="center", va="bottom", fontsize=6, color="#444444")
-    return figure
+    return small_print(figure, footer)
 
 
 def two_planes(
@@ -132,8 +183,7 @@ def two_planes(
         black: pairs whose lines are black, and lie upon the others.
     """
     k = round(len(pairs) ** 0.5)
-    lines = textwrap.wrap(footer, 150)
-    below, above = 0.05 + 0.12 * len(lines), 0.25  # inches
+    below, above = _height(footer, 7.2), 0.25  # inches
     figure, axis = plt.subplots(figsize=(7.2, 1.95 + below + above))
     height = figure.get_figheight()
     figure.subplots_adjust(left=0.005, right=0.995, bottom=below / height, top=1 - above / height)
@@ -182,9 +232,7 @@ def two_planes(
     axis.set_ylim(1.01, -0.01)
     axis.set_aspect("auto")
     axis.axis("off")
-    if lines:
-        figure.text(0.5, 0.01, "\n".join(lines), ha="center", va="bottom", fontsize=6, color="#444444")
-    return figure
+    return small_print(figure, footer)
 
 
 def ladder(bars: dict[str, tuple[float, tuple[float, float]]], now: str) -> plt.Figure:

@@ -5,12 +5,15 @@ import os
 from dataclasses import replace
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from hsnet.backbone import Backbone
 from hsnet.benchmarks import Benchmark, Episode, load_benchmark
 from hsnet.config import Config
-from hsnet.episodes import EpisodeDataset, test_episodes
+from hsnet.correlation import mask_features
+from hsnet.episodes import Batch, EpisodeDataset, load_episode, test_episodes
 from hsnet.metrics import SegmentationScore
 from hsnet.reproduce.report import ROOT
 from hsnet.runs import run_score, write_json
@@ -32,6 +35,20 @@ def thread(benchmark: Benchmark, shot: int = 1) -> list[Episode]:
     """The query that is followed through the book, asked for its videocassette (by up to five supports), then its bulb (one)."""
     first = test_episodes(benchmark, fold=0, shot=5)[THREAD]
     return [replace(first, supports=first.supports[:shot]), *benchmark.other_questions(first)]
+
+
+def thread_batches(benchmark: Benchmark, shot: int = 1) -> tuple[list[Batch], list[str]]:
+    """`thread` as batches of one episode, and the names of what each asks for."""
+    episodes = thread(benchmark, shot)
+    batches = [load_episode(benchmark, episode, size=SIZE) for episode in episodes]
+    return batches, [benchmark.class_names[episode.class_id] for episode in episodes]
+
+
+@torch.no_grad()
+def masked_features(backbone: Backbone, batch: Batch) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+    """The query's features, and the masked ones of its first support, per level (fine to coarse) and layer."""
+    query, support = (backbone(backbone.normalize(pictures)) for pictures in (batch.query, batch.support[:, 0]))
+    return query, mask_features(support, batch.support_mask[:, 0])
 
 
 def ladder_episodes(benchmark: Benchmark) -> EpisodeDataset:
