@@ -56,6 +56,14 @@ def test_code_is_as_wide_as_the_page(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_a_folded_cell_is_short(page):
+    for cell in json.loads(page.read_text())["cells"]:
+        if {"hide-input", "hide-cell"} & set(cell["metadata"].get("tags", [])):
+            source = "".join(cell["source"])
+            assert len(source.splitlines()) <= 25, f"move what it defines to book/kit:\n{source}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_no_number_is_typed_in_a_table(page):
     rows = [line for text in cells(page, "markdown") for line in text.splitlines() if re.match(r"\|.*\|", line)]
     typed = [row for row in rows if re.search(r"\d+\.\d", row)]
