@@ -1,26 +1,93 @@
-"""Pictures and masks as people have them: files of any kind, PIL images, arrays."""
+"""Pictures and masks as people have them: files of any kind, PIL images, arrays. What each of them means:
+
+| A user gives | It means |
+|---|---|
+| one value or colour beside black | that is the object; soft edges are cut at half, in every mode |
+| several values or colours beside black | refused, each listed with its share; `--label` picks one |
+| 255 beside one other label | two labels, listed as well: void and instance are never guessed |
+| values or colours without black | refused where there are two or more: `--label` picks the object |
+| an alpha channel, or a transparent colour, that varies | what is opaque is the object; several colours in it are listed |
+| an alpha channel that is the same everywhere | nothing: the colours count |
+| a palette | its colours; `--label` takes an index or a colour |
+| booleans, 0 and 1, 0 and 255, floats 0 to 1 | the object is what is not 0 |
+| numbers below 0, floats above 1 | refused: `logits > 0`, or `probabilities > 0.5`, is a mask |
+| a photograph, cut out on black or not | refused: a mask is white on the object |
+| `.json` of labelme or COCO | the shapes of one label, joined; several labels are listed by name |
+| `.npy` | its array |
+| a turn in EXIF | applied; `--exif ignore` takes the pixels as they are stored |
+| a picture and a mask with different turns, both readings possible | a warning that names both |
+| a picture with transparent parts and no mask | a cut-out: its opaque part is the object, the rest is grey |
+| a picture of 16 or 32 bits | scaled by the depth its numbers need (10, 12, 14, 16, … bits), with a warning that says so |
+| a file in a folder that is not used | named, with the reason |
+"""
 
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
+
+from .labels import Label, Labels, parse_label
 
 Picture = str | Path | Image.Image | np.ndarray
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")  # what a folder is searched for
+SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".gif",
+)  # always tried in a folder, even if damaged
+CONVERT = {  # what people have and Pillow does not read
+    (".heic", ".heif"): "HEIC: convert it to JPEG, or install pillow-heif and call its register_heif_opener()",
+    (".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"): "raw data of a camera: develop it to JPEG or PNG",
+    (".svg", ".pdf", ".ai", ".eps"): "a drawing, not pixels: export it as PNG",
+    (".xml", ".txt", ".yaml", ".csv"): "annotations that are not read: export them as COCO json, or as PNG masks",
+    (".mat", ".npz", ".pkl", ".pt", ".h5"): "an archive of arrays: save the one that is meant with numpy.save, as .npy",
+    (".mp4", ".mov", ".avi", ".mkv"): "a film: save the frames that are meant",
+}
+EXIFS = ("apply", "ignore")
+DEPTHS = (8, 10, 12, 14, 16, 24, 32, 64)  # bits of the numbers in a picture
 BEHIND = 127  # grey behind a transparent picture, nearest to what "nothing" is to a network
+_ORIENTATION = 0x0112
 
 
-def read_image(picture: Picture, least: int | None = None) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
+class Stored(NamedTuple):
+    """What a file, an image or an array holds.
+
+    Attributes:
+        name: how a message names it.
+        values: (h, w), or (h, w, c) of grey and alpha, RGB, or RGB and alpha; of any kind of number.
+        size: height and width of all of it, upright; `values` is smaller where a draft was asked for.
+        turn: its EXIF orientation, 1 to 8; 1 for none.
+        indices: of a palette, (h, w); otherwise None.
+        lossy: whether its values were changed in storing, as JPEG does.
+    """
+
+    name: str
+    values: np.ndarray
+    size: tuple[int, int]
+    turn: int = 1
+    indices: np.ndarray | None = None
+    lossy: bool = False
+
+
+def read_image(
+    picture: Picture, least: int | None = None, exif: str = "apply"
+) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
     """A picture as uint8 RGB, upright, with its own height and width.
 
     Args:
-        picture: a file (turned as its EXIF says), a PIL image, or an array (h, w), (h, w, 3) or (h, w, 4): integers of
-            8 or 16 bits, or floats in [0, 1]. What is transparent becomes grey.
+        picture: a file, a PIL image, or an array (h, w) or (h, w, c) of grey and alpha, RGB, or RGB and alpha: integers,
+            or floats in [0, 1]. Transparent parts become grey; numbers above 255 are scaled, see the table above.
         least: sides that are enough: a JPEG is then decoded at a half, a quarter or an eighth of its size as long as
             both its sides stay at or above this, which spares most of the time and memory of a large photograph.
+        exif: "apply" turns the picture as its EXIF says, "ignore" takes it as it is stored.
 
     Returns:
         The image, perhaps smaller than the picture, and the picture's own (height, width).
@@ -29,65 +96,95 @@ def read_image(picture: Picture, least: int | None = None) -> tuple[UInt8[np.nda
         FileNotFoundError: no such file.
         ValueError: a folder, not a picture, a damaged one, or an array of another kind, naming it.
     """
-    image, size = _open(picture, least)
-    if _is_transparent(image):
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (BEHIND, BEHIND, BEHIND, 255)), image)
-    return np.asarray(image.convert("RGB")), size
+    return image_of(stored := load(picture, least, exif)), stored.size
 
 
-def read_mask(picture: Picture) -> Bool[np.ndarray, "h w"]:
-    """A mask as booleans, True on the object.
+def image_of(stored: Stored) -> UInt8[np.ndarray, "h w 3"]:
+    """`read_image` of what `load` returned."""
+    colours, alpha = _split(_eight_bits(stored))
+    if colours.ndim == 2:
+        colours = np.repeat(colours[..., None], 3, axis=2)
+    if is_cutout(stored):
+        weight = alpha[..., None] / np.float32(255)
+        colours = np.round(colours * weight + BEHIND * (1 - weight)).astype(np.uint8)
+    return np.ascontiguousarray(colours)
+
+
+def is_cutout(stored: Stored) -> bool:
+    """Whether its alpha channel varies: some of it is opaque, some transparent."""
+    alpha = _split(stored.values)[1]
+    if alpha is None:
+        return False
+    whole = np.issubdtype(alpha.dtype, np.integer)
+    return bool(2 * float(alpha.min()) < float(alpha.max()) and (alpha.max() > 1 or not whole))
+
+
+def opaque(stored: Stored) -> Bool[np.ndarray, "h w"]:
+    """The pixels of a cut-out that are more opaque than half of its most opaque ones."""
+    alpha = _split(stored.values)[1]
+    return alpha > alpha.max() / 2
+
+
+def read_mask(
+    picture: Picture,
+    label: Label | None = None,
+    *,
+    exif: str = "apply",
+    of: UInt8[np.ndarray, "h w 3"] | None = None,
+) -> Bool[np.ndarray, "h w"]:
+    """A mask as booleans, True on the object. The table above says what each kind of file and array means.
 
     Args:
-        picture: a file, a PIL image or an array. Of booleans; of two values, the lower one background (0 and 1, 0 and
-            255; of two colours of a palette the darker); of greys with soft edges, cut at half of the largest; or a cut-out, whose
-            transparent part is background.
+        picture: a file, a PIL image or an array.
+        label: the value, colour (r, g, b), or index of a palette, that is the object; as text too: "255,0,0".
+        exif: as in `read_image`.
+        of: the picture, so that its own pixels on black are not taken for a mask.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: what is no mask: no picture at all, a photograph, or the labels of several objects, naming them.
+        ValueError: not a mask of one object, with the labels that can be picked.
     """
-    name, palette = describe(picture), False
-    if isinstance(picture, np.ndarray):
-        values = picture
-        if values.ndim == 3 and 1 in (values.shape[0], values.shape[2]):
-            values = values.squeeze(0 if values.shape[0] == 1 else 2)
-        if values.ndim == 3 and values.shape[2] == 4:
-            values = values[..., 3]
-        if values.ndim != 2:
-            raise ValueError(
-                f"{name} has shape {values.shape}: a mask is (height, width), or a cut-out of four channels"
-            )
-        if not np.isfinite(values).all():
-            raise ValueError(f"{name} holds NaN or infinity: a mask is True or 1 on the object and 0 elsewhere")
-    else:
-        image, _ = _open(picture)
-        palette = image.mode == "P"
-        values = np.asarray(image.convert("RGBA"))[..., 3] if _is_transparent(image) else np.asarray(image)
-        values = values.max(axis=2) if values.ndim == 3 else values
-    if values.dtype == bool:
+    return mask_of(load(picture, exif=exif, frames=1), label, of)
+
+
+def mask_of(stored: Stored, label: Label | None = None, of: np.ndarray | None = None) -> Bool[np.ndarray, "h w"]:
+    """`read_mask` of what `load` returned."""
+    name, values, label = stored.name, stored.values, parse_label(label)
+    if isinstance(label, str):
+        raise ValueError(f"{name} knows no names such as {label!r}: pick a value (3) or a colour (255,0,0)")
+    visible = opaque(stored) if is_cutout(stored) else None
+    values = _checked(name, _split(values)[0], label)
+    if values.dtype == bool and values.ndim == 2 and visible is None and label is None:
         return values
-    labels, counts = np.unique(values, return_counts=True)
-    if palette and len(labels) == 2:  # which index comes first means nothing
-        values = np.asarray(image.convert("L"))
-        labels, counts = np.unique(values, return_counts=True)
-    if _are_several(labels, counts) or (palette and len(labels) > 2):
-        shown = ", ".join(map(str, labels[:6])) + (", …" if len(labels) > 6 else "")
+    if values.ndim == 3 and (values == values[..., :1]).all():
+        values = values[..., 0]
+    indices = stored.indices
+    if indices is not None and _is_index(indices, values):
+        values = indices
+    elif indices is not None and isinstance(label, int):
+        if not (indices == label).any():
+            raise ValueError(f"{name} has no pixel of index {label}: it holds {_some(np.unique(indices))}")
+        return indices == label
+    labels = Labels(values, visible, stored.lossy)
+    if label is not None:
+        return labels.pick(name, label)
+    found = labels.the_object()
+    if found is None and labels.is_picture and visible is not None:  # a cut-out photograph
+        return visible
+    if labels.is_picture or (found is not None and visible is None and of is not None and _is_part(values, found, of)):
         raise ValueError(
-            f"{name} holds {len(labels)} labels ({shown}): give the mask of one object, such as `labels == {labels[1]}`"
+            f"{name} looks like a picture rather than a mask ({_count(len(labels.distinct), 'colour')}): a photograph, or "
+            "one cut out on black. A mask is white on the object, black elsewhere; probabilities are one as "
+            "`probabilities > 0.5`; a cut-out has a transparent background"
         )
-    middle = (labels > 0.25 * labels[-1]) & (labels < 0.75 * labels[-1])
-    if counts[middle].sum() > 0.25 * counts.sum():
+    if found is None:
+        hint = "" if labels.background is not None or visible is not None else ", none of them black, the background"
+        choices, example = labels.choices(indices)
         raise ValueError(
-            f"{name} looks like a picture rather than a mask: a mask is white on the object, black elsewhere"
+            f"{name} holds {_count(len(choices), 'label')}{hint}: {', '.join(choices[:8])}{', …' * (len(choices) > 8)}. "
+            f"Pick the object with --label {example} (in Python label={example if ',' not in example else f'({example})'})"
         )
-    return values > labels[-1] / 2
-
-
-def is_cutout(picture: Picture) -> bool:
-    """Whether a picture has transparency, which can serve as its mask. Raises as `read_image` does."""
-    return _is_transparent(_open(picture)[0])
+    return found
 
 
 def looks_like_mask(image: UInt8[np.ndarray, "h w 3"]) -> bool:
@@ -103,13 +200,6 @@ def looks_inverted(mask: Bool[np.ndarray, "h w"]) -> bool:
     return bool(mask.mean() > 0.95 or min(border.mean() for border in borders) > 0.5)
 
 
-def _are_several(labels, counts) -> bool:
-    """Whether values are the labels of several objects rather than one object with soft edges."""
-    if not 2 < len(labels) <= 64 or np.issubdtype(labels.dtype, np.floating):
-        return False
-    return bool(labels[-1] < 64 or counts[1:-1].sum() > counts[-1])
-
-
 def describe(picture: Picture) -> str:
     """How an error names a picture."""
     if isinstance(picture, (str, Path)):
@@ -117,34 +207,72 @@ def describe(picture: Picture) -> str:
     return f"the {'array' if isinstance(picture, np.ndarray) else 'image'}"
 
 
-def find_pictures(paths: list[str | Path]) -> list[Path]:
-    """Files as they are given, folders replaced by the pictures in them, sorted by name.
+def find_pictures(paths: list[str | Path]) -> tuple[list[Path], list[str]]:
+    """Files as they are given, folders and patterns (`*.jpg`) replaced by the pictures in them, sorted by name, each once.
+
+    Returns:
+        The files; and one line on each group of files in the folders that is not used, with the reason.
 
     Raises:
         FileNotFoundError: a path that does not exist, or a folder without pictures.
     """
-    found = []
+    found: dict[Path, Path] = {}
+    unused = []
     for path in map(Path, paths):
+        inside = [path]
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+            inside, others = [], {}
+            for file in sorted(path.iterdir()):
+                if reason := _why_not(file):
+                    others.setdefault(reason, []).append(file.name)
+                else:
+                    inside.append(file)
+            lines = [f"not used in {path}: {_some(names)} ({reason})" for reason, names in others.items()]
             if not inside:
-                raise FileNotFoundError(f"no pictures in {path} (looked for {', '.join(SUFFIXES)})")
-            found += inside
-        elif path.exists():
-            found.append(path)
-        else:
-            raise FileNotFoundError(f"no such picture or folder: {path}")
-    return found
+                raise FileNotFoundError(f"no pictures in {path}" + "".join(f"; {line}" for line in lines))
+            unused += lines
+        elif not path.exists():
+            inside = (
+                sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor)))) if "*" in str(path) else []
+            )
+            if not inside:
+                raise FileNotFoundError(f"no such picture or folder: {path}")
+        for file in inside:
+            found.setdefault(file.resolve(), file)
+    return list(found.values()), unused
 
 
-def _open(picture, least=None):
-    """A decoded, upright PIL image, and the (height, width) the picture has before any draft."""
+def _why_not(file):
+    """Why a file in a folder is not used; empty if it is."""
+    if file.is_dir():
+        return "a folder: name it too"
+    if file.name.startswith("."):
+        return "hidden"
+    if file.suffix.lower() in SUFFIXES:
+        return ""
+    try:
+        with Image.open(file):
+            return ""
+    except Exception:  # Pillow raises many kinds for what it does not know
+        return next((why for kinds, why in CONVERT.items() if file.suffix.lower() in kinds), "not a picture")
+
+
+def load(picture: Picture, least: int | None = None, exif: str = "apply", frames: int | None = None) -> Stored:
+    """What a file, an image or an array holds, turned as `exif` says; the other arguments as in `read_image`.
+
+    Args:
+        frames: how many pictures a file may hold; None for any number, of which the first is read.
+
+    Raises:
+        As `read_image`.
+    """
+    if exif not in EXIFS:
+        raise ValueError(f"unknown exif {exif!r}: choose one of {', '.join(EXIFS)}")
+    name = describe(picture)
     if isinstance(picture, np.ndarray):
-        image = _from_array(picture)
-        return image, (image.height, image.width)
+        return _of_array(name, picture)
     if isinstance(picture, Image.Image):
-        image = ImageOps.exif_transpose(picture)
-        return _eight_bits(image), (image.height, image.width)
+        return _of_image(name, picture, picture.size, exif)
     if not isinstance(picture, (str, Path)):
         raise ValueError(f"a picture cannot be a {type(picture).__name__}: give a path, a PIL image or an array")
     path = Path(picture)
@@ -153,53 +281,160 @@ def _open(picture, least=None):
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give its pictures, see `hsnet.pictures.find_pictures`")
     try:
+        if path.suffix.lower() == ".npy":
+            return _of_array(name, np.load(path, allow_pickle=False))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # 90 megapixels and more: meant
             with Image.open(path) as image:
-                width, height = image.size
+                number = getattr(image, "n_frames", 1)
+                own = image.size
                 if least:
                     image.draft(None, (least, least))
-                upright = ImageOps.exif_transpose(image)
-                if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # lying on its side
-                    width, height = height, width
-                upright.load()
+                stored = _of_image(name, image, own, exif)
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} is too large ({error}): make it smaller first") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # PIL raises all of these for damaged files
-        raise ValueError(f"{path} is not a picture that can be read, or damaged ({error})") from error
-    return _eight_bits(upright), (height, width)
+        why = next((why for kinds, why in CONVERT.items() if path.suffix.lower() in kinds), f"or damaged ({error})")
+        raise ValueError(f"{path} is not a picture that can be read, {why}") from error
+    if frames and number > frames:
+        raise ValueError(f"{path} holds {number} pictures: save the mask that is meant as one")
+    return stored
 
 
-def _eight_bits(image):
-    """PIL cuts greys of 16 bits off at 255 when it converts them: scale them instead."""
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        return Image.fromarray((values >> 8 if values.max(initial=0) > 255 else values).astype(np.uint8))
-    if image.mode == "F":
-        return _from_array(np.asarray(image))
-    return image
-
-
-def _from_array(array):
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
+def _of_array(name, array):
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    elif array.ndim == 3 and array.shape[0] == 1 and array.shape[2] > 4:
+        array = array[0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (2, 3, 4)) or 0 in array.shape:
         hint = ": its channels come last here" if array.ndim == 3 and array.shape[0] in (1, 3, 4) else ""
-        raise ValueError(f"the array has shape {array.shape}, expected (h, w), (h, w, 3) or (h, w, 4)" + hint)
-    if array.dtype == bool:
-        array = array * np.uint8(255)
-    elif np.issubdtype(array.dtype, np.floating):
-        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
-            raise ValueError(
-                f"the array holds floats from {array.min()} to {array.max()}, expected [0, 1] (or integers from 0 to 255)"
-            )
-        array = np.round(array * 255)
-    elif array.min() < 0 or array.max() > 65535:
+        raise ValueError(f"{name} has shape {array.shape}, expected (h, w), (h, w, 3) or (h, w, 4){hint}")
+    if (
+        array.dtype != bool
+        and not np.issubdtype(array.dtype, np.integer)
+        and not np.issubdtype(array.dtype, np.floating)
+    ):
+        raise ValueError(f"{name} holds {array.dtype}, expected booleans, integers or floats")
+    return Stored(name, array, array.shape[:2])
+
+
+def _of_image(name, image, own, exif):
+    """`own`: the width and height of the file, where `image` is a draft."""
+    turn = image.getexif().get(_ORIENTATION, 1)
+    turned_back = {6: 8, 8: 6}.get(turn, turn)
+    lossy, already = image.format == "JPEG", image.format == "TIFF"  # which Pillow turns by itself
+    values = _deep_colours(image)
+    values = _values(image) if values is None else values
+    indices = np.asarray(image) if image.mode == "P" else None
+    if exif == "ignore" and already:
+        values, own = _turned(values, turned_back), own[::-1] if turn > 4 else own
+        indices = indices if indices is None else _turned(indices, turned_back)
+    elif exif == "apply" and not already:
+        values, own = _turned(values, turn), own[::-1] if turn > 4 else own
+        indices = indices if indices is None else _turned(indices, turn)
+    return Stored(name, values, own[::-1], turn, indices, lossy)
+
+
+def _turned(values, turn):
+    """As an EXIF orientation, 1 to 8, says."""
+    values = np.swapaxes(values, 0, 1) if 5 <= turn <= 8 else values
+    values = values[:, ::-1] if turn in (2, 3, 6, 7) else values
+    return values[::-1] if turn in (3, 4, 7, 8) else values
+
+
+def _values(image):
+    """The numbers of an image, in the forms that `Stored.values` has."""
+    if "transparency" in image.info and image.mode in ("1", "L", "RGB", "P"):
+        return np.asarray(image.convert("RGBA"))
+    if "transparency" in image.info and image.mode.startswith("I"):
+        grey = np.asarray(image)
+        return np.dstack([grey, np.where(grey == image.info["transparency"], 0, 65535)])
+    if image.mode in ("1", "L", "LA", "RGB", "RGBA", "F") or image.mode.startswith("I"):
+        return np.asarray(image)
+    alpha = image.mode in ("PA", "La", "RGBa") or (image.mode == "P" and image.palette.mode == "RGBA")
+    return np.asarray(image.convert("RGBA" if alpha else "RGB"))
+
+
+def _deep_colours(image):
+    """Colours of 16 bits, of which Pillow keeps the upper half; None for other images."""
+    if image.format != "PNG" or ";16B" not in str(image.tile) or image.mode not in ("RGB", "RGBA"):
+        return None
+    from torch import frombuffer, uint8
+    from torchvision.io import ImageReadMode, decode_png
+
+    image.fp.seek(0)
+    content = frombuffer(bytearray(image.fp.read()), dtype=uint8)
+    image.fp.seek(0)
+    return decode_png(content, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
+
+
+def _split(values):
+    """Grey (h, w) or RGB (h, w, 3), and the alpha channel or None."""
+    if values.ndim == 2 or values.shape[2] == 3:
+        return values, None
+    return (values[..., 0] if values.shape[2] == 2 else values[..., :3]), values[..., -1]
+
+
+def _eight_bits(stored):
+    """The values of a picture as uint8, scaled by the depth that they need."""
+    values, name = stored.values, stored.name
+    least, most = values.min(), values.max()
+    if values.dtype == bool:
+        return values * np.uint8(255)
+    if np.issubdtype(values.dtype, np.floating):
+        if not (least >= 0 and most <= 1):
+            raise ValueError(f"{name} holds floats from {least} to {most}, expected [0, 1] (or integers from 0 to 255)")
+        return np.round(values * 255).astype(np.uint8)
+    if least < 0:
+        raise ValueError(f"{name} holds integers from {least} to {most}, expected 0 or more")
+    depth = next(depth for depth in DEPTHS if most < 1 << depth)
+    if depth > 8:
+        warnings.warn(f"{name} holds numbers up to {most}: read as {depth} bits, scaled to 8", stacklevel=2)
+    return (values >> (depth - 8)).astype(np.uint8)
+
+
+def _checked(name, values, label):
+    """The numbers of a mask as booleans or integers."""
+    if values.dtype == bool:
+        return values if values.ndim == 2 else values * np.uint8(255)
+    whole = not np.issubdtype(values.dtype, np.floating)
+    if not whole and not np.isfinite(values).all():
+        raise ValueError(f"{name} holds NaN or infinity: a mask is True or 1 on the object and 0 elsewhere")
+    least, most = values.min(), values.max()
+    if label is None and (least < 0 or (most > 1 and not whole)):
         raise ValueError(
-            f"the array holds integers from {array.min()} to {array.max()}, expected 0 to 255 (or 16 bits)"
+            f"{name} holds {'numbers' if whole else 'floats'} from {least:.4g} to {most:.4g}, which are no mask yet: `logits > 0`, "
+            "`probabilities > 0.5`, `values == label` or `(mask / 255).round()` is one"
         )
-    elif array.max() > 255:
-        array = array >> 8
-    return Image.fromarray(np.ascontiguousarray(array.astype(np.uint8)))
+    if whole or (label is not None and most > 1):
+        return values if whole else values.round().astype(np.int64)
+    if values.ndim == 2 and least == 0 and len(np.unique(values)) == 2:
+        return values > 0
+    return np.round(values * 255).astype(np.uint8)
 
 
-def _is_transparent(image):
-    return "A" in image.getbands() or "transparency" in image.info
+def _is_index(indices, values):
+    """Whether a palette does not show what its indices tell apart."""
+    used, first = np.unique(indices, return_index=True)
+    colours = values.reshape(indices.size, -1)[first]
+    same = (colours[1:] == colours[0]).all(axis=1)
+    return bool(same.all() if len(used) > 16 else same.any()) and len(used) > 1
+
+
+def _is_part(values, found, of):
+    """Whether what a mask shows are the picture's own pixels, neither white nor nearly black."""
+    if values.dtype != np.uint8 or values.shape[:2] != of.shape[:2] or not found.any():
+        return False
+    own = (values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=2))[found].astype(int)
+    if np.median(own.min(axis=1)) >= 224 or np.median(own.max(axis=1)) <= 64:
+        return False
+    return bool((abs(own - of[found]).max(axis=1) <= 24).mean() > 0.9)
+
+
+def _count(n, thing):
+    return f"{n:,} {thing}" if n == 1 else f"{n:,} {thing}s"
+
+
+def _some(names):
+    names = list(map(str, names))
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -3,19 +3,20 @@
     python -m hsnet.predict --support a.jpg a.png --support b.jpg b.png --query photos/*.jpg --out masks/
     python -m hsnet.predict --support cutout.png --query photos/ --out masks/
 
-A support is a picture and its mask (white or 1 on the object), or a cut-out whose background is transparent. Queries are
-pictures or folders of pictures. The folder of --out then holds, for each query NAME, NAME-mask.png (255 on the object, in
-the query's size), NAME-overlay.jpg, and, for all of them, index.html to look at. A list of these files, written.sha256,
-stays with them: the next run into the same folder removes what is listed and unchanged, and touches nothing else.
+A support is a picture and its mask (white or 1 on the object), or annotations of labelme or COCO (.json), or a cut-out whose
+background is transparent; the table in hsnet/pictures.py says what each kind of file means. Where a mask holds several
+values, colours or names, --label picks the object. Queries are pictures, folders of pictures, or patterns such as "*.jpg".
+The folder of --out then holds, for each query NAME, NAME-mask.png (255 on the object, in the query's size),
+NAME-overlay.jpg, and, for all of them, index.html to look at. A folder that holds files is refused, unless --overwrite
+is given: files of the same names are then replaced, others stay.
 
 A query that cannot be read is named and left out, and the exit status is 1; masks of supports among the queries are left
-out too. Without --run the weights that come with the repository are used. The side of the square that the network sees
-is that of the run's training (288 pixels for emoji), or --size, within what leaves the squeezed support as it was trained
-(for emoji 257 to 512).
+out too. Without --run the weights that come with the package are used. The side of the square that the network sees
+is that of the run's training (288 pixels for the shipped one), or --size, within what leaves the squeezed support as it was trained
+(257 to 512 there).
 """
 
 import argparse
-import hashlib
 import html
 import sys
 import warnings
@@ -29,14 +30,13 @@ from tqdm import tqdm
 
 from .config import run_program
 from .figures import overlay
-from .pictures import find_pictures, looks_like_mask, read_image
+from .pictures import EXIFS, find_pictures, looks_like_mask, read_image
 from .runs import DEFAULT_RUN
-from .segmenter import ASPECTS, METHODS, RULES, Segmenter, read_support
+from .segmenter import ASPECTS, METHODS, RULES, Segmenter, Support, read_support
 
 BATCH = 8  # queries that pass the network at once
 SHOWN = 1600  # longest side of an overlay, in pixels
 THUMBNAIL = 480
-LIST = "written.sha256"  # of the files of a run, as sha256sum writes and checks it
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -58,38 +58,33 @@ figure {{ margin: 0; }} img {{ max-width: 100%; border-radius: 4px; }} figcaptio
 
 
 def predict_files(
-    segmenter: Segmenter, supports: list[tuple[Path, Path | None]], queries: list[Path], out: Path, run: str
+    segmenter: Segmenter, supports: dict[str, Support], queries: list[Path], out: Path, run: str
 ) -> list[str]:
     """Write masks, overlays and the page for all queries.
+
+    Args:
+        supports: by the names that the page shows.
 
     Returns:
         What went wrong, one line a query that could not be read.
 
     Raises:
-        FileNotFoundError, ValueError: a support that does not do, see `Segmenter.fit`.
-        FileExistsError: a file in `out` that would be replaced and is not ours, or is ours and read here.
+        ValueError: a support that does not do, see `Segmenter.fit`; nothing is written then.
         PermissionError: an `out` that cannot be written.
     """
-    segmenter.fit([image for image, _ in supports], [mask for _, mask in supports])
+    segmenter.fit_supports(list(supports.values()))
     names = _names(queries)
-    written = Written(out)
-    new = [f"support-{i}.jpg" for i in range(1, len(supports) + 1)]
-    new += [f"{name}-{what}" for name in names.values() for what in ("mask.png", "overlay.jpg")] + ["index.html"]
-    removed = written.begin(new, [path for pair in supports for path in pair if path] + queries)
-    if removed:
-        print(f"removed {_count(removed, 'file')} of an earlier run from {out}", file=sys.stderr)
-    figures = []
-    for name, (image, mask) in zip(new, supports, strict=False):
-        _save_overlay(*read_support(image, mask), out / name, THUMBNAIL)
-        written.add(name)
-        figures.append(_figure(name, f"{image.name}, with its mask", None))
-    cells, wrong = [], []
+    out.mkdir(parents=True, exist_ok=True)
+    shown, done, wrong = [], [], []
+    for number, (name, support) in enumerate(supports.items(), 1):
+        _save_overlay(support.pixels, support.mask, out / f"support-{number}.jpg", THUMBNAIL)
+        shown.append(_figure(f"support-{number}.jpg", f"{name}, with its mask", None))
     try:
         for query, mask in tqdm(_answers(segmenter, queries), total=len(queries), desc="segmenting", unit="picture"):
             try:
                 if isinstance(mask, Exception):
                     raise mask
-                pixels, _ = read_image(query, least=SHOWN)
+                pixels, _ = read_image(query, SHOWN, segmenter.exif)
                 if looks_like_mask(pixels):
                     tqdm.write(f"warning: {query} is black and white only: is it a mask among the queries?", sys.stderr)
             except (ValueError, OSError) as error:
@@ -97,70 +92,38 @@ def predict_files(
                 tqdm.write(f"left out: {error}", file=sys.stderr)
                 continue
             Image.fromarray(mask.astype(np.uint8) * 255).save(out / f"{names[query]}-mask.png")
-            written.add(f"{names[query]}-mask.png")
             _save_overlay(pixels, mask, out / f"{names[query]}-overlay.jpg", SHOWN)
-            written.add(f"{names[query]}-overlay.jpg")
             share = f"marked: {100 * mask.mean():.0f} % of the picture" if mask.any() else "nothing found"
-            cells.append(_figure(f"{names[query]}-overlay.jpg", f"{query.name}: {share}", f"{names[query]}-mask.png"))
-    finally:  # Ctrl-C leaves a page of what is done
+            done.append(_figure(f"{names[query]}-overlay.jpg", f"{query.name}: {share}", f"{names[query]}-mask.png"))
+    except KeyboardInterrupt:
+        kept = f"{_count(len(done), 'mask')} of {len(queries)} stay in {out}"
+        print(f"\n{kept}: the same command with --overwrite does all of them, --query names others", file=sys.stderr)
+        raise
+    finally:  # a page of what is done
         page = PAGE.format(
-            title=f"{_count(len(cells), 'picture')} segmented",
+            title=f"{_count(len(done), 'picture')} segmented",
             method=segmenter.method,
             run=html.escape(run),
-            supports="\n".join(figures),
-            queries="\n".join(cells),
+            supports="\n".join(shown),
+            queries="\n".join(done),
         )
         (out / "index.html").write_text(page, encoding="utf-8")
-        written.add("index.html")
     return wrong
 
 
-class Written:
-    """Which files of a folder are ours: those that stand in its list and are as they were written."""
+def check_out(out: Path, inputs: list[Path], overwrite: bool) -> None:
+    """Refuse a folder in which something could be lost.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        lines = (folder / LIST).read_text(encoding="utf-8").splitlines() if (folder / LIST).exists() else []
-        listed = dict(reversed(line.split("  ", 1)) for line in lines if "  " in line)
-        self.ours = [n for n, sha in listed.items() if Path(n).name == n and self._sha256(n) == sha]
-
-    def begin(self, names: list[str], inputs: list[Path]) -> int:
-        """Remove what an earlier run wrote, and begin a new list.
-
-        Args:
-            names: of the files that will be written.
-            inputs: files that will be read.
-
-        Returns:
-            How many files were removed, those not counted that are written anew.
-
-        Raises:
-            FileExistsError: a file that is not ours would be replaced, or an input is ours; nothing was removed then.
-        """
-        read = {path.resolve() for path in inputs}
-        for name in dict.fromkeys([*self.ours, *names]):
-            path = self.folder / name
-            if path.resolve() in read:
-                raise FileExistsError(f"{path} is read here and would be replaced: choose another folder for --out")
-            if path.exists() and name not in self.ours:
-                raise FileExistsError(
-                    f"{path} would be replaced, and was not written here or was changed since: move it, or choose another "
-                    "folder for --out"
-                )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for name in self.ours:
-            (self.folder / name).unlink()
-        (self.folder / LIST).write_text("")
-        return len({*self.ours} - {*names})
-
-    def add(self, name: str) -> None:
-        """Note a file that has just been written."""
-        with (self.folder / LIST).open("a", encoding="utf-8") as file:
-            file.write(f"{self._sha256(name)}  {name}\n")
-
-    def _sha256(self, name):
-        path = self.folder / name
-        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    Raises:
+        ValueError: a file, or a folder that holds an input.
+        FileExistsError: a folder that holds files, without `overwrite`.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out must be a folder, and {out} is a file")
+    if inside := next((path for path in inputs if path.resolve().parent == out.resolve()), None):
+        raise ValueError(f"{inside} is read, and lies in the folder of --out: choose another one")
+    if not overwrite and out.is_dir() and any(out.iterdir()):
+        raise FileExistsError(f"{out} holds files: choose another folder for --out, or replace them with --overwrite")
 
 
 def _count(n, thing):
@@ -186,12 +149,17 @@ def _names(queries):
     names: dict[Path, str] = {}
     taken: set[str] = set()
     for query in queries:
-        name, number = query.stem, 2
-        while name.lower() in taken:  # some file systems take A and a for the same
-            name, number = f"{query.stem}-{number}", number + 1
-        taken.add(name.lower())
-        names[query] = name
+        names[query] = _another(query.stem, taken)
+        taken.add(names[query].lower())  # some file systems take A and a for the same
     return names
+
+
+def _another(name, taken):
+    """A name that is not taken: with a number after it where it is."""
+    other, number = name, 2
+    while other.lower() in taken or other in taken:
+        other, number = f"{name}-{number}", number + 1
+    return other
 
 
 def _save_overlay(pixels, mask, path, longest):
@@ -222,7 +190,11 @@ def main() -> None:
         required=True,
         metavar=("PICTURE", "MASK"),
         type=Path,
-        help="an annotated picture and its mask, or one cut-out; repeat it for more supports",
+        help="an annotated picture and its mask or annotations, or one cut-out; repeat it for more supports",
+    )
+    parser.add_argument(
+        "--label",
+        help="which value (3), colour (255,0,0) or name is the object, where masks or annotations hold several",
     )
     parser.add_argument("--query", nargs="+", required=True, help="pictures to segment, or folders of them")
     parser.add_argument(
@@ -231,18 +203,26 @@ def main() -> None:
         default=Path("masks"),
         help="folder for what is written (default: masks, in the current folder)",
     )
+    parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds files")
     parser.add_argument(
         "--run",
         default=DEFAULT_RUN,
-        help=f"trained run, by name or folder (default: {DEFAULT_RUN}, which comes with the repository)",
+        help=f"trained run, by name or folder (default: {DEFAULT_RUN}, which comes with the package)",
     )
     parser.add_argument(
         "--rule", default="paper", help=f"how several supports decide: {', '.join(RULES)} (default: paper)"
     )
     parser.add_argument(
         "--aspect",
-        default="squash",
-        help=f"how a picture becomes a square: {' or '.join(ASPECTS)}, which keeps its proportions (default: squash)",
+        default="resize",
+        help=f"how a picture becomes a square: {' or '.join(ASPECTS)}, which keeps its proportions (default: resize, of old "
+        "called squash)",
+    )
+    parser.add_argument(
+        "--exif",
+        default="apply",
+        help=f"{' or '.join(EXIFS)} the turn that cameras note in pictures; ignore fits masks of tools that do not know it "
+        "(default: apply)",
     )
     parser.add_argument(
         "--size",
@@ -265,17 +245,21 @@ def main() -> None:
             )
         if folder := next(filter(Path.is_dir, support), None):
             raise ValueError(f"{folder} is a folder: give --support PICTURE MASK for each of its pictures")
-    if arguments.out.exists() and not arguments.out.is_dir():
-        raise ValueError(f"--out must be a folder, and {arguments.out} is a file")
-    supports = [(s[0], s[1] if len(s) == 2 else None) for s in arguments.support]
-    found = find_pictures(arguments.query)
-    masks = {mask.resolve() for _, mask in supports if mask}
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    pairs = [(s[0], s[1] if len(s) == 2 else None) for s in arguments.support]
+    found, unused = find_pictures(arguments.query)
+    masks = {mask.resolve() for _, mask in pairs if mask}
     queries = [path for path in found if path.resolve() not in masks]
     if not queries:
         raise ValueError("there is nothing to segment: all of --query are masks of the supports")
+    check_out(arguments.out, [*queries, *(path for pair in pairs for path in pair if path)], arguments.overwrite)
+    supports = {}
+    for image, mask in pairs:
+        supports[_another(image.name, supports)] = read_support(image, mask, arguments.label, arguments.exif)
+    for line in unused:
+        print(line, file=sys.stderr)
     if len(queries) < len(found):
         print(f"left out of the queries: {_count(len(found) - len(queries), 'mask')} of the supports", file=sys.stderr)
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     print("loading the network …", file=sys.stderr, flush=True)
     segmenter = Segmenter(
         arguments.run,
@@ -284,6 +268,7 @@ def main() -> None:
         device=arguments.device,
         method=arguments.method,
         size=arguments.size,
+        exif=arguments.exif,
     )
     wrong = predict_files(segmenter, supports, queries, arguments.out, str(arguments.run))
     print(f"{_count(len(queries) - len(wrong), 'mask')} in {arguments.out}\nlook at {arguments.out / 'index.html'}")

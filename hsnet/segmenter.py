@@ -1,8 +1,9 @@
 """Segment your own pictures: a few annotated ones in, masks of others out."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,16 +12,30 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from .annotations import read_annotations
 from .baselines import Prototypes
 from .devices import choose_device
 from .episodes import resize_image, resize_mask
 from .inputs import squeezed_size
 from .model import VOTE_RULES, HSNet, vote
-from .pictures import BEHIND, Picture, describe, is_cutout, looks_inverted, read_image, read_mask
+from .pictures import (
+    BEHIND,
+    EXIFS,
+    Label,
+    Picture,
+    describe,
+    image_of,
+    is_cutout,
+    load,
+    looks_inverted,
+    mask_of,
+    opaque,
+    read_image,
+)
 from .runs import DEFAULT_RUN
 
 RULES = (*VOTE_RULES, "mean")
-ASPECTS = ("squash", "pad")
+ASPECTS = ("resize", "pad")
 METHODS = ("hsnet", "prototypes")
 # The decoder's logits are a quarter of the training size a side: above this side an answer is enlarged, not computed.
 LARGEST = 2048
@@ -33,14 +48,14 @@ class Segmenter:
         segmenter.fit(["a.jpg", "b.jpg"], ["a.png", "b.png"])
         mask = segmenter.predict("c.jpg")
 
-    The network sees squares of the size it was trained at. Pictures are squashed to them, as in the paper, or padded; the
+    The network sees squares of the size it was trained at. Pictures are resized to them, as in the paper, or padded; the
     answer has the picture's own size.
 
     Args:
         run: a run's name under `data/runs`, or its folder; the default is the one that comes with the repository.
         rule: how K supports become one mask: "paper" and "majority", see `vote`; "mean", where the mean probability
             exceeds a half.
-        aspect: "squash" stretches a picture to the square; "pad" keeps its proportions and fills the rest of the
+        aspect: "resize" (of old "squash") ignores the picture's aspect ratio; "pad" keeps it and fills the rest of the
             square with grey, which is neither object nor part of the answer.
         device: "auto", "cpu", "cuda", …
         method: "hsnet"; or "prototypes", the baseline of the frozen features alone, which no training has improved: a
@@ -48,10 +63,11 @@ class Segmenter:
             what surrounds them. All supports enter these means, and `rule` has no part.
         size: side of the squares; None for the size of training. Larger ones show more of small things and take more time;
             the squeezed support must have as many positions as in training: 257 to 512 pixels give it 2 × 2.
+        exif: "apply" turns pictures and masks as their EXIF says; "ignore" takes all of them as they are stored.
 
     Raises:
         FileNotFoundError: no such run, or one without weights.
-        ValueError: an unknown rule, aspect, device or method, or a size that these weights cannot take.
+        ValueError: an unknown rule, aspect, device, method or exif, or a size that these weights cannot take.
     """
 
     def __init__(
@@ -59,15 +75,23 @@ class Segmenter:
         run: str | Path = DEFAULT_RUN,
         *,
         rule: str = "paper",
-        aspect: str = "squash",
+        aspect: str = "resize",
         device: str = "auto",
         method: str = "hsnet",
         size: int | None = None,
+        exif: str = "apply",
     ):
-        for what, value, known in (("rule", rule, RULES), ("aspect", aspect, ASPECTS), ("method", method, METHODS)):
+        aspect = "resize" if aspect == "squash" else aspect
+        options = {
+            "rule": (rule, RULES),
+            "aspect": (aspect, ASPECTS),
+            "method": (method, METHODS),
+            "exif": (exif, EXIFS),
+        }
+        for what, (value, known) in options.items():
             if value not in known:
                 raise ValueError(f"unknown {what} {value!r}: choose one of {', '.join(known)}")
-        self.rule, self.aspect, self.method = rule, aspect, method
+        self.rule, self.aspect, self.method, self.exif = rule, aspect, method, exif
         self.device = choose_device(device)
         self.model = HSNet.from_run(run).to(self.device).eval()
         trained = self.model.training_size
@@ -81,16 +105,21 @@ class Segmenter:
         self._support_levels: list[list[Tensor]] = []
         self._support_mask: Tensor | None = None
 
-    def fit(self, images: Picture | list[Picture], masks: Picture | list[Picture | None] | None = None) -> "Segmenter":
+    def fit(
+        self,
+        images: Picture | Sequence[Picture],
+        masks: Picture | Sequence[Picture | None] | None = None,
+        label: Label | None = None,
+    ) -> "Segmenter":
         """Remember supports: their features are computed here, once. Warns of a mask that seems to mark all but the object.
 
         Args:
             images: one picture or a list of several of one kind of thing. Each is a file's name or path, a PIL image, or an
-                array of shape (h, w), (h, w, 3) or (h, w, 4): uint8 from 0 to 255, integers of 16 bits, or floats from
-                0 to 1 (see `read_image`).
-            masks: as many, of the same sizes. Each is a name, path or PIL image, or an array of shape (h, w) with the
-                object True, 1 or 255 and all else False or 0, of any kind of number (see `read_mask`). None, or None for
-                one of them: the picture is a cut-out, whose own transparency is the mask.
+                array of shape (h, w), (h, w, 3) or (h, w, 4): integers, or floats from 0 to 1 (see `hsnet.pictures`).
+            masks: as many, of the same sizes: pictures or arrays with the object white, True, 1 or 255 and all else black,
+                False or 0; or the path of annotations of labelme or COCO. None, or None for one of them: the picture is a
+                cut-out, whose own transparency is the mask. `hsnet.pictures` has a table of what each kind means.
+            label: which value, colour (r, g, b) or name is the object, where masks or annotations hold several.
 
         Returns:
             The segmenter itself.
@@ -98,28 +127,32 @@ class Segmenter:
         Raises:
             FileNotFoundError: a picture that is not there.
             ValueError: a picture that cannot be read, or a folder; a mask that is empty, of another size than its picture,
-                or not a mask; other numbers of pictures and masks.
+                or not of one object; other numbers of pictures and masks.
         """
         images = images if isinstance(images, (list, tuple)) else [images]
         masks = masks if isinstance(masks, (list, tuple)) else [masks] * (1 if masks is not None else len(images))
-        if not images:
-            raise ValueError("no support: give one picture or more, each with its mask")
         if len(images) != len(masks):
             raise ValueError(f"{len(images)} pictures but {len(masks)} masks: give one mask for each picture")
-        pairs = [read_support(image, mask) for image, mask in zip(images, masks, strict=True)]
-        for image, mask, (_, truth) in zip(images, masks, pairs, strict=True):
-            if looks_inverted(truth):
+        pairs = zip(images, masks, strict=True)
+        return self.fit_supports([read_support(image, mask, label, self.exif) for image, mask in pairs])
+
+    def fit_supports(self, supports: Sequence["Support"]) -> "Segmenter":
+        """`fit`, of what `read_support` has read."""
+        if not supports:
+            raise ValueError("no support: give one picture or more, each with its mask")
+        for name, _, mask in supports:
+            if looks_inverted(mask):
                 warnings.warn(
-                    f"{_of(mask, image)} marks {100 * truth.mean():.0f} % of the picture, its borders too: is it inverted? "
+                    f"{name} marks {100 * mask.mean():.0f} % of the picture, its borders too: is it inverted? "
                     "The object is white, everything else black",
-                    stacklevel=2,
+                    stacklevel=3,
                 )
-        pictures = torch.stack([square_image(image, self.size, self.aspect) for image, _ in pairs]).to(self.device)
-        support_mask = torch.stack([square_mask(mask, self.size, self.aspect) for _, mask in pairs])
-        for i, mask in enumerate(support_mask):
+        pictures = torch.stack([square_image(s.pixels, self.size, self.aspect) for s in supports]).to(self.device)
+        support_mask = torch.stack([square_mask(s.mask, self.size, self.aspect) for s in supports])
+        for (name, *_), mask in zip(supports, support_mask, strict=True):
             if not mask.any():  # nearest neighbour may step over it
                 raise ValueError(
-                    f"{_of(masks[i], images[i])}: the object vanishes at the {self.size} × {self.size} pixels the network sees: "
+                    f"{name}: the object vanishes at the {self.size} × {self.size} pixels the network sees: "
                     "cut the picture around it"
                 )
         with torch.no_grad():
@@ -127,7 +160,7 @@ class Segmenter:
         self._support_mask = support_mask[None].to(self.device)
         return self
 
-    def predict(self, image: Picture | list[Picture]) -> Bool[np.ndarray, "h w"] | list[Bool[np.ndarray, "_h _w"]]:
+    def predict(self, image: Picture | Sequence[Picture]) -> Bool[np.ndarray, "h w"] | list[Bool[np.ndarray, "_h _w"]]:
         """The mask of a picture, True on the object, at the picture's own size (upright).
 
         Args:
@@ -139,18 +172,20 @@ class Segmenter:
             RuntimeError: `fit` was not called.
             ValueError: a picture that cannot be read, or a folder.
         """
-        images = image if isinstance(image, list) else [image]
+        images = image if isinstance(image, (list, tuple)) else [image]
         masks = []
+        if not images:
+            return masks
         if self.method == "prototypes":
-            masks = [masks[0].cpu().numpy() for masks in self._by_prototypes(images, together=True)]
-            return masks if isinstance(image, list) else masks[0]
+            masks = [masks[0].cpu().numpy() for masks in self._by_prototypes(images, joined=True)]
+            return masks if isinstance(image, (list, tuple)) else masks[0]
         for probabilities, size in self._probabilities(images):
             if self.rule == "mean":
                 mask = probabilities.mean(dim=0) > 0.5
             else:
                 mask = vote((probabilities > 0.5)[None], self.rule)[0]
             masks.append(_enlarge(mask, size).cpu().numpy())
-        return masks if isinstance(image, list) else masks[0]
+        return masks if isinstance(image, (list, tuple)) else masks[0]
 
     def predict_proba(self, image: Picture) -> Float[np.ndarray, "h w"]:
         """The probability of being the object, in [0, 1], at the picture's own size: the mean over the supports.
@@ -166,7 +201,7 @@ class Segmenter:
     def predict_each(self, image: Picture) -> Bool[np.ndarray, "k h w"]:
         """What each of the K supports alone says, at the picture's own size. Raises as `predict` does."""
         if self.method == "prototypes":
-            return next(self._by_prototypes([image], together=False)).cpu().numpy()
+            return next(self._by_prototypes([image], joined=False)).cpu().numpy()
         [(probabilities, size)] = self._probabilities([image])
         return np.stack([_enlarge(one > 0.5, size).cpu().numpy() for one in probabilities])
 
@@ -187,16 +222,16 @@ class Segmenter:
         """Features of pictures as one batch, and their own heights and widths."""
         if self._support_mask is None:
             raise RuntimeError("this segmenter knows no supports: call fit(images, masks) first")
-        pictures = [read_image(image, least=self.size) for image in images]
+        pictures = [read_image(image, self.size, self.exif) for image in images]
         squares = torch.stack([square_image(pixels, self.size, self.aspect) for pixels, _ in pictures]).to(self.device)
         with torch.no_grad():
             return self.model.backbone(self.model.backbone.normalize(squares)), [size for _, size in pictures]
 
-    def _by_prototypes(self, images, together: bool) -> Iterator[Bool[Tensor, "k h w"]]:
-        """For each picture its masks, at its own size: one by all supports together, or one by each of them."""
+    def _by_prototypes(self, images, joined: bool) -> Iterator[Bool[Tensor, "k h w"]]:
+        """For each picture its masks, at its own size: one by all supports, or one by each of them."""
         query_levels, sizes = self._features(images)
         side, masks = self.size, self._support_mask
-        groups = [slice(None)] if together else [slice(i, i + 1) for i in range(masks.shape[1])]
+        groups = [slice(None)] if joined else [slice(i, i + 1) for i in range(masks.shape[1])]
         for i, size in enumerate(sizes):
             query = [[f[i : i + 1] for f in level] for level in query_levels]
             found = [
@@ -212,7 +247,7 @@ class Segmenter:
 
 def square_image(image: UInt8[np.ndarray, "h w 3"], side: int, aspect: str) -> UInt8[Tensor, "3 side side"]:
     """A picture as the square that the network sees, see `Segmenter`."""
-    if aspect == "squash":
+    if aspect != "pad":
         return resize_image(image, side)
     (height, width), inside = _inside(image.shape[:2], side)
     square = torch.full((3, side, side), BEHIND, dtype=torch.uint8)
@@ -223,7 +258,7 @@ def square_image(image: UInt8[np.ndarray, "h w 3"], side: int, aspect: str) -> U
 
 def square_mask(mask: Bool[np.ndarray, "h w"], side: int, aspect: str) -> Bool[Tensor, "side side"]:
     """A mask as `square_image` places its picture; False beside it."""
-    if aspect == "squash":
+    if aspect != "pad":
         return resize_mask(mask, side)
     size, inside = _inside(mask.shape, side)
     square = torch.zeros(side, side, dtype=torch.bool)
@@ -258,42 +293,70 @@ def _bilinear(values, size):
     return F.interpolate(values, size, mode="bilinear", align_corners=True)
 
 
-def read_support(image: Picture, mask: Picture | None) -> tuple[np.ndarray, np.ndarray]:
-    """A support's picture and mask, checked against each other.
+class Support(NamedTuple):
+    """A picture and its mask, checked against each other.
 
-    Returns:
-        uint8 RGB (h, w, 3) and booleans (h, w).
+    Attributes:
+        name: how messages name the mask.
+        pixels: uint8 RGB (h, w, 3).
+        mask: booleans (h, w).
+    """
+
+    name: str
+    pixels: np.ndarray
+    mask: np.ndarray
+
+
+def read_support(image: Picture, mask: Picture | None, label: Label | None = None, exif: str = "apply") -> Support:
+    """Read a support; the arguments as in `Segmenter.fit`.
 
     Raises:
         FileNotFoundError: a file that is not there.
         ValueError: what does not fit, naming it.
     """
-    pixels, size = read_image(image)
-    if mask is None and not is_cutout(image):
-        raise ValueError(
-            f"{describe(image)} has no mask and is not a cut-out with a transparent background: give its mask"
-        )
-    truth = read_mask(image if mask is None else mask)
-    if truth.shape != size:
-        turned = (
-            "They are turned against each other: does the tool that drew the mask ignore the picture's EXIF rotation?"
-        )
-        raise ValueError(
-            f"{_of(mask, image)} is {truth.shape[1]} × {truth.shape[0]} pixels, its picture {size[1]} × {size[0]}, and "
-            "a mask has its picture's size. "
-            + (
-                turned
-                if truth.shape == size[::-1]
-                else "Is it the mask of another picture, or of this one before it was resized?"
+    picture = load(image, exif=exif)
+    pixels, size, turn = image_of(picture), picture.size, 1
+    name = f"the mask {mask}" if isinstance(mask, (str, Path)) else f"the mask of {describe(image)}"
+    if mask is None:
+        if not is_cutout(picture):
+            raise ValueError(
+                f"{describe(image)} has no mask and is not a cut-out with a transparent background: give its mask"
             )
+        return Support(name, pixels, opaque(picture))
+    if isinstance(mask, (str, Path)) and Path(mask).suffix.lower() == ".json":
+        own = Path(image).name if isinstance(image, (str, Path)) else ""
+        truth = read_annotations(Path(mask), own, size, label)
+    else:
+        stored = load(mask, exif=exif, frames=1)
+        truth, turn = mask_of(stored, label, pixels), stored.turn
+    reading = (
+        f"{describe(image)} is turned by its EXIF orientation {picture.turn}, {name} by {turn}"
+        if turn > 1
+        else f"{describe(image)} is turned by its EXIF orientation {picture.turn}, {name} is not"
+    )
+    differ = exif == "apply" and picture.turn != turn
+    if truth.shape != size:
+        why = "Is it the mask of another picture, or of this one before it was resized?"
+        if truth.shape == size[::-1]:
+            why = "They are turned against each other: "
+            why += (
+                f"{reading}, so it was drawn by a tool that ignores it: --exif ignore does so too"
+                if differ
+                else ("does the tool that drew the mask ignore the picture's EXIF rotation?")
+            )
+        raise ValueError(
+            f"{name} is {truth.shape[1]} × {truth.shape[0]} pixels, its picture {size[1]} × {size[0]}, and "
+            f"a mask has its picture's size. {why}"
+        )
+    if differ and ((picture.turn > 4) == (turn > 4) or size[0] == size[1]):
+        warnings.warn(
+            f"{reading}: taken as drawn over the upright picture. If its tool ignores EXIF, the mask lies elsewhere: "
+            "then use --exif ignore (in Python exif='ignore')",
+            stacklevel=3,
         )
     if not truth.any():
-        raise ValueError(f"{_of(mask, image)} is empty: mark the object with True, 1 or 255")
-    return pixels, truth
-
-
-def _of(mask, image):
-    return f"the mask {mask}" if isinstance(mask, (str, Path)) else f"the mask of {describe(image)}"
+        raise ValueError(f"{name} is empty: mark the object with True, 1 or 255")
+    return Support(name, pixels, truth)
 
 
 def _enlarge(values, size):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hsnet.pictures import _open, find_pictures, read_image, read_mask
+from hsnet.pictures import find_pictures, read_image, read_mask
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (40, 60, 3), np.uint8)
@@ -84,8 +84,6 @@ def test_floats_and_wrong_arrays():
         read_image(PIXELS.transpose(2, 0, 1))
     with pytest.raises(ValueError, match="integers from -1"):
         read_image(PIXELS.astype(int) - 1)
-    with pytest.raises(ValueError, match="a picture cannot be a int"):
-        _open(3)  # what `read_image` calls; the tests' check of annotations would stop it before
 
 
 def test_damaged_and_missing_files_are_named(tmp_path):
@@ -154,16 +152,16 @@ def test_several_labels_are_refused(tmp_path):
     labels = np.zeros((40, 60), np.uint8)
     labels[:10], labels[20:30], labels[35] = 3, 7, 255
     for mask in (labels, labels % 8):
-        with pytest.raises(ValueError, match=r"holds [34] labels \(0, 3, 7.*labels == 3"):
+        with pytest.raises(ValueError, match=r"holds [23] labels: (3|7) .*--label (3|7)"):
             read_mask(mask)
     picture = Image.fromarray(labels, "P")
     picture.putpalette([0] * 768)
-    with pytest.raises(ValueError, match=r"voc.png holds 4 labels"):
+    with pytest.raises(ValueError, match=r"voc.png holds 3 labels"):
         read_mask(saved(picture, tmp_path / "voc.png"))
 
 
 def test_wrong_masks():
-    with pytest.raises(ValueError, match=r"shape .*: a mask is"):
+    with pytest.raises(ValueError, match=r"shape \(2, 40, 60\), expected"):
         read_mask(np.zeros((2, 40, 60)))
     with pytest.raises(ValueError, match="NaN"):
         read_mask(np.full((4, 4), np.nan))
@@ -174,7 +172,12 @@ def test_folders_are_searched(tmp_path):
     folder.mkdir()
     for name in ("b.JPG", "a ü 猫.png", "notes.txt", ".hidden.png"):
         (folder / name).touch()
-    assert [p.name for p in find_pictures([folder])] == ["a ü 猫.png", "b.JPG"]
+    found, unused = find_pictures([folder])
+    assert [p.name for p in found] == ["a ü 猫.png", "b.JPG"]
+    assert unused == [
+        f"not used in {folder}: .hidden.png (hidden)",
+        f"not used in {folder}: notes.txt (annotations that are not read: export them as COCO json, or as PNG masks)",
+    ]
     with pytest.raises(FileNotFoundError, match="nowhere"):
         find_pictures([tmp_path / "nowhere"])
     (tmp_path / "bare").mkdir()

@@ -19,7 +19,7 @@ from hsnet.config import ROOT, run_program
 from hsnet.episodes import resize_image, resize_mask
 from hsnet.model import vote
 from hsnet.pictures import BEHIND, read_image
-from hsnet.predict import _names, predict_files
+from hsnet.predict import _names
 from hsnet.runs import DEFAULT_RUN, WEIGHTS, run_folder, save_model
 from hsnet.segmenter import square_image, square_mask
 
@@ -119,7 +119,7 @@ def test_features_of_supports_are_computed_once(run, monkeypatch):
 
 def test_a_list_is_answered_like_its_pictures(run):
     images, queries = [picture(), picture()], [picture(33, 44), picture(), picture(90, 20)]
-    for aspect in ("squash", "pad"):
+    for aspect in ("resize", "pad"):
         segmenter = Segmenter(run, aspect=aspect).fit(images, [mask_of(i) for i in images])
         together = segmenter.predict(queries)
         assert [m.shape for m in together] == [q.shape[:2] for q in queries]
@@ -151,7 +151,8 @@ def test_padding_keeps_proportions_and_is_no_part_of_the_answer(run):
         torch.tensor(by_hand)[None, None], (20, 60), mode="bilinear", align_corners=True
     )
     assert np.abs(kept - again[0, 0].numpy()).max() < 0.02  # resized as logits there, as probabilities here
-    with pytest.raises(ValueError, match="unknown aspect 'crop': choose one of squash, pad"):
+    assert Segmenter(run, aspect="squash").aspect == "resize"  # its old name
+    with pytest.raises(ValueError, match="unknown aspect 'crop': choose one of resize, pad"):
         Segmenter(run, aspect="crop")
 
 
@@ -269,7 +270,7 @@ def test_the_command_line(run, tmp_path):
     assert str(out / "index.html") in result.stdout
     written = {p.name for p in out.iterdir()}
     assert written == {
-        "index.html", "written.sha256", "support-1.jpg", "a-mask.png", "a-overlay.jpg", "a-2-mask.png", "a-2-overlay.jpg",
+        "index.html", "support-1.jpg", "a-mask.png", "a-overlay.jpg", "a-2-mask.png", "a-2-overlay.jpg",
         "Käse & 'more'-mask.png", "Käse & 'more'-overlay.jpg",
     }  # fmt: skip
     mask = np.asarray(Image.open(out / "Käse & 'more'-mask.png"))
@@ -297,31 +298,56 @@ def test_errors_of_the_command_line(run, here, tmp_path):
         assert message in stderr
 
 
-def test_a_folder_belongs_to_one_run_and_nothing_else_is_touched(run, tmp_path):
-    images = {}
-    for name in "abc":
-        images[name] = tmp_path / f"{name}.png"
-        Image.fromarray(picture()).save(images[name])
+def test_nothing_is_replaced_without_being_asked(run, here, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in "ab":
+        Image.fromarray(picture()).save(images / f"{name}.png")
     mask = tmp_path / "mask.png"
     Image.fromarray(mask_of(picture())).save(mask)
     out = tmp_path / "out"
-    supports = [(images[n], mask) for n in "abc"]
-    segmenter = Segmenter(run)
-    predict_files(segmenter, supports, [images["a"], images["b"]], out, run)
-    (out / "mine.txt").write_text("notes")
+    options = ["--run", run, "--support", images / "a.png", mask, "--query", images, "--out", out]
+    assert here(*options)[0] == 0
+    first = (out / "b-mask.png").read_bytes()
     (out / "b-mask.png").write_bytes(mask.read_bytes())  # retouched by hand
-    predict_files(segmenter, supports[:1], [images["a"]], out, run)
-    kept = {"mine.txt", "b-mask.png", "written.sha256", "index.html", "support-1.jpg", "a-mask.png", "a-overlay.jpg"}
-    assert {p.name for p in out.iterdir()} == kept
-    # What is the user's, or read by this run, is neither replaced nor removed, and nothing else is then.
-    for query, support, message in (
-        (images["b"], mask, "b-mask.png would be replaced"),
-        (images["c"], out / "a-mask.png", "a-mask.png is read here"),
-    ):
-        with pytest.raises(FileExistsError, match=message):
-            predict_files(segmenter, [(images["a"], support)], [query], out, run)
-        assert {p.name for p in out.iterdir()} == kept
+    (out / "mine.txt").write_text("notes")
+    status, _, stderr = here(*options)
+    assert (status, stderr.splitlines()) == (
+        2,
+        [f"error: {out} holds files: choose another folder for --out, or replace them with --overwrite"],
+    )
     assert (out / "b-mask.png").read_bytes() == mask.read_bytes()
+    assert here(*options, "--overwrite")[0] == 0
+    assert (out / "b-mask.png").read_bytes() == first
+    assert (out / "mine.txt").exists()
+    # What is read is not written over, even so.
+    status, _, stderr = here(*options[:-1], images, "--overwrite")
+    assert status == 2
+    assert "is read, and lies in the folder of --out" in stderr
+
+
+def test_ctrl_c_keeps_what_is_done(run, here, tmp_path, monkeypatch):
+    for name in "ab":
+        Image.fromarray(picture()).save(tmp_path / f"{name}.png")
+    Image.fromarray(mask_of(picture())).save(tmp_path / "mask.png")
+    predict, asked = Segmenter.predict, []
+
+    def stop_at_the_second(self, images):
+        asked.extend(images)
+        if len(asked) > 1:
+            raise KeyboardInterrupt
+        return predict(self, images)
+
+    monkeypatch.setattr(program, "BATCH", 1)
+    monkeypatch.setattr(Segmenter, "predict", stop_at_the_second)
+    out = tmp_path / "out"
+    queries = [tmp_path / "a.png", tmp_path / "b.png"]
+    options = ["--support", tmp_path / "a.png", tmp_path / "mask.png", "--query", *queries, "--out", out]
+    status, _, stderr = here("--run", run, *options)
+    assert status == 130
+    assert f"1 mask of 2 stay in {out}: the same command with --overwrite" in stderr
+    assert (out / "a-mask.png").exists()
+    assert "1 picture segmented" in (out / "index.html").read_text()
 
 
 def test_masks_among_the_queries_are_noticed(run, here, tmp_path):
@@ -365,7 +391,7 @@ def test_prototypes_are_those_that_photographs_are_compared_with(run, monkeypatc
     # As chosen on photographs: the last level and the last rule.
     chosen, expected = Prototypes(), []
     monkeypatch.setattr(chosen, "_best", lambda: (2, len(Prototypes.THRESHOLDS)))
-    for aspect in ("squash", "pad"):
+    for aspect in ("resize", "pad"):
         segmenter = Segmenter(run, aspect=aspect, method="prototypes").fit(images, masks)
         for query, answer in zip(queries, segmenter.predict(queries), strict=True):
             pairs = zip([query, *images], [mask_of(query), *masks], strict=True)

@@ -30,7 +30,7 @@ from hsnet.devices import choose_device, describe
 from hsnet.metrics import SegmentationScore
 from hsnet.model import vote
 from hsnet.runs import markdown, run_folder, write_json
-from hsnet.segmenter import ASPECTS, Segmenter, from_square, square_image, square_mask
+from hsnet.segmenter import Segmenter, from_square, square_image, square_mask
 
 CLASSES, MOST_QUERIES = 20, 15  # classes that are asked, and of each so many pictures
 SHOTS, STORED = (1, 2, 3, 4, 5), (1, 5)  # numbers of supports; those whose areas are stored, episode by episode
@@ -126,7 +126,7 @@ def measure(segmenter: Segmenter, root: str) -> dict:
             for k in SHOTS:
                 _count(scores[k][name], masks[k - 1], truth, class_id)
     return {
-        "aspect": segmenter.aspect,
+        "aspect": "pad" if segmenter.aspect == "pad" else "squash",  # as the recorded results call it
         "size": segmenter.size,
         "prototypes": prototypes.rule(),
         "classes": {str(c): benchmark.class_names[c] for c in class_ids},
@@ -374,7 +374,7 @@ def main() -> None:
     size = "side of the network's squares in pixels (default: the training's; above 512 the squeezed support grows)"
     parser.add_argument("run", nargs="?", default="emoji-photographs", help="trained run (default: emoji-photographs)")
     parser.add_argument("--root", help="folder of COCO; without it, what was measured is printed")
-    parser.add_argument("--aspect", default="squash", help=f"{' or '.join(ASPECTS)} (default: squash)")
+    parser.add_argument("--aspect", default="squash", help="squash or pad (default: squash)")
     parser.add_argument("--size", type=int, help=size)
     parser.add_argument("--features", action="store_true", help="measure what limits the scores instead")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
