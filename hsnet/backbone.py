@@ -15,7 +15,7 @@ from .fast import images_at_once
 from .fast.folding import fold_normalisation
 from .networks import Row, efficientnet_lite0, leaves, timm_facts, timm_network, torchvision_network
 
-LAYER_CHOICES = ("all", "deep", "shallow")
+LAYERS = {"all": slice(None), "deep": slice(-1, None), "shallow": slice(0, 1)}
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
@@ -53,27 +53,23 @@ def backbone_row(name: str) -> Row:
     return BACKBONES[name]
 
 
-def pyramid_layers(backbone: str, layers: str = "all", levels: int = 3) -> tuple[tuple[str, ...], ...]:
-    """The names of the feature layers of a model, per level, fine to coarse.
+def pyramid_layers(backbone: str | Row, layers: str = "all", levels: int = 3) -> tuple[tuple[str, ...], ...]:
+    """The names of the feature layers of a network, per level, fine to coarse.
 
     Args:
-        backbone: as in `backbone_row`.
+        backbone: as in `backbone_row`, or a row.
         layers: "all"; or the one "deep" (last) or "shallow" (first) layer of each level, as in the paper's ablation.
         levels: how many levels are kept, counted from the coarsest: 3 (all), 2 or 1.
 
     Raises:
         ValueError: for a value outside these, naming it and the choices.
     """
-    return _chosen(backbone_row(backbone).layers, layers, levels)
-
-
-def _chosen(all_layers, layers, levels):
-    if layers not in LAYER_CHOICES:
-        raise ValueError(f"unknown layers {layers!r}: choose one of {', '.join(LAYER_CHOICES)}")
+    if layers not in LAYERS:
+        raise ValueError(f"unknown layers {layers!r}: choose one of {', '.join(LAYERS)}")
     if levels not in (1, 2, 3):
         raise ValueError(f"levels is {levels!r}: choose 3 (the whole pyramid), 2 or 1 (the coarsest levels alone)")
-    chosen = {"all": slice(None), "deep": slice(-1, None), "shallow": slice(0, 1)}[layers]
-    return tuple(level[chosen] for level in all_layers[-levels:])
+    row = backbone if isinstance(backbone, Row) else backbone_row(backbone)
+    return tuple(level[LAYERS[layers]] for level in row.layers[-levels:])
 
 
 class Backbone(nn.Module):
@@ -98,7 +94,7 @@ class Backbone(nn.Module):
         row = backbone_row(name)
         self.name, self.trainable = name, trainable
         self.pretrained = pretrained  # whether these are still the weights that pretrained=True loads
-        self.layers = _chosen(row.layers, layers, levels)
+        self.layers = pyramid_layers(row, layers, levels)
         self._row = row
         self.network = row.build(pretrained).to(memory_format=torch.channels_last)
         if not trainable:
@@ -106,9 +102,8 @@ class Backbone(nn.Module):
         self.network.requires_grad_(trainable)
         self.train(self.training)
         nodes = {row.node.format(layer): layer for level in self.layers for layer in level}
-        extractor = create_feature_extractor(
-            self.network, nodes, tracer_kwargs={"leaf_modules": leaves(self.network, nodes)}
-        )
+        options = {"leaf_modules": leaves(self.network, nodes)}
+        extractor = create_feature_extractor(self.network, nodes, tracer_kwargs=options)
         self._extractor = (extractor.eval(),)  # in a tuple: its modules are the network's, and are not stored twice
 
     def train(self, mode: bool = True) -> "Backbone":

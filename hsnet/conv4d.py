@@ -4,9 +4,6 @@
     forward: (b, in, hq, wq, hs, ws) -> (b, out, hq, wq, ceil(hs / stride), ceil(ws / stride))
 
 The stride applies to the support dims alone; zero padding of kernel_size // 2 keeps the query dims as they are.
-
-Memory order: channels innermost (strides of shape "b hq wq hs ws c"). Inputs in any order are accepted; in this one the
-2D convolutions over the support dims need no copy, and a transposition for those over the query dims moves whole vectors.
 """
 
 from functools import partial

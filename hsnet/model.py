@@ -22,7 +22,7 @@ from .correlation import hypercorrelation_pyramid, mask_features
 from .fast.correlation import cut_supports, encode, unit_levels
 from .fast.normalization import GroupNormReLU
 from .inputs import check_inputs, warn_about_size
-from .reference import BACKBONE, from_reference
+from .reference import load_state_dict
 from .runs import load_model
 
 # The whole table of sizes. A squeezing block has three 4D convolutions with these output channels; the finer a level,
@@ -34,6 +34,7 @@ SQUEEZING = {  # (kernel_size, stride) of the three convolutions, by levels coun
     2: ((5, 4), (5, 4), (3, 2)),
 }
 MIXING = ((3, 1), (3, 1), (3, 1))
+SETTINGS = ("backbone", "kernel", "mask_support", "layers", "levels", "convolutions", "train_backbone")
 GROUPS = 4  # of every group normalisation
 VOTE_RULES = ("paper", "majority")
 Levels = list[list[Float[Tensor, "_b _c _h _w"]]]  # features by level, fine to coarse, and layer, shallow to deep
@@ -184,15 +185,8 @@ class HSNet(nn.Module):
             raise ValueError(f"unknown kernel {kernel!r}: choose one of {', '.join(KERNELS)}")
         if convolutions not in range(1, len(CHANNELS) + 1):
             raise ValueError(f"convolutions is {convolutions!r}: choose 1 to {len(CHANNELS)} of them for each block")
-        self.settings = {
-            "backbone": backbone,
-            "kernel": kernel,
-            "mask_support": mask_support,
-            "layers": layers,
-            "levels": levels,
-            "convolutions": convolutions,
-            "train_backbone": train_backbone,
-        }
+        values = backbone, kernel, mask_support, layers, levels, convolutions, train_backbone
+        self.settings = dict(zip(SETTINGS, values, strict=True))
         self.training_size: int | None = None  # image side it was trained at; stored with the weights
         self.backbone = Backbone(
             backbone, pretrained=pretrained, layers=layers, levels=levels, trainable=train_backbone
@@ -239,11 +233,7 @@ class HSNet(nn.Module):
         support_mask: Bool[Tensor, "b k hs ws"] | Float[Tensor, "b k hs ws"],
         rule: str = "paper",
     ) -> Bool[Tensor, "b h w"]:
-        """The mask of each query from K supports, by `vote`. Each image passes the backbone once.
-
-        Raises:
-            ValueError: a wrong rank or size, or an image with NaN or infinity, naming it.
-        """
+        """The mask of each query from K supports, by `vote`. Each image passes the backbone once. Raises as `forward` does."""
         check_inputs(query, support, support_mask, shots=True)
         warn_about_size(self, support)
         support_levels = self.backbone(support.flatten(0, 1))
@@ -271,8 +261,7 @@ class HSNet(nn.Module):
     ) -> Iterator[Float[Tensor, "b 2 h w"]]:
         """The logits from each of the K supports, one after the other: the memory of one pass whatever K is."""
         fused = fast.applies(self, query_levels[0][0].shape, support_levels[0][0].shape, stride=1)
-        query_levels = [list(level) for level in query_levels]
-        query_levels = unit_levels(query_levels) if fused else query_levels
+        query_levels = unit_levels([list(level) for level in query_levels]) if fused else query_levels
         for k in range(support_mask.shape[1]):
             levels = [[f.unflatten(0, support_mask.shape[:2])[:, k] for f in level] for level in support_levels]
             if fused:
@@ -287,21 +276,12 @@ class HSNet(nn.Module):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def load_reference_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Load a checkpoint of the authors' implementation; see `reference.from_reference`."""
-        tensors = from_reference(state_dict, self)
-        backbone = {n: tensors.pop(n) for n in list(tensors) if n.startswith(BACKBONE)}
-        self.backbone.load_unfolded({n.removeprefix(BACKBONE): t for n, t in backbone.items()})
-        self.load_state_dict(tensors, strict=False)  # `from_reference` has found that none is missing
-        self.backbone.pretrained = False  # the checkpoint brought its own copy
+        """Load a checkpoint of the authors' implementation; see `reference.load_state_dict`."""
+        load_state_dict(self, state_dict)
 
     @classmethod
     def from_run(cls, run: str | Path) -> "HSNet":
-        """The trained model of a run: its name under `data/runs`, or its folder. Needs no other argument.
-
-        Raises:
-            FileNotFoundError: no such run, or one without weights.
-            ValueError: weights that are damaged or of another model.
-        """
+        """The trained model of a run: its name under `data/runs`, or its folder; raises as `runs.load_model` does."""
         return load_model(run, cls)
 
 

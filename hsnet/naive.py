@@ -40,8 +40,7 @@ def convolve_dense(
 def convolve_center_pivot(conv: nn.Module, x: Float[Tensor, "b c hq wq hs ws"]) -> Float[Tensor, "b d hq wq h2 w2"]:
     """Equation (5) for a `CenterPivotConv4d`: permute, copy, reshape, convolve in 2D, for either half, and add."""
     b, c, hq, wq, hs, ws = x.shape
-    s = conv.stride
-    pruned = x[..., ::s, ::s].contiguous()
+    pruned = x[..., :: conv.stride, :: conv.stride].contiguous()
     h2, w2 = pruned.shape[-2:]
     query = pruned.permute(0, 4, 5, 1, 2, 3).contiguous().view(-1, c, hq, wq)
     query = conv.query(query).view(b, h2, w2, -1, hq, wq).permute(0, 3, 4, 5, 1, 2).contiguous()
@@ -85,29 +84,21 @@ def mix(encoder: nn.Module, squeezed: list[Float[Tensor, "b 128 _hq _wq _hs _ws"
     return mixed.mean(dim=(4, 5))
 
 
-def encode(encoder: nn.Module, pyramid: list[Float[Tensor, "b _l _hq _wq _hs _ws"]]) -> Float[Tensor, "b 128 hq wq"]:
-    """A `PyramidEncoder` of center-pivot kernels."""
-    return mix(encoder, [run(block.layers, x) for block, x in zip(encoder.squeezing, pyramid, strict=True)])
-
-
 @torch.no_grad()
-def predict(
-    model: nn.Module,
-    query: Float[Tensor, "b 3 h w"],
-    support: Float[Tensor, "b k 3 hs ws"],
-    support_mask: Bool[Tensor, "b k hs ws"],
-) -> Bool[Tensor, "b h w"]:
+def predict(model: nn.Module, query, support, support_mask) -> Bool[Tensor, "b h w"]:
     """K-shot as K whole network passes, the query's features extracted anew in each."""
-    votes = 0
-    for k in range(support.shape[1]):
-        votes = votes + (forward(model, query, support[:, k], support_mask[:, k]).argmax(dim=1))
+    votes = sum(
+        forward(model, query, s, m).argmax(1) for s, m in zip(support.unbind(1), support_mask.unbind(1), strict=True)
+    )
     return votes / votes.flatten(1).amax(dim=1).clamp(min=1).view(-1, 1, 1) >= 0.5
 
 
 def forward(model: nn.Module, query, support, support_mask) -> Float[Tensor, "b 2 h w"]:
     """One pass of a center-pivot `HSNet`."""
     mask = support_mask if model.settings["mask_support"] else None
-    logits = model.decoder(encode(model.encoder, pyramid(model.backbone(query), model.backbone(support), mask)))
+    stacks = pyramid(model.backbone(query), model.backbone(support), mask)
+    squeezed = [run(block.layers, x) for block, x in zip(model.encoder.squeezing, stacks, strict=True)]
+    logits = model.decoder(mix(model.encoder, squeezed))
     return F.interpolate(logits, query.shape[-2:], mode="bilinear", align_corners=True)
 
 
@@ -118,10 +109,8 @@ def pyramid(query_levels, support_levels, support_mask) -> list[Float[Tensor, "b
         stack = []
         for q, s in zip(query_level, support_level, strict=True):
             if support_mask is not None:
-                mask = F.interpolate(
-                    support_mask[:, None].to(s.dtype), s.shape[2:], mode="bilinear", align_corners=True
-                )
-                s = s * mask
+                mask = support_mask[:, None].to(s.dtype)
+                s = s * F.interpolate(mask, s.shape[2:], mode="bilinear", align_corners=True)
             q = q / (q.norm(dim=1, p=2, keepdim=True) + 1e-5)
             s = s / (s.norm(dim=1, p=2, keepdim=True) + 1e-5)
             cosine = torch.bmm(q.flatten(2).transpose(1, 2), s.flatten(2)).clamp(min=0)

@@ -41,6 +41,15 @@ def load_reference(path: Path, model: nn.Module) -> dict[str, str]:
     return {"checkpoint": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
+def load_state_dict(model: nn.Module, state_dict: dict[str, Tensor]) -> None:
+    """Load the tensors of the authors' checkpoint into a model. Raises as `from_reference` does."""
+    tensors = from_reference(state_dict, model)
+    backbone = {n: tensors.pop(n) for n in list(tensors) if n.startswith(BACKBONE)}
+    model.backbone.load_unfolded({n.removeprefix(BACKBONE): t for n, t in backbone.items()})
+    model.load_state_dict(tensors, strict=False)  # `from_reference` has found that none is missing
+    model.backbone.pretrained = False  # the checkpoint brought its own copy
+
+
 def from_reference(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Rename the tensors of the authors' checkpoint to those of `model`, dropping the unused ImageNet classifier.
 

@@ -1,4 +1,8 @@
-"""2D convolutions of very many very small images, as the 4D kernels need them, with channels innermost in memory."""
+"""2D convolutions of very many very small images, as the 4D kernels need them.
+
+Memory order: channels innermost (strides of shape "b hq wq hs ws c"). Inputs in any order are accepted; in this one the
+2D convolutions over the support dims need no copy, and a transposition for those over the query dims moves whole vectors.
+"""
 
 import torch
 from jaxtyping import Float
