@@ -73,7 +73,7 @@ book: $(HTML)
 SCREENSHOTS ?=
 pages: book
 	$(BIN)/pip install --disable-pip-version-check --quiet playwright
-	HSNET_PAGES=_build/html HSNET_SCREENSHOTS=$(SCREENSHOTS) $(BIN)/python -m pytest tests/test_pages.py tests/test_browser.py -rs
+	HSNET_PAGES=_build/html HSNET_SCREENSHOTS=$(SCREENSHOTS) $(BIN)/python -m pytest tests/test_pages.py tests/test_browser.py -n 0 -rs
 
 lint: $(READY)
 	$(BIN)/ruff check .

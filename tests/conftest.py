@@ -10,7 +10,9 @@ import pytest
 import torch
 from drawn_datasets import DATASETS
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Two processes of pytest-xdist share two cores; the programs that tests start take as many threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def table_rows(text):

@@ -1,5 +1,6 @@
 """What test modules share, beside the fixtures of conftest.py."""
 
+import functools
 import http.server
 import json
 import os
@@ -64,14 +65,18 @@ def assert_close(ours, theirs, relative=1e-4):
     assert error <= relative, f"largest error is {error:.1e} of the standard deviation, allowed {relative:.0e}"
 
 
-def reference_state_dict(backbone, prefix=""):
-    """The authors' checkpoint, as the formula fills it; the unused classifier's half a gigabyte is left empty."""
-    shapes = {
-        n: [0] if n.startswith("backbone.classifier.") else s for n, s in golden(f"state_dict_{backbone}.json").items()
-    }
+@functools.cache
+def _reference_tensors(backbone):
     return {
-        prefix + name: torch.from_numpy(np.asarray(parameter(name, tuple(shape)))) for name, shape in shapes.items()
+        # The unused classifier's half a gigabyte is left empty.
+        name: torch.from_numpy(np.asarray(parameter(name, (0,) if "backbone.classifier." in name else tuple(shape))))
+        for name, shape in golden(f"state_dict_{backbone}.json").items()
     }
+
+
+def reference_state_dict(backbone, prefix=""):
+    """The authors' checkpoint, as the formula fills it: a dictionary that may be changed, of tensors that may not."""
+    return {prefix + name: tensor for name, tensor in _reference_tensors(backbone).items()}
 
 
 def reference_model(backbone):

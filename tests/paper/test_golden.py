@@ -136,8 +136,7 @@ def test_scores():
     assert score.fb_iou() == pytest.approx(file["fb_iou"], rel=1e-6)
 
 
-@pytest.mark.parametrize("backbone", ["vgg16", "resnet50", "resnet101"])
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize(("backbone", "prefix"), [("vgg16", ""), ("resnet50", "module."), ("resnet101", "")])
 def test_reads_reference_checkpoints(backbone, prefix):
     state = reference_state_dict(backbone, prefix)
     model = HSNet(backbone, pretrained=False)

@@ -1,10 +1,10 @@
-"""Scores by hand."""
+"""Scores and votes by hand."""
 
 import numpy as np
 import pytest
 import torch
 
-from hsnet import SegmentationScore
+from hsnet import SegmentationScore, vote
 
 
 def row(text):
@@ -74,3 +74,13 @@ def test_errors():
         score.miou()
     with pytest.raises(ValueError, match=r"class \[2\] is not among the scored classes \[1\]"):
         score.update(row("x"), row("x"), [2])
+
+
+def test_vote():
+    masks = torch.zeros(1, 5, 1, 4, dtype=torch.bool)
+    masks[0, :2, 0, 0] = True  # two votes of five, the most anywhere
+    masks[0, 0, 0, 1] = True  # one: half of the largest
+    assert vote(masks).tolist() == [[[True, True, False, False]]]
+    assert vote(masks, "majority").tolist() == [[[False] * 4]]
+    with pytest.raises(ValueError, match="unknown vote rule 'mean': choose one of paper, majority"):
+        vote(masks, "mean")

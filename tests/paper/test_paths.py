@@ -26,7 +26,7 @@ def path(request, monkeypatch):
     return request.param
 
 
-def example(**settings):
+def example(query=(64, 96), support=(96, 64), **settings):
     """A network in float64 with two queries, and two supports of another size for each."""
     torch.manual_seed(0)
     model = HSNet("efficientnet_lite0", pretrained=False, **settings).double()
@@ -34,8 +34,8 @@ def example(**settings):
         if isinstance(module, torch.nn.GroupNorm):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.bias)
-    query, support = torch.randn(2, 3, 64, 96).double(), torch.randn(2, 2, 3, 96, 64).double()
-    return model, query, support, torch.rand(2, 2, 96, 64) > 0.5
+    pictures = torch.randn(2, 3, *query).double(), torch.randn(2, 2, 3, *support).double()
+    return model, *pictures, torch.rand(2, 2, *support) > 0.5
 
 
 @pytest.mark.parametrize("settings", OPTIONS, ids=str)
@@ -60,7 +60,15 @@ def test_recompute_changes_no_gradient(path):
     torch.testing.assert_close(*found)
 
 
-@pytest.mark.parametrize("settings", [{}, {"mask_support": False}, {"layers": "deep", "levels": 2}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"query": (40, 64), "support": (264, 40)},  # squeezed to 2 × 1, the others' supports to 1 × 1
+        {"mask_support": False},
+        {"layers": "deep", "levels": 2},
+    ],
+    ids=str,
+)
 def test_fast_equals_figure_equals_naive(settings, monkeypatch):
     """In float64: in float32 rounding may put a unit on the other side of a ReLU, which shows in all gradients before it."""
     model, query, support, mask = example(**settings)
