@@ -14,6 +14,9 @@ The pictures are squares of the side the run was trained at. Weights are stored 
 import argparse
 import tempfile
 from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +30,11 @@ from . import runs
 from .benchmarks import load_benchmark
 from .config import Config, run_program
 from .conv4d import CenterPivotConv4d
-from .correlation import unit_vectors
+from .correlation import hypercorrelation_pyramid
 from .episodes import EpisodeDataset, test_episodes
-from .fast.convolution import conv2d
+from .fast.convolution import conv2d, over_query, over_support
 from .metrics import SegmentationScore
-from .model import HSNet
+from .model import HSNet, resize
 from .runs import DEFAULT_RUN, run_folder
 
 OPSET = 18
@@ -57,10 +60,7 @@ class Features(nn.Module):
 
 
 class Match(nn.Module):
-    """Equations (1) and (2), encoder and decoder, written with shapes that are known beforehand.
-
-    `HSNet` looks at the mask to skip work; a graph cannot. Here every position takes part, in tensors of at most four dims:
-    query positions before channels before support dims, (q, c, hs, ws).
+    """Equations (1) and (2), encoder and decoder: the network's own modules, without what a graph cannot hold.
 
     The mask is resized by constant matrices, so that a position without a marked pixel gets 0 on every machine: a resize
     that rounds it to 0.0000001 would make it a support position like any other, for its features are normalised.
@@ -80,7 +80,10 @@ class Match(nn.Module):
             raise ValueError(
                 f"only center-pivot kernels can be exported, this run has {model.settings['kernel']!r} ones"
             )
-        self.encoder, self.decoder = model.encoder, model.decoder
+        self.encoder, self.decoder = deepcopy(model.encoder), model.decoder
+        for block in (*self.encoder.squeezing, *self.encoder.mixing):
+            block.layers = nn.Sequential(*map(_plain, block.layers))
+        self.layers = [len(level) for level in model.backbone.layers]
         self.mask_support = model.settings["mask_support"]
         for level, size in enumerate(sizes):
             for name, length in zip(("rows", "columns"), size, strict=True):
@@ -94,63 +97,36 @@ class Match(nn.Module):
         support: list[Float[Tensor, "1 _c _h _w"]],
     ) -> Float[Tensor, "s s"]:
         """The query's probability of being the object. `query` and `support`: as `Features` returns them."""
-        query, support = self._levels(query), self._levels(support)
+        query, support = ([list(islice(features, n)) for n in self.layers] for features in map(iter, (query, support)))
         for level, features in enumerate(support if self.mask_support else []):
             small = getattr(self, f"rows{level}") @ mask[0] @ getattr(self, f"columns{level}").mT
             support[level] = [feature * small for feature in features]
-        squeezed = []
-        for block, q, s in zip(self.encoder.squeezing, query, support, strict=True):
-            squeezed.append((_run(block.layers, _hypercorrelation(q, s), q[0].shape[-2:]), q[0].shape[-2:]))
-        mixed, size = squeezed.pop()
-        for block in reversed(self.encoder.mixing):
-            fine, fine_size = squeezed.pop()
-            coarse = F.interpolate(_images(mixed, size), fine_size, mode="bilinear", align_corners=True)
-            mixed, size = _run(block.layers, fine + _rows(coarse, mixed.shape[2:]), fine_size), fine_size
-        context = mixed.mean(dim=(2, 3)).mT.unflatten(1, size)[None]
-        logits = F.interpolate(self.decoder(context), mask.shape[-2:], mode="bilinear", align_corners=True)
+        context = self.encoder(hypercorrelation_pyramid(query, support))
+        logits = resize(self.decoder(context), mask.shape[-2:])
         return torch.sigmoid(logits[0, 1] - logits[0, 0])  # the softmax of two
 
-    def _levels(self, features):
-        features = iter(features)
-        return [[next(features) for _ in range(_layers(block))] for block in self.encoder.squeezing]
+
+class _PlainCenterPivot(nn.Module):
+    """A `CenterPivotConv4d` that adds its halves in a tensor of their own: in a graph, writing in place scatters."""
+
+    def __init__(self, conv: CenterPivotConv4d):
+        super().__init__()
+        self.query, self.support, self.stride = conv.query, conv.support, conv.stride
+
+    def forward(self, x):
+        of_query = over_query(partial(conv2d, self.query), x[..., :: self.stride, :: self.stride])
+        return over_support(partial(conv2d, self.support), x) + of_query
 
 
-def _layers(block) -> int:
-    return block.layers[0].in_channels
-
-
-def _hypercorrelation(query, support) -> Float[Tensor, "q l hs ws"]:
-    rows = [
-        (unit_vectors(q)[0].flatten(1).mT @ unit_vectors(s)[0].flatten(1)).relu()
-        for q, s in zip(query, support, strict=True)
-    ]
-    return torch.stack(rows, dim=1).unflatten(2, support[0].shape[-2:])
-
-
-def _run(layers, x, size):
-    """The layers of a squeezing or mixing block; `size` is the query's."""
-    for layer in layers:
-        if isinstance(layer, CenterPivotConv4d):
-            of_support = conv2d(layer.support, x)
-            pruned = _images(x[..., :: layer.stride, :: layer.stride], size)
-            x = of_support + _rows(conv2d(layer.query, pruned), of_support.shape[2:])
-        elif isinstance(layer, nn.GroupNorm):
-            grouped = x.reshape(len(x), layer.num_groups, -1)
-            grouped = grouped - grouped.mean(dim=(0, 2), keepdim=True)
-            variance = (grouped * grouped).mean(dim=(0, 2), keepdim=True)
-            normal = (grouped / (variance + layer.eps).sqrt()).reshape(x.shape)
-            x = F.relu(normal * layer.weight.view(1, -1, 1, 1) + layer.bias.view(1, -1, 1, 1))
-    return x
-
-
-def _images(x: Float[Tensor, "q c hs ws"], size) -> Float[Tensor, "s c hq wq"]:
-    """Each support position as an image over the query."""
-    return x.flatten(2).permute(2, 1, 0).unflatten(2, size)
-
-
-def _rows(images: Float[Tensor, "s c hq wq"], size) -> Float[Tensor, "q c hs ws"]:
-    """Back again."""
-    return images.flatten(2).permute(2, 1, 0).unflatten(2, size)
+def _plain(layer: nn.Module) -> nn.Module:
+    """The same layer of a block, in operations that have a counterpart in ONNX."""
+    if isinstance(layer, CenterPivotConv4d):
+        return _PlainCenterPivot(layer)
+    if isinstance(layer, nn.GroupNorm):
+        norm = nn.GroupNorm(layer.num_groups, layer.num_channels, layer.eps)
+        norm.load_state_dict(layer.state_dict())
+        return nn.Sequential(norm, nn.ReLU())
+    return layer
 
 
 def export(model: HSNet, folder: Path, precision: str = "float16") -> dict[str, int]:
@@ -167,11 +143,11 @@ def export(model: HSNet, folder: Path, precision: str = "float16") -> dict[str, 
     """
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
-    return write_graphs(whole_graphs(model), folder, precision)
+    return write_graphs(make_graphs(model), folder, precision)
 
 
 def write_graphs(graphs: dict[str, bytes], folder: Path, precision: str) -> dict[str, int]:
-    """Write what `whole_graphs` returns, with smaller weights; returns the files' sizes."""
+    """Write what `make_graphs` returns, with smaller weights; returns the files' sizes."""
     onnx, _ = _packages()
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {}
@@ -184,7 +160,7 @@ def write_graphs(graphs: dict[str, bytes], folder: Path, precision: str) -> dict
     return sizes
 
 
-def whole_graphs(model: HSNet) -> dict[str, bytes]:
+def make_graphs(model: HSNet) -> dict[str, bytes]:
     """Both graphs in float32, what is constant computed. Raises as `export` does."""
     _, runtime = _packages()
     model = model.cpu().eval()
@@ -288,8 +264,8 @@ def check(model: HSNet, config: Config, count: int) -> dict:
     scores = {name: SegmentationScore(class_ids, benchmark.resample_classes) for name in names}
     equal: dict[str, list[float]] = {name: [] for name in PRECISIONS}
     with tempfile.TemporaryDirectory() as scratch:
-        whole = whole_graphs(model)
-        sizes = {p: write_graphs(whole, Path(scratch, p), p) for p in PRECISIONS}
+        made = make_graphs(model)
+        sizes = {p: write_graphs(made, Path(scratch, p), p) for p in PRECISIONS}
         graphs = {p: load(Path(scratch, p)) for p in PRECISIONS}
     normalize = model.backbone.normalize
     for batch in tqdm(EpisodeDataset(benchmark, config.size, episodes).loader(1), desc="comparing", unit="episode"):

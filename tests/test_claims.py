@@ -19,12 +19,7 @@ from hsnet.reproduce.experiments import claims as claimed_runs
     [
         ([3.0, 2.0], [(1.0, 5.0), (0.5, 4.0)], 1.5, "holds"),
         ([3.0, 2.0], [(1.0, 5.0), (-0.5, 4.0)], 1.5, "too close to call"),  # one interval holds 0
-        (
-            [3.0, 1.0],
-            [(1.0, 5.0), (0.5, 2.0)],
-            1.5,
-            "too close to call",
-        ),  # one difference is within the spread over seeds
+        ([3.0, 1.0], [(1.0, 5.0), (0.5, 2.0)], 1.5, "too close to call"),  # one is within the spread over seeds
         ([3.0, -2.0], [(1.0, 5.0), (-4.0, -1.0)], 1.0, "too close to call"),  # the folds disagree
         ([-3.0, -2.0], [(-5.0, -1.0), (-4.0, -1.0)], 1.0, "does not hold here"),
     ],
@@ -49,22 +44,15 @@ def write(experiment, scores):
     experiment.folder.mkdir(parents=True)
     experiment.config.save(experiment.folder / "config.json")
     rng = np.random.default_rng(0)
-    areas = {}
-    for who, share in scores.items():
-        unions = rng.integers(80, 120, 40)
-        areas[who] = [
-            [i % 4, 900, int(u * (share + 0.02 * rng.standard_normal())), 920, int(u)] for i, u in enumerate(unions)
-        ]
+    unions = rng.integers(80, 120, 40).tolist()
+    areas = {
+        who: [[i % 4, 900, int(u * (share + 0.02 * rng.standard_normal())), 920, u] for i, u in enumerate(unions)]
+        for who, share in scores.items()
+    }
     miou = 100 * scores["HSNet"]
     score = {"miou": miou, "interval": [miou - 1, miou + 1], "fb_iou": 60.0, "episodes": 1000}
-    test = {
-        "shot": 1,
-        "scores": {"HSNet": score},
-        "areas": areas,
-        "parameters": 1234,
-        "device": "a GPU",
-        "precision": "float32",
-    }
+    test = {"shot": 1, "scores": {"HSNet": score}, "areas": areas, "parameters": 1234}
+    test |= {"device": "a GPU", "precision": "float32"}
     (experiment.folder / "test-1shot.json").write_text(json.dumps(test))
     line = {"epoch": 8, "seconds": 1200.0, "peak_bytes": 2_000_000_000}
     (experiment.folder / "history.jsonl").write_text((json.dumps(line) + "\n") * 8)
@@ -72,17 +60,12 @@ def write(experiment, scores):
 
 def test_a_line_is_made_from_files_and_waits_for_all_of_them():
     def line():
-        return next(
-            (
-                row
-                for row in table_rows(claims.verdicts_table())
-                if row[1:2] == ["support features masked above not masked"]
-            ),
-            None,
-        )
+        return next((row for row in table_rows(claims.verdicts_table()) if row[1] == claim), None)
 
     def shown():
-        return claims.marks()["2  support features masked above not masked"]
+        return claims.marks()[f"2  {claim}"]
+
+    claim = "support features masked above not masked"
 
     assert line() is None
     assert "support features masked above not masked (2)" in claims.verdicts_table()

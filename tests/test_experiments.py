@@ -2,27 +2,28 @@
 
 import dataclasses
 import json
+import os
 from collections import Counter
 
 import pytest
 from conftest import table_rows
 
+from hsnet.backbone import backbone_row
 from hsnet.config import TEST_LISTS, Config, paper
 from hsnet.reproduce import experiments, report
 from hsnet.reproduce.experiments import OF_PAPER, Experiment, experiments_of, only, state, trainings
+from hsnet.runs import lock
 
 
 def every(protocol="official"):
-    return [experiment for name in OF_PAPER for experiment in experiments_of(name, protocol)]
+    return [one for name in OF_PAPER for one in experiments_of(name, protocol)]
 
 
-def test_every_number_of_the_paper_has_its_cells():
+def test_every_number_of_the_paper_has_its_experiments():
     counts = {name: len(experiments_of(name)) for name in OF_PAPER}
     assert counts == {"pascal": 12, "coco": 8, "fss": 3, "coco-to-pascal": 8, "ten-shot": 8, "ablations": 44}
     assert len(trainings(every())) == 12 + 8 + 3 + 10 * 4
-    there = {
-        (c.benchmark, experiments.BACKBONES[c.config.backbone], c.variant, str(s)) for c in every() for s in c.shots
-    }
+    there = {(c.benchmark, backbone_row(c.config.backbone).title, c.variant, str(s)) for c in every() for s in c.shots}
     printed = {(r["benchmark"], r["backbone"], r["variant"], r["shot"]) for r in experiments.read_paper("results")}
     assert printed <= there
 
@@ -30,37 +31,28 @@ def test_every_number_of_the_paper_has_its_cells():
 @pytest.mark.parametrize("protocol", TEST_LISTS)
 def test_a_runs_name_stands_for_one_setting(protocol):
     found: dict[str, Config] = {}
-    for experiment in every(protocol):
-        assert found.setdefault(experiment.config.run, experiment.config) == experiment.config
+    for one in every(protocol):
+        assert found.setdefault(one.config.run, one.config) == one.config
     assert not {c.config.run for c in every("official")} & {c.config.run for c in every("strict")}
 
 
-def test_cells_are_the_papers_settings():
-    for experiment in experiments_of("pascal"):
-        assert experiment.config == paper("pascal", experiment.config.backbone, experiment.config.fold)
-    differ = Counter()
-    for experiment in experiments_of("ablations"):
-        plain = paper("pascal", "resnet101", experiment.config.fold)
-        names = [
-            f.name for f in dataclasses.fields(Config) if getattr(experiment.config, f.name) != getattr(plain, f.name)
-        ]
-        assert set(names) == (
-            set(experiments.ABLATIONS[experiment.variant]) | {"name"} if experiment.variant else set()
-        )
-        differ[experiment.variant] += 1
-    assert set(differ.values()) == {4}
+def test_experiments_have_the_papers_settings():
+    for one in experiments_of("pascal"):
+        assert one.config == paper("pascal", one.config.backbone, one.config.fold)
+    ablations = experiments_of("ablations")
+    for one in ablations:
+        plain = dataclasses.asdict(paper("pascal", "resnet101", one.config.fold))
+        differing = {name for name, value in dataclasses.asdict(one.config).items() if value != plain[name]}
+        assert differing == ({*experiments.ABLATIONS[one.variant], "name"} if one.variant else set())
+    assert set(Counter(one.variant for one in ablations).values()) == {4}
 
 
-def test_a_training_without_a_name_is_the_cells(data):
-    assert experiments_of("pascal")[4].config.run == paper("pascal", "resnet50", 0).run
-
-
-def test_strict_is_three_trainings_a_cell():
+def test_strict_is_three_trainings_a_fold():
     strict = experiments_of("pascal", "strict")
     assert strict[0].kinds == [(False, False), (True, False), (False, True), (True, True)]
-    assert Counter(experiment.config.seed for experiment in strict) == {0: 12, 1: 12, 2: 12}
-    assert {experiment.config.protocol for experiment in strict} == {"strict"}
-    assert "PASCAL-5i, ResNet-50, seed 2" in {experiment.row for experiment in strict}
+    assert Counter(one.config.seed for one in strict) == {0: 12, 1: 12, 2: 12}
+    assert {one.config.protocol for one in strict} == {"strict"}
+    assert "PASCAL-5i, ResNet-50, seed 2" in {one.row for one in strict}
 
 
 def test_only():
@@ -71,9 +63,7 @@ def test_only():
     assert (one.config.backbone, one.config.fold) == ("resnet50", 2)
     assert len(only(tables, "0, 1")["pascal"]) == 6
     assert only(tables, "") == tables
-    with pytest.raises(
-        ValueError, match=r"no 'resnet18' here; name backbones \(resnet101, .* and folds \(0, 1, 2, 3\)"
-    ):
+    with pytest.raises(ValueError, match=r"no 'resnet18' here; name backbones \(resnet101, .* folds \(0, 1, 2, 3\)"):
         only(tables, "resnet18,0")
     with pytest.raises(ValueError, match="no table 'voc': choose one of pascal, coco"):
         experiments_of("voc")
@@ -97,14 +87,12 @@ def finish(experiment, best=60.0, last=59.0, **more):
     if not experiment.folder.exists():
         begin(experiment, 3)
     before = f"{experiment.tested_on}-fold{experiment.config.fold}-" if experiment.tested_on else ""
-    for shot in experiment.shots:
-        write_test(experiment.folder, shot, best + shot, name=before + "test-{}shot.json", **more)
-        write_test(
-            experiment.folder / experiments.LAST_EPOCH, shot, last + shot, name=before + "test-{}shot.json", **more
-        )
+    for folder, miou in ((experiment.folder, best), (experiment.folder / experiments.LAST_EPOCH, last)):
+        for shot in experiment.shots:
+            write_test(folder, shot, miou + shot, name=before + "test-{}shot.json", **more)
 
 
-def test_how_far_a_cell_is(data):
+def test_how_far_an_experiment_is():
     experiment = experiments_of("pascal")[4]
     assert str(state(experiment)) == "missing"
     begin(experiment, epochs=7)
@@ -121,16 +109,12 @@ def test_how_far_a_cell_is(data):
     assert state(ten).kind == "cut"  # trained, but not tested with ten supports
 
 
-def test_a_cell_at_work_and_one_of_other_settings(data, monkeypatch):
+def test_one_at_work_and_one_of_other_settings():
     experiment = experiments_of("pascal")[0]
     begin(experiment, epochs=2)
-    monkeypatch.setattr(
-        experiments, "lock_holder", lambda folder: "process 7 on somewhere" if folder == experiment.folder else None
-    )
-    assert str(state(experiment)) == "running 2"
-    assert state(experiment).text == "process 7 on somewhere"
-    monkeypatch.undo()
-    monkeypatch.setenv("HSNET_DATA", str(data))
+    with lock(experiment.folder):
+        assert str(state(experiment)) == "running 2"
+        assert state(experiment).text.startswith(f"process {os.getpid()} on ")
     dataclasses.replace(experiment.config, workers=3, root="/elsewhere").save(experiment.folder / "config.json")
     assert state(experiment).kind == "cut"  # where it is computed does not matter
     dataclasses.replace(experiment.config, batch=4).save(experiment.folder / "config.json")
@@ -143,11 +127,11 @@ def test_what_a_training_is_expected_to_cost():
     assert hours == {"pascal": 2 * 24 * 4, "coco": 7 * 24 * 4, "fss": 3 * 24 * 4}
     assert experiments.expected_hours(Config(minutes=30.0)) == 0.5
     assert experiments.expected_bytes(paper("pascal")) == 4 * 10 * 2_573_794
-    dense = next(experiment for experiment in experiments_of("ablations") if experiment.config.kernel == "dense")
+    dense = next(one for one in experiments_of("ablations") if one.config.kernel == "dense")
     assert experiments.expected_bytes(dense.config) > 4 * experiments.expected_bytes(paper("pascal"))
 
 
-def test_the_state_of_all_cells(data):
+def test_the_state_of_all_experiments():
     rows = table_rows(report.experiments_table())
     assert rows[0] == ["table", "row", "fold 0", "fold 1", "fold 2", "fold 3", "GPU hours", "disk"]
     assert rows[2][:7] == ["pascal", "PASCAL-5i, ResNet-50", *["missing"] * 4, "768"]
@@ -163,7 +147,7 @@ def test_the_state_of_all_cells(data):
     assert "PASCAL-5i 2 days on 4 GPUs" in report.expectation()
 
 
-def test_the_paper_beside_ours(data):
+def test_the_paper_beside_ours():
     assert "Ours: nothing was run yet." in report.paper_and_ours("pascal")
     rows = table_rows(report.paper_and_ours("pascal"))
     assert rows[5] == ["PASCAL-5i, ResNet-50", "1", "paper", "64.3", "70.7", "60.3", "60.5", "64.0", "76.7"]
@@ -172,25 +156,17 @@ def test_the_paper_beside_ours(data):
     assert [r[1:3] for r in unprinted] == [["1", "ours"], ["5", "ours"]]
     assert rows[1][-1] == "73.4 ?"  # unconfirmed
     pascal = [c for c in experiments_of("pascal") if c.config.backbone == "resnet50"]
-    for k, experiment in enumerate(pascal[:2]):
-        finish(experiment, best=60.0 + k)
+    for k, one in enumerate(pascal[:2]):
+        finish(one, best=60.0 + k)
     rows = table_rows(report.paper_and_ours("pascal"))
-    assert rows[6][2:] == [
-        "ours, best epoch",
-        "61.0",
-        "62.0",
-        "–",
-        "–",
-        "– (2/4)",
-        "– (2/4)",
-    ]  # no mean over some folds
+    assert rows[6][2:] == ["ours, best epoch", "61.0", "62.0", *["–"] * 2, *["– (2/4)"] * 2]  # no mean over some folds
     assert rows[7][2:] == ["ours, last epoch", "60.0", "60.0", "–", "–", "– (2/4)", "– (2/4)"]
-    for k, experiment in enumerate(pascal[2:], 2):
-        finish(experiment, best=60.0 + k, source={"source": "ours", "crowd": True})
+    for k, one in enumerate(pascal[2:], 2):
+        finish(one, best=60.0 + k, source={"source": "ours", "crowd": True})
     with pytest.raises(ValueError, match="must not stand in one table"):
         report.paper_and_ours("pascal")
-    for k, experiment in enumerate(pascal):
-        finish(experiment, best=60.0 + k, source={"source": "ours", "crowd": True}, rule="paper")
+    for k, one in enumerate(pascal):
+        finish(one, best=60.0 + k, source={"source": "ours", "crowd": True}, rule="paper")
     text = report.paper_and_ours("pascal")
     assert table_rows(text)[6][2:] == ["ours, best epoch", "61.0", "62.0", "63.0", "64.0", "62.5", "72.5"]
     assert "Ours: PASCAL-5i: official protocol, 400 px, masks built here, crowds included, rule: paper." in text
@@ -200,7 +176,7 @@ def test_the_paper_beside_ours(data):
     assert summary[3] == ["PASCAL-5i, ResNet-101", "66.2", "–", "70.4", "–"]
 
 
-def test_two_protocols_never_share_a_table(data):
+def test_two_protocols_never_share_a_table():
     official, other = experiments_of("pascal")[:2]
     finish(official)
     finish(other, protocol="strict")
@@ -211,7 +187,7 @@ def test_two_protocols_never_share_a_table(data):
     assert not [row for row in table_rows(report.paper_and_ours("pascal", "strict")) if row[2] == "paper"]
 
 
-def test_coco_to_pascal_is_a_test_of_cocos_runs(data):
+def test_coco_to_pascal_is_a_test_of_cocos_runs():
     experiment = experiments_of("coco-to-pascal")[0]
     coco = experiments_of("coco")[0]
     assert experiment.config == coco.config
@@ -223,7 +199,7 @@ def test_coco_to_pascal_is_a_test_of_cocos_runs(data):
     assert table_rows(report.paper_and_ours("coco-to-pascal"))[2][2:5] == ["ours, best epoch", "61.0", "–"]
 
 
-def test_a_table_is_a_list_of_cells(data, monkeypatch):
+def test_a_table_is_a_list_of_experiments(monkeypatch):
     one = Experiment(Config(benchmark="shapes", name="tiny", test_episodes=10), shots=(1,))
     monkeypatch.setitem(experiments.TABLES, "tried", lambda protocol: [one])
     write_test(one.folder, 1, episodes=10)

@@ -13,7 +13,7 @@ from hsnet.runs import WEIGHTS, save_model
 
 pytest.importorskip("onnx", reason="writing ONNX needs the extra `export`")
 import hsnet.export
-from hsnet.export import OPSET, Features, Match, export, load, whole_graphs, write_graphs
+from hsnet.export import OPSET, Features, Match, export, load, make_graphs, write_graphs
 
 SIDE = 64
 
@@ -29,7 +29,7 @@ def model():
 @pytest.fixture(scope="module")
 def graphs(model):
     """Making them takes most of the time of these tests: once."""
-    return whole_graphs(model)
+    return make_graphs(model)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_the_command_line_checks_a_run(model, graphs, data, monkeypatch, capsys)
     run.mkdir(parents=True)
     save_model(run / WEIGHTS, model)
     Config(benchmark="shapes", size=SIDE, test_episodes=3).save(run / "config.json")
-    monkeypatch.setattr(hsnet.export, "whole_graphs", lambda _: graphs)
+    monkeypatch.setattr(hsnet.export, "make_graphs", lambda _: graphs)
     monkeypatch.setattr(sys, "argv", ["export", "tiny", "--check", "3"])
     hsnet.export.main()
     assert "mIoU [95 %], 3 episodes" in capsys.readouterr().out

@@ -1,7 +1,6 @@
 """The experiments of a table are trained, tested and skipped as they should; small ones, of the benchmark drawn by code."""
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -13,7 +12,8 @@ from safetensors.torch import load_file
 from hsnet.config import Config
 from hsnet.reproduce import __main__ as reproduce
 from hsnet.reproduce import experiments, report
-from hsnet.reproduce.experiments import Experiment, state
+from hsnet.reproduce.experiments import LAST_EPOCH, Experiment, state
+from hsnet.runs import lock
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
@@ -37,7 +37,7 @@ def tiny(**changes):
 
 
 @pytest.fixture
-def claims(monkeypatch):
+def tried(monkeypatch):
     found = [tiny(), tiny(fold=1)]
     monkeypatch.setitem(experiments.TABLES, "tried", lambda protocol: found)
     return found
@@ -53,50 +53,35 @@ def run(monkeypatch, capsys, *arguments):
     return status, capsys.readouterr()
 
 
-def test_a_cell_from_training_to_table(claims, monkeypatch, capsys):
-    status, out = run(monkeypatch, capsys, "tried", "--only", "0")
-    assert status == 0
-    experiment = claims[0]
-    assert [state(c).kind for c in claims] == ["done", "missing"]
-    assert [test[1]["scores"]["HSNet"]["episodes"] for test in (experiment.tests(), experiment.tests(last=True))] == [
-        4,
-        4,
-    ]
-    assert "at the best epoch" in out.out
-    assert "– (1/2)" in out.out
-    # The last epoch is tested with its own weights: equal to the best's only where the last was the best.
-    history = [json.loads(line) for line in (experiment.folder / "history.jsonl").read_text().splitlines()]
-    best, last = (
-        load_file(f / "model.safetensors") for f in (experiment.folder, experiment.folder / experiments.LAST_EPOCH)
-    )
-    assert len(history) == 2
-    assert all(best[name].equal(last[name]) for name in best) == history[1]["best"]
-    # What is done is skipped; what is missing is made, and nothing else.
-    before = {path: path.stat().st_mtime_ns for path in experiment.folder.rglob("*.json")}
-    _, out = run(monkeypatch, capsys, "tried", "--only", "0")
-    assert out.out.count(": done") == 1
-    assert before == {path: path.stat().st_mtime_ns for path in before}
-    lost = experiment.folder / experiments.LAST_EPOCH / "test-1shot.json"
-    lost.unlink()
-    _, out = run(monkeypatch, capsys, "tried", "--only", "0")
-    assert "1 of 1, shapes, EfficientNet-Lite0, fold 0: cut 2, working in" in out.out
-    assert state(experiment).kind == "done"
-    kept = experiment.folder / "test-1shot.json"
-    assert kept.stat().st_mtime_ns == before[kept]
-    assert lost.exists()
-
-
-def test_one_that_fails_does_not_stop_the_others(claims, monkeypatch, capsys):
-    claims[0].folder.mkdir(parents=True)
-    tiny(batch=4).config.save(claims[0].folder / "config.json")
-    filled = []
-    monkeypatch.setattr(reproduce, "fill", lambda experiment, config: filled.append((experiment, config)))
-    monkeypatch.setattr(reproduce, "_score", lambda experiment, shot: "")
+def test_from_training_to_table_though_another_fails(tried, monkeypatch, capsys):
+    tried[1].folder.mkdir(parents=True)
+    tiny(fold=1, batch=4).config.save(tried[1].folder / "config.json")
     status, out = run(monkeypatch, capsys, "tried", "--micro-batch", "1")
     assert status == 2
     assert "was trained with batch 4, not 2: rename it, or delete it" in out.err
-    assert [experiment for experiment, _ in filled] == claims[1:]
-    assert filled[0][1] == dataclasses.replace(claims[1].config, micro_batch=1)
+    one = tried[0]
+    assert [state(each).kind for each in tried] == ["done", "other settings"]
+    assert Config.load(one.folder / "config.json") == dataclasses.replace(one.config, micro_batch=1)
+    assert [test[1]["scores"]["HSNet"]["episodes"] for test in (one.tests(), one.tests(last=True))] == [4, 4]
+    assert "at the best epoch" in out.out
+    assert "– (1/2)" in out.out
+    # The last epoch is tested with its own weights: equal to the best's only where the last was the best.
+    history = one.history()
+    best, last = (load_file(folder / "model.safetensors") for folder in (one.folder, one.folder / LAST_EPOCH))
+    assert len(history) == 2
+    assert all(best[name].equal(last[name]) for name in best) == history[1]["best"]
+    # What is done is skipped; what is missing is made, and nothing else.
+    before = {path: path.stat().st_mtime_ns for path in one.folder.rglob("*.json")}
+    _, out = run(monkeypatch, capsys, "tried", "--only", "0")
+    assert out.out.count(": done") == 1
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    lost, kept = one.folder / LAST_EPOCH / "test-1shot.json", one.folder / "test-1shot.json"
+    lost.unlink()
+    _, out = run(monkeypatch, capsys, "tried", "--only", "0")
+    assert "1 of 1, shapes, EfficientNet-Lite0, fold 0: cut 2, working in" in out.out
+    assert state(one).kind == "done"
+    assert kept.stat().st_mtime_ns == before[kept]
+    assert lost.exists()
 
 
 def test_missing_images_are_an_error_with_the_next_step(monkeypatch, capsys, data):
@@ -106,13 +91,12 @@ def test_missing_images_are_an_error_with_the_next_step(monkeypatch, capsys, dat
     assert "python -m hsnet.prepare" in out.err
 
 
-def test_a_cell_that_another_process_trains_is_left_to_it(claims, monkeypatch, capsys):
-    monkeypatch.setattr(experiments, "lock_holder", lambda folder: "process 1 on here")
-    for experiment in claims:
-        experiment.folder.mkdir(parents=True)
-        experiment.config.save(experiment.folder / "config.json")
-    _, out = run(monkeypatch, capsys, "tried")
-    assert out.out.count("running 0 (process 1 on here)") == 2
+def test_what_another_process_trains_is_left_to_it(tried, monkeypatch, capsys):
+    tried[0].folder.mkdir(parents=True)
+    tried[0].config.save(tried[0].folder / "config.json")
+    with lock(tried[0].folder):
+        _, out = run(monkeypatch, capsys, "tried", "--only", "0")
+    assert out.out.count("running 0 (process ") == 1
 
 
 def test_a_dry_run_touches_nothing(monkeypatch, capsys, data):
@@ -135,8 +119,8 @@ run_program(reproduce.main)
 """
 
 
-def test_several_processes_fill_a_cell_together(data, tmp_path):
-    script = tmp_path / "claims.py"
+def test_several_processes_fill_an_experiment(data, tmp_path):
+    script = tmp_path / "tried.py"
     script.write_text(SCRIPT.format(settings=TINY | {"epochs": 1}))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HSNET_DATA": str(data)}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from ..backbone import backbone_row
 from ..config import FREE, ROOT, TRAINING_SEEDS, Config, data_folder, paper
 from ..model import HSNet
 from ..runs import lock_holder
@@ -24,12 +25,6 @@ BENCHMARKS = {
     "coco-to-pascal": "COCO to PASCAL",
     "emoji": "emoji",
     "shapes": "shapes",
-}
-BACKBONES = {
-    "vgg16": "VGG-16",
-    "resnet50": "ResNet-50",
-    "resnet101": "ResNet-101",
-    "efficientnet_lite0": "EfficientNet-Lite0",
 }
 PUBLISHED = ""  # the variant that is the published network
 # The paper's ablations: as `results.csv` names them -> the settings that differ.
@@ -83,7 +78,7 @@ class Experiment:
     @property
     def row(self) -> str:
         """The experiment's row in its table; experiments of a row differ by fold."""
-        parts = [self.benchmark, BACKBONES[self.config.backbone], self.variant]
+        parts = [self.benchmark, backbone_row(self.config.backbone).title, self.variant]
         if self.config.protocol != "official" or self.config.seed:
             parts.append(f"seed {self.config.seed}")
         return ", ".join(part for part in parts if part)

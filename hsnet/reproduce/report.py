@@ -8,11 +8,11 @@ import json
 import re
 from collections.abc import Callable, Iterable
 
+from ..backbone import backbone_row
 from ..config import ROOT, data_folder, run_program
 from ..runs import markdown, read_tests, scores_table
 from ..speed.report import memory_table, precision_table, read_speed, speed_table, step_memory_table
 from .experiments import (
-    BACKBONES,
     OF_PAPER,
     Experiment,
     by_row,
@@ -102,7 +102,7 @@ def expectation(names: Iterable[str] = OF_PAPER) -> str:
 
 def _printed(experiment: Experiment, shot: int) -> dict[str, str]:
     """The paper's numbers in an experiment's row: "fold 0" …, "mean", "FB-IoU"; with "?" where unconfirmed."""
-    key = (experiment.benchmark, BACKBONES[experiment.config.backbone], experiment.variant, str(shot))
+    key = (experiment.benchmark, backbone_row(experiment.config.backbone).title, experiment.variant, str(shot))
     return {
         row["what"]: row["value"] + " ?" * (row["sources"] == "unconfirmed")
         for row in read_paper("results")

@@ -135,10 +135,8 @@ class _Traffic(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         result = function(*arguments, **(keywords or {}))
-        read, written = (
-            [t for t in tree_leaves(values) if isinstance(t, torch.Tensor)]
-            for values in ((arguments, keywords), result)
-        )
+        read = [t for t in tree_leaves((arguments, keywords)) if isinstance(t, torch.Tensor)]
+        written = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
         memory = {t.untyped_storage().data_ptr() for t in read}
         is_view = not function._schema.is_mutable and all(t.untyped_storage().data_ptr() in memory for t in written)
         if not is_view:
@@ -389,9 +387,7 @@ def measure_reading(size: int, episodes: int, workers: list[int]) -> dict:
 def measure_consumption(backbone: str, size: int, device: torch.device, repetitions: int) -> list[dict]:
     """Episodes a second of training steps, forward and backward, in each precision that makes sense here."""
     bench = Bench(backbone, size, device)
-    contenders = {
-        str(dtype)[6:]: lambda dtype=dtype: bench.run("training step", "fast", dtype) for dtype in precisions_of(device)
-    }
+    contenders = {str(d)[6:]: lambda d=d: bench.run("training step", "fast", d) for d in precisions_of(device)}
     seconds = take_turns(contenders, repetitions, "training step")
     return [{"backbone": backbone, "precision": p, "episodes_per_second": BATCH / s} for p, s in seconds.items()]
 
@@ -403,11 +399,10 @@ def measure_score(run: str, device: torch.device) -> dict:
     benchmark = benchmark_of(config)
     model = HSNet.from_run(folder).to(device).eval()
     predictors = {str(dtype)[6:]: predictor(model, device, dtype, rule=config.rule) for dtype in precisions_of(device)}
+    episodes = test_episodes(benchmark, fold=config.fold, shot=1, count=config.test_episodes)
     scores = evaluate(
         lambda batch: {name: predict(batch)["HSNet"] for name, predict in predictors.items()},
-        EpisodeDataset(
-            benchmark, config.size, test_episodes(benchmark, fold=config.fold, shot=1, count=config.test_episodes)
-        ),
+        EpisodeDataset(benchmark, config.size, episodes),
         benchmark.classes(config.fold, "test"),
         batch=config.batch,
         workers=choose_workers(config.workers),
