@@ -6,6 +6,7 @@ import errno
 import platform
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -34,11 +35,7 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
 
     That is bfloat16 where the hardware has it. A CPU without such instructions emulates it, hundreds of times slower than
     float32. A GPU without it that has units for float16 (compute capability 7, from 2017 on) takes that, with a scaled loss.
-    Who asks for "float32" gets it on a GPU too, where PyTorch by itself lets convolutions round their factors to 10 bits
-    (TF32).
     """
-    if precision == "float32":
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if precision != "auto":
         return getattr(torch, precision)
     if device.type == "cuda":
@@ -47,6 +44,30 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
         return torch.float16 if torch.cuda.get_device_capability(device) >= (7, 0) else torch.float32
     fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if fast else torch.float32
+
+
+@contextlib.contextmanager
+def exact_float32(dtype: torch.dtype = torch.float32) -> Iterator[None]:
+    """Within, "float32" is float32 on a GPU too, where PyTorch by itself lets convolutions round factors to 10 bits (TF32).
+
+    Nothing changes for another `dtype`; afterwards all is as it was.
+    """
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends if dtype == torch.float32 else ():
+        backend.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
+
+
+@contextlib.contextmanager
+def computing_in(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Within, networks compute in `dtype`: by autocast, and float32 exactly."""
+    with exact_float32(dtype), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        yield
 
 
 def describe(device: torch.device) -> str:
@@ -67,7 +88,7 @@ class Memory:
     """
 
     def __init__(self, device: torch.device):
-        """Forget the peak so far. On a CPU that needs Linux: elsewhere the peak is of the process's whole life."""
+        """Forget the peak so far. On a CPU that needs Linux: elsewhere the peak is that since the process began."""
         self.device = device
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -93,13 +114,13 @@ class Memory:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def memory_limits() -> dict[str, tuple[int, int]]:
+def memory_limits(groups: Path = Path("/sys/fs/cgroup")) -> dict[str, tuple[int, int]]:
     """What limits this process's memory under Linux besides the machine's own: (limit, used) in bytes by name.
 
     "ulimit -d" counts private memory that can be written, "ulimit -v" all addresses, those of libraries too; "cgroup" is
     the limit of a container or a scheduler, and is shared by all of its processes. No limit, no entry.
     """
-    limits = {}
+    limits: dict[str, tuple[int, int]] = {}
     if sys.platform != "linux":
         return limits
     import resource
@@ -112,35 +133,18 @@ def memory_limits() -> dict[str, tuple[int, int]]:
         limit = resource.getrlimit(number)[0]
         if limit != resource.RLIM_INFINITY:
             limits[name] = limit, 1024 * int(re.search(rf"{field}:\s+(\d+)", status)[1])
-    with contextlib.suppress(OSError):  # no such file system
-        found = _cgroup_limits(Path("/proc/self/cgroup").read_text(), Path("/sys/fs/cgroup"))
-        if found:
-            limits["cgroup"] = min(found, key=lambda pair: pair[0] - pair[1])
+    with contextlib.suppress(OSError):  # no control groups
+        own = re.search(r"^0::/(.*)$", Path("/proc/self/cgroup").read_text(), re.MULTILINE)
+        folder = groups / own[1] if own else groups
+        for group in (g for g in (folder, *folder.parents) if g.is_relative_to(groups)):
+            with contextlib.suppress(OSError, ValueError, TypeError):  # not there, or "max"
+                limit = int((group / "memory.max").read_text())
+                # Files that the system keeps in memory go first.
+                files = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)[1]
+                used = int((group / "memory.current").read_text()) - int(files)
+                found = limits.get("cgroup", (limit, used)), (limit, used)
+                limits["cgroup"] = min(found, key=lambda pair: pair[0] - pair[1])
     return limits
-
-
-def _cgroup_limits(membership: str, root: Path) -> list[tuple[int, int]]:
-    """(limit, used) of a process's control group and of those around it, of version 2 or 1."""
-    found = []
-    for line in membership.splitlines():
-        _, kind, path = line.split(":", 2)
-        if kind == "":
-            base, names = root, ("memory.max", "memory.current", "inactive_file")
-        elif kind == "memory":
-            base, names = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        folder = base / path.strip("/")
-        for group in (folder, *folder.parents):
-            with contextlib.suppress(OSError, ValueError, TypeError):  # not there, "max", or without such a line
-                limit, used = (int((group / name).read_text()) for name in names[:2])
-                # Files that the system keeps in memory, and lets go first.
-                used -= int(re.search(rf"^{names[2]} (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)[1])
-                if limit < 2**60:  # version 1 says "none" by a huge number
-                    found.append((limit, used))
-            if group == base:
-                break
-    return found
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -4,7 +4,7 @@
 
 starts them; with a single process everything here does nothing. Each process computes the gradients of its part of a
 batch, and the parts are added up once a step. PyTorch's `DistributedDataParallel` is not used: it averages what processes
-compute, where the loss here is a mean over the pixels of the whole batch; it needs every process to call the model equally
+compute, where the loss here is a mean over all pixels of the batch; it needs every process to call the model equally
 often, where the last batch of an epoch may leave some without an episode; and what it gains, sending gradients while
 others are computed, is nothing for ten megabytes a step.
 """
@@ -27,7 +27,7 @@ def rank() -> int:
 
 
 def world() -> int:
-    """How many processes train together."""
+    """The number of processes."""
     return processes.get_world_size() if _several() else 1
 
 

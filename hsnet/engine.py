@@ -1,31 +1,40 @@
-"""From a batch to a number: the training step, one epoch, one evaluation."""
+"""From a batch to a number: the training step, one epoch, one evaluation, one test.
 
-import contextlib
-import hashlib
-import subprocess
+`Learner.train_one_epoch` is the loop in which everything is learned; `evaluate` the one in which everything is scored.
+"""
+
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from . import baselines, figures, runs
 from .baselines import Prototypes
-from .benchmarks import Benchmark
+from .benchmarks import Benchmark, benchmark_of
 from .benchmarks.drawn import DrawnBenchmark
-from .config import ROOT, Config
-from .devices import choose_device, choose_precision, describe
-from .distributed import all_gather, rank, world
-from .episodes import Batch, EpisodeDataset, shard, test_episodes, test_lists
+from .config import Config
+from .devices import choose_device, choose_precision, computing_in, describe, exact_float32
+from .distributed import all_gather, all_reduce, all_reduce_gradients, part_of, rank, world
+from .episodes import Batch, EpisodeDataset, require_readable, shard, test_episodes, test_lists
+from .memory import scored_at_a_time, trained_at_a_time
 from .metrics import SegmentationScore
 from .model import HSNet
-from .runs import WEIGHTS
+from .optim import Clock, make_optimizers, scale_learning_rates
 
-FEW = 4  # episodes at a time on a CPU: more take memory and gain nothing
 Predictor = Callable[[Batch], dict[str, Tensor]]  # masks, bool b h w, by the name that tables show
+IGNORED = -100  # the truth of pixels that do not count in the loss
+TRACED = ("benchmark", "fold", "protocol", "novel_images", "boundary")  # of a run's training, kept with its tests
+# A mean cross-entropy above this has exploded: an untrained network has 0.7, one that is sure and wrong everywhere 20.
+EXPLODED = 20.0
 
 
 def choose_workers(workers: int) -> int:
@@ -35,9 +44,212 @@ def choose_workers(workers: int) -> int:
     return max(1, min(8, torch.get_num_threads() - 2))
 
 
-def episodes_at_a_time(config: Config, device: torch.device) -> int:
-    """How many episodes are scored together: as many as are trained together, on a CPU few."""
-    return config.micro_batch or (min(config.batch, FEW) if device.type == "cpu" else config.batch)
+def pixel_loss(
+    logits: Float[Tensor, "b 2 h w"],
+    truth: Bool[Tensor, "b h w"],
+    weight: Float[Tensor, " 2"],
+    ignored: Bool[Tensor, "b h w"] | None = None,
+) -> Float[Tensor, ""]:
+    """The sum of the pixels' weighted cross-entropies, without those that are ignored; over `pixel_weight`, their mean.
+
+    Args:
+        weight: of background and foreground pixels.
+    """
+    target = truth.long() if ignored is None else truth.long().masked_fill(ignored, IGNORED)
+    return F.cross_entropy(logits.float(), target, weight=weight, ignore_index=IGNORED, reduction="sum")
+
+
+def pixel_weight(
+    truth: Bool[Tensor, "b h w"], weight: Float[Tensor, " 2"], ignored: Bool[Tensor, "b h w"] | None = None
+) -> float:
+    """The sum of the weights of all pixels that count: what `pixel_loss` is divided by."""
+    weights = weight[truth.long()]
+    # Where no pixel counts there is no loss either: any divisor does.
+    return (weights if ignored is None else weights.masked_fill(ignored, 0)).sum().item() or 1.0
+
+
+class Learner:
+    """The network in training: what a step needs, and what it changes.
+
+    Attributes:
+        learned: the parameters that training changes, by name.
+        dataset, validation: the episodes of both.
+        epoch, step: epochs, and steps of the running epoch, that are done.
+        losses, score: their sum over the running epoch, and its areas.
+    """
+
+    def __init__(self, config: Config):
+        torch.manual_seed(config.seed)
+        self.config, self.device = config, choose_device(config.device)
+        self.dtype = choose_precision(config.precision, self.device)
+        self.benchmark = benchmark_of(config)
+        for split, tolerated in (("train", config.bad_files), ("val", 0), ("test", 0)):
+            self.benchmark.check(config.fold, split, tolerated)
+        self.workers = choose_workers(config.workers)
+        self.model = HSNet(**config.model_settings).to(self.device)
+        self.model.training_size = config.size
+        self.model.encoder.recompute = config.recompute
+        self.learned = self.model.learned_parameters()
+        self.optimizers = make_optimizers(config, self.learned)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.weight = torch.tensor([1.0, config.foreground_weight], device=self.device)
+        count = config.epoch_episodes or self.benchmark.training_queries(config.fold)
+        self.dataset = EpisodeDataset(
+            self.benchmark, config.size, fold=config.fold, count=count, seed=config.seed, bad_files=config.bad_files
+        )
+        val_list = test_episodes(self.benchmark, fold=config.fold, shot=1, count=config.val_episodes, split="val")
+        self.validation = EpisodeDataset(self.benchmark, config.size, val_list)
+        require_readable(self.validation, max(1, self.workers))
+        self.score = SegmentationScore(self.benchmark.classes(config.fold, "train"))
+        self.epoch, self.step, self.losses = 0, 0, 0.0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        cuda = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
+        return {
+            "model": {n: p.detach() for n, p in self.learned.items()},
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "scaler": self.scaler.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "losses": self.losses,
+            "areas": self.score.rows,
+            "passed_over": list(self.dataset.passed_over),
+            # Nothing here draws from these (see EpisodeDataset); what is built on top may.
+            "generators": {"torch": torch.get_rng_state(), "cuda": cuda},
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.model.load_state_dict(state["model"], strict=False)
+        for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(stored)
+        self.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.step, self.losses = state["epoch"], state["step"], state["losses"]
+        self.score.extend(state["areas"])
+        self.dataset.passed_over = dict.fromkeys(state["passed_over"])
+        torch.set_rng_state(state["generators"]["torch"])
+        if self.device.type == "cuda" and len(state["generators"]["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["generators"]["cuda"])
+
+    def train_one_epoch(self, clock: Clock, stopped: Callable[[], bool], after_step: Callable[[], None]) -> None:
+        """What is left of the running epoch's steps.
+
+        Args:
+            clock: says when time is up, and the learning rate.
+            stopped: whether this process was asked to stop; asked before each step.
+            after_step: called after each step, for checkpoints.
+
+        Raises:
+            KeyboardInterrupt: one of the processes was asked to stop.
+            ValueError: a loss or gradient that is not finite, or exploded, before it spoils the weights.
+        """
+        config, model, begun, start = self.config, self.model.train(), self.step, time.perf_counter()
+        self.dataset.epoch = self.epoch
+        loader = self.dataset.loader(config.batch, self.workers, first=begun, share=(rank(), world()))
+        steps, micro_batch = begun + len(loader), trained_at_a_time(config, self.device)
+        title = f"epoch {self.epoch + 1}"
+        bar = tqdm(total=steps, initial=begun, desc=title, unit="step", leave=False, disable=rank() > 0)
+        with bar, exact_float32(self.dtype):
+            for batch in loader:  # load: this process's part of the step's episodes; None where it has none
+                # What all processes must agree on before a step, in one message.
+                weight_sum, seconds, stop = all_reduce(
+                    [self._pixels(batch), clock.seconds() * (rank() == 0), float(stopped())], self.device
+                )
+                if stop:
+                    raise KeyboardInterrupt
+                progress = clock.progress(self.epoch + self.step / steps, seconds)
+                if progress >= 1:
+                    break
+                scale_learning_rates(self.optimizers, clock.schedule(progress))
+                model.zero_grad()
+                loss, score = torch.zeros((), device=self.device), SegmentationScore(self.score.class_ids)
+                for part in batch.to(self.device).split(micro_batch) if batch else ():
+                    logits = self.forward(part)  # forward: b 2 h w
+                    part_loss = pixel_loss(logits, part.query_mask, self.weight, self._ignored(part)) / weight_sum
+                    self.scaler.scale(part_loss).backward()  # backward: gradients add up
+                    loss += part_loss.detach()
+                    score.update(logits[:, 1] > logits[:, 0], part.query_mask, part.class_id, part.ignored)
+                all_reduce_gradients(self.learned.values())
+                (mean_loss,) = all_reduce([loss.item()], self.device)
+                self._require_finite(mean_loss, batch)
+                for optimizer in self.optimizers:  # step
+                    self.scaler.step(optimizer)
+                self.scaler.update()
+                self.log(mean_loss, score)  # log
+                after_step()
+                bar.update()
+                if self.step - begun < 10 or self.step % 10 == 0:
+                    rate = 2 * config.batch * (self.step - begun) / (time.perf_counter() - start)
+                    text = f"loss {self.losses / self.step:.3f}, mIoU {self.score.miou():.1f}, {rate:.1f} images/s"
+                    bar.set_postfix_str(text, refresh=False)
+
+    def forward(self, batch: Batch) -> Float[Tensor, "b 2 h w"]:
+        """The logits of a batch on the device."""
+        query, support = (self.model.backbone.normalize(x) for x in (batch.query, batch.support[:, 0]))
+        with computing_in(self.dtype, self.device):
+            return self.model(query, support, batch.support_mask[:, 0])
+
+    def log(self, loss: float, score: SegmentationScore) -> None:
+        """Count a step: its loss, and this process's areas."""
+        self.score.extend(all_gather(score.rows))
+        self.score.condense(beyond=1000 + len(self.score.class_ids))
+        self.losses += loss
+        self.step += 1
+
+    def end_epoch(self) -> None:
+        """Count the epoch; the next one begins at its first step."""
+        self.epoch, self.step, self.losses = self.epoch + 1, 0, 0.0
+        self.score.reset()
+
+    def validate(self) -> float:
+        """mIoU on the validation episodes."""
+        scores = evaluate(
+            predictor(self.model.eval(), self.device, self.dtype, rule=self.config.rule),
+            self.validation,
+            self.benchmark.classes(self.config.fold, "val"),
+            batch=scored_at_a_time(self.config, self.device),
+            workers=self.workers,
+            title="validation",
+        )
+        return scores["HSNet"].miou()
+
+    def _ignored(self, batch):
+        return batch.ignored if self.config.boundary == "ignore" else None
+
+    def _pixels(self, batch):
+        return (
+            pixel_weight(batch.query_mask, self.weight.to(batch.query.device), self._ignored(batch)) if batch else 0.0
+        )
+
+    def _require_finite(self, loss, batch):
+        """Stop before a step that would spoil the weights, and name the episodes it comes from."""
+
+        def finite():
+            gradients = [p.grad for p in self.learned.values() if p.grad is not None]
+            return bool(torch.nn.utils.get_total_norm(gradients).isfinite())
+
+        # A scaled loss is meant to overflow now and then: the scaler leaves that step out.
+        exploded = not abs(loss) <= EXPLODED
+        if not exploded and (self.scaler.is_enabled() or finite()):
+            return
+        first = self.step * self.config.batch
+        first += part_of(min(self.config.batch, self.dataset.count - first), rank(), world())[0]
+        suspects = []
+        for index, one in enumerate(batch.to(self.device).split(1) if batch else (), first):
+            self.model.zero_grad()
+            alone = pixel_loss(self.forward(one), one.query_mask, self.weight, self._ignored(one)) / self._pixels(one)
+            alone.backward()
+            episode, sound = self.dataset.episode(index), math.isfinite(alone) and finite()
+            text = f"{index} (query {episode.query!r}, support {episode.supports[0]!r}, loss {alone.item():.4g})"
+            suspects.append((sound, -alone.item(), text))
+        worst = [text for sound, _, text in suspects if not sound] or [text for _, _, text in sorted(suspects)[:1]]
+        raise ValueError(
+            f"{f'the loss is {loss:.4g}' if exploded else 'a gradient is not finite'} in epoch {self.epoch + 1}, step "
+            f"{self.step + 1}: training stops before it spoils the weights. The worst of its episodes: "
+            f"{', '.join(worst) or 'in another process'}. The last checkpoint is from before. Look at that episode, or "
+            f"train another run with a --learning-rate below {self.config.learning_rate}"
+        )
 
 
 def predictor(
@@ -59,15 +271,19 @@ def predictor(
     def predict(batch: Batch) -> dict[str, Tensor]:
         batch = batch.to(device)
         size = batch.query_mask.shape[-2:]
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            query = model.backbone(model.backbone.normalize(batch.query))
-            support = model.backbone(model.backbone.normalize(batch.support.flatten(0, 1)))
+        with computing_in(dtype, device):
+            query, support = _features(model, batch)
             masks = {"HSNet": model.predict_from_features(query, support, batch.support_mask, size, rule)}
             if prototypes is not None:
                 masks["prototypes"] = prototypes.predict(query, support, batch.support_mask, size)
         return {name: mask.cpu() for name, mask in masks.items()}
 
     return predict
+
+
+def _features(model, batch):
+    images = (model.backbone.normalize(x) for x in (batch.query, batch.support.flatten(0, 1)))
+    return [model.backbone(image) for image in images]
 
 
 def evaluate(
@@ -91,38 +307,24 @@ def evaluate(
     if world() == 1:
         return scores
     areas = [dict(zip(scores, rows, strict=True)) for rows in zip(*(s.rows for s in scores.values()), strict=True)]
-    areas = all_gather(areas)
-    return {
-        name: SegmentationScore.from_rows(
-            (episode[name] for episode in areas), class_ids, dataset.benchmark.resample_classes
-        )
-        for name in areas[0]
-    }
+    areas, resample = all_gather(areas), dataset.benchmark.resample_classes
+    return {name: SegmentationScore.from_rows((e[name] for e in areas), class_ids, resample) for name in areas[0]}
 
 
 def fit_prototypes(model: HSNet, config: Config, benchmark: Benchmark, device: torch.device) -> Prototypes:
     """Choose the prototypes' level and rule on training concepts, as many as validation has, drawn apart from the training's."""
-    dataset = EpisodeDataset(
-        benchmark,
-        config.size,
-        fold=config.fold,
-        count=config.val_episodes,
-        seed=config.seed + 1,
-        bad_files=config.bad_files,
-    )
-    prototypes = Prototypes()
-    bar = tqdm(
-        dataset.loader(episodes_at_a_time(config, device), choose_workers(config.workers)),
-        desc="fitting prototypes",
-        unit="batch",
-        leave=False,
-    )
-    with torch.no_grad():
-        for batch in bar:
+    settings = {
+        "fold": config.fold,
+        "count": config.val_episodes,
+        "seed": config.seed + 1,
+        "bad_files": config.bad_files,
+    }
+    dataset, prototypes = EpisodeDataset(benchmark, config.size, **settings), Prototypes()
+    loader = dataset.loader(scored_at_a_time(config, device), choose_workers(config.workers))
+    with torch.no_grad(), exact_float32():
+        for batch in tqdm(loader, desc="fitting prototypes", unit="batch", leave=False):
             batch = batch.to(device)
-            query = model.backbone(model.backbone.normalize(batch.query))
-            support = model.backbone(model.backbone.normalize(batch.support.flatten(0, 1)))
-            prototypes.observe(query, support, batch.support_mask, batch.query_mask)
+            prototypes.observe(*_features(model, batch), batch.support_mask, batch.query_mask)
     return prototypes
 
 
@@ -147,53 +349,44 @@ def test_run(
         checkpoint: what to record of the file of weights, if they are not the run's.
 
     Under the protocol "strict" there are five lists of episodes: "scores" is over all of them, "lists" of each.
-    What is not the run's own test goes to another file, see `test_path`: a quick look replaces nothing.
+    What is not the run's own test goes to another file, see `runs.test_path`: a quick look replaces nothing.
     """
     device = choose_device(config.device)
-    model = model.to(device).eval()
+    dtype = choose_precision(config.precision, device)
     benchmark.check(config.fold, "test")
-    learned = predictor(model, device, choose_precision(config.precision, device), prototypes, config.rule)
+    learned = predictor(model.to(device).eval(), device, dtype, prototypes, config.rule)
 
     def predict(batch):
-        return {
-            **learned(batch),
-            "any object (oracle)": baselines.any_object(batch),
-            "all foreground": baselines.all_foreground(batch),
-        }
+        simple = {"any object (oracle)": baselines.any_object(batch), "all foreground": baselines.all_foreground(batch)}
+        return learned(batch) | simple
 
     lists = test_lists(benchmark, fold=config.fold, shot=shot, count=config.test_episodes)
     lists = [episodes[:count] for episodes in lists]
+    every = [episode for episodes in lists for episode in episodes]
     start = time.perf_counter()
     scores = evaluate(
         predict,
-        EpisodeDataset(
-            benchmark, config.size, [e for episodes in lists for e in episodes], original_size=original_size
-        ),
+        EpisodeDataset(benchmark, config.size, every, original_size=original_size),
         benchmark.classes(config.fold, "test"),
-        batch=episodes_at_a_time(config, device),
+        batch=scored_at_a_time(config, device),
         workers=choose_workers(config.workers),
         title=f"test, {shot}-shot",
     )
     own = Config.load(folder / "config.json")
     result = {
-        "benchmark": config.benchmark,
-        "fold": config.fold,
+        **{name: getattr(config, name) for name in ("benchmark", "fold", "rule", "size")},
         "shot": shot,
         "protocol": benchmark.protocol,
-        "rule": config.rule,
-        "size": config.size,
         "scored_at": "original size" if original_size else "size",
         "source": benchmark.source(),
-        "training": {
-            name: getattr(own, name) for name in ("benchmark", "fold", "protocol", "novel_images", "boundary")
-        },
+        "training": checkpoint or {name: getattr(own, name) for name in TRACED},
         "digest": benchmark.digest(),
         "seconds": round(time.perf_counter() - start, 1),
         "device": describe(device),
-        "precision": str(choose_precision(config.precision, device))[6:],
+        "precision": str(dtype)[6:],
         "parameters": sum(p.numel() for p in model.learned_parameters().values()),
         "torch": torch.__version__,
-        **traces(folder),
+        **runs.traces(folder),
         "scores": {name: score.summary() for name, score in scores.items()},
         "resample_classes": benchmark.resample_classes,
         "columns": SegmentationScore.COLUMNS,
@@ -201,48 +394,17 @@ def test_run(
     }
     if prototypes is not None:
         result["prototypes"] = prototypes.rule()
-    if checkpoint is not None:
-        result |= {"training": checkpoint}
     if len(lists) > 1:
-        result["lists"] = [_list_scores(scores["HSNet"], seed, len(lists)) for seed in range(len(lists))]
+        each = len(lists[0])
+        parts = [scores["HSNet"].part(range(i * each, (i + 1) * each)) for i in range(len(lists))]
+        scored = [{"miou": part.miou(), "fb_iou": part.fb_iou(), "episodes": each} for part in parts]
+        result["lists"] = [{"seed": seed, **score} for seed, score in enumerate(scored)]
     if rank() == 0:
-        runs.write_json(test_path(folder, config, shot, original_size), result)
+        runs.write_json(runs.test_path(folder, config, shot, original_size), result)
     return result
 
 
-def _list_scores(score, seed, lists):
-    """The scores over one of several lists of equal length."""
-    each = len(score.rows) // lists
-    part = score.part(range(seed * each, (seed + 1) * each))
-    return {"seed": seed, "miou": part.miou(), "fb_iou": part.fb_iou(), "episodes": each}
-
-
-def traces(folder: Path) -> dict[str, str]:
-    """By what a score can be traced: the weights' checksum, and the commit of the code, "changed" where it was."""
-    found = {}
-    if (folder / WEIGHTS).exists():
-        found["weights_sha256"] = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, or no checkout
-        commit, changed = (
-            subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no", "hsnet"])
-        )
-        found["commit"] = commit + ", changed" * bool(changed)
-    return found
-
-
-def test_path(folder: Path, config: Config, shot: int, original_size: bool = False) -> Path:
-    """Where `test_run` writes: `test-<shot>shot.json`; what is not the run's own test has in its name what differs."""
-    own = Config.load(folder / "config.json")
-    other = "" if own.benchmark == config.benchmark else f"{config.benchmark}-fold{config.fold}-"
-    other += "" if own.protocol == config.protocol else f"{config.protocol}-"
-    other += "" if own.rule == config.rule else f"{config.rule}-"
-    other += "original-" if original_size else ""
-    count = "" if own.test_episodes == config.test_episodes else f"-{config.test_episodes}"
-    return folder / f"{other}test-{shot}shot{count}.json"
-
-
-test_run.__test__ = test_path.__test__ = False  # their names make pytest take them for tests
+test_run.__test__ = False  # its name makes pytest take it for a test
 
 
 def control_run(model: HSNet, config: Config, benchmark: DrawnBenchmark, folder: Path) -> dict:
@@ -258,38 +420,31 @@ def control_run(model: HSNet, config: Config, benchmark: DrawnBenchmark, folder:
     asked = EpisodeDataset(benchmark, config.size, [other for other, _ in pairs])
     # Of the episode itself only the query's truth is needed: its query stands in for the supports.
     targets = EpisodeDataset(benchmark, config.size, [replace(e, supports=(e.query,)) for _, e in pairs])
-    class_ids = benchmark.classes(config.fold, "test")
-    names = ("another object", "wrong support")
-    scores = {name: SegmentationScore(class_ids, benchmark.resample_classes) for name in names}
+    another, wrong = (
+        SegmentationScore(benchmark.classes(config.fold, "test"), benchmark.resample_classes) for _ in range(2)
+    )
     loaders = [dataset.loader(config.batch, choose_workers(config.workers)) for dataset in (asked, targets)]
-    for batch, target in tqdm(
-        zip(*loaders, strict=True), total=len(loaders[0]), desc="controls", unit="batch", leave=False
-    ):
+    bar = tqdm(zip(*loaders, strict=True), total=len(loaders[0]), desc="controls", unit="batch", leave=False)
+    for batch, target in bar:
         masks = predict(batch)["HSNet"]
-        scores["another object"].update(masks, batch.query_mask, batch.class_id)
-        scores["wrong support"].update(masks, target.query_mask, target.class_id)
+        another.update(masks, batch.query_mask, batch.class_id)
+        wrong.update(masks, target.query_mask, target.class_id)
     result = {
-        "benchmark": config.benchmark,
-        "fold": config.fold,
+        **{name: getattr(config, name) for name in ("benchmark", "fold", "size")},
         "shot": 1,
-        "size": config.size,
         "digest": benchmark.digest(),
-        "scores": {name: score.summary() for name, score in scores.items()},
+        "scores": {"another object": another.summary(), "wrong support": wrong.summary()},
     }
     runs.write_json(folder / "controls.json", result)
     return result
 
 
-def draw_episodes(model: HSNet, config: Config, benchmark: Benchmark, path: Path, count: int = 8) -> Path:
-    """Draw the first test episodes with the model's predictions."""
-    episodes = test_episodes(benchmark, fold=config.fold, shot=1, count=count)
-    batches = [*EpisodeDataset(benchmark, config.size, episodes)]
-    device = choose_device(config.device)
-    predict = predictor(model.to(device).eval(), device)
+def draw_episodes(predict: Predictor, dataset: EpisodeDataset, count: int = 8) -> plt.Figure:
+    """Draw the first episodes of a data set with HSNet's predictions."""
+    batches = [dataset[i] for i in range(min(count, len(dataset)))]
     prediction = torch.cat(
         [predict(batch)["HSNet"] for batch in batches]
     )  # one at a time: no more memory than training
-    names = [benchmark.class_names[episode.class_id] for episode in episodes]
-    return figures.save(
-        figures.episode_figure(Batch.stack(batches), prediction.numpy(), names, benchmark.attribution), path
-    )
+    batch = Batch.stack(batches)
+    names = [dataset.benchmark.class_names[c] for c in batch.class_id.tolist()]
+    return figures.episode_figure(batch, prediction.numpy(), names, dataset.benchmark.attribution)

@@ -69,6 +69,12 @@ class Batch:
         """The same batch where a GPU can fetch it by itself; the loader calls this."""
         return replace(self, **{name: t.pin_memory() for name, t in self._tensors().items()})
 
+    def split(self, count: int) -> list["Batch"]:
+        """Parts of at most `count` episodes, in their order."""
+        tensors = self._tensors()
+        parts = zip(*(tensor.split(count) for tensor in tensors.values()), strict=True)
+        return [Batch(**dict(zip(tensors, part, strict=True))) for part in parts]
+
     @staticmethod
     def stack(batches: Sequence["Batch"]) -> "Batch":
         """One batch of several, in their order."""

@@ -18,10 +18,10 @@ from .benchmarks import benchmark_of
 from .benchmarks.drawn import DrawnBenchmark
 from .config import PHOTOGRAPHS, Config, data_folder, paper, run_program
 from .devices import choose_device
-from .engine import control_run, fit_prototypes, test_path, test_run
+from .engine import control_run, fit_prototypes, test_run
 from .model import HSNet
 from .reference import load_reference
-from .runs import run_folder
+from .runs import run_folder, test_path
 
 
 def main() -> None:
@@ -115,7 +115,7 @@ def _score_reference(arguments):
     config = _asked(paper(arguments.benchmark, arguments.backbone or "resnet50", arguments.fold or 0), arguments)
     model = HSNet(config.backbone, pretrained=False)
     model.training_size = config.size
-    checkpoint = load_reference(arguments.reference_checkpoint, model)
+    checkpoint = load_reference(model, arguments.reference_checkpoint)
     benchmark = benchmark_of(config)
     folder = data_folder() / "reference" / config.run
     folder.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from .correlation import hypercorrelation_pyramid, mask_features
 from .fast.correlation import cut_supports, encode, unit_levels
 from .fast.normalization import GroupNormReLU
 from .inputs import check_inputs, warn_about_size
-from .reference import load_state_dict
+from .reference import load_reference
 from .runs import load_model
 
 # The whole table of sizes. A squeezing block has three 4D convolutions with these output channels; the finer a level,
@@ -276,8 +276,8 @@ class HSNet(nn.Module):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def load_reference_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Load a checkpoint of the authors' implementation; see `reference.load_state_dict`."""
-        load_state_dict(self, state_dict)
+        """Load a checkpoint of the authors' implementation; see `reference.load_reference`."""
+        load_reference(self, state_dict)
 
     @classmethod
     def from_run(cls, run: str | Path) -> "HSNet":

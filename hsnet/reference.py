@@ -22,46 +22,42 @@ _REFERENCE_NAMES = (
 _UNUSED = re.compile(r"^backbone\.(fc|classifier)\.")
 
 
-def load_reference(path: Path, model: nn.Module) -> dict[str, str]:
-    """Load a file of the authors' released weights into a model; what to record of it.
+def load_reference(model: nn.Module, checkpoint: Path | dict[str, Tensor]) -> dict[str, str]:
+    """Load the authors' released weights into a model; what to record of a file.
+
+    Args:
+        model: an `HSNet` with center-pivot kernels, the whole pyramid and the checkpoint's backbone.
+        checkpoint: the file, or what `torch.load(path, weights_only=True)` returns; names with or without "module.".
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no checkpoint, or one for other settings, naming what differs.
+        ValueError: no checkpoint, or one for other settings: tensors that are missing, left over or of another shape.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}: the authors link their checkpoints in the README of juhongm999/hsnet")
-    try:
-        state_dict = torch.load(path, map_location="cpu", weights_only=True)
-        if not all(isinstance(tensor, Tensor) for tensor in state_dict.values()):
-            raise ValueError("it holds other things than tensors")
-    except Exception as error:  # torch raises many kinds for what is no checkpoint
-        raise ValueError(f"{path} is no checkpoint, or damaged ({str(error).splitlines()[0]})") from error
-    model.load_reference_state_dict(state_dict)
-    return {"checkpoint": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-
-
-def load_state_dict(model: nn.Module, state_dict: dict[str, Tensor]) -> None:
-    """Load the tensors of the authors' checkpoint into a model. Raises as `from_reference` does."""
-    tensors = from_reference(state_dict, model)
-    backbone = {n: tensors.pop(n) for n in list(tensors) if n.startswith(BACKBONE)}
-    model.backbone.load_unfolded({n.removeprefix(BACKBONE): t for n, t in backbone.items()})
-    model.load_state_dict(tensors, strict=False)  # `from_reference` has found that none is missing
+    record = {}
+    if isinstance(checkpoint, Path):
+        path = checkpoint
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no file {path}: the authors link their checkpoints in the README of juhongm999/hsnet"
+            )
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            if not all(isinstance(tensor, Tensor) for tensor in checkpoint.values()):
+                raise ValueError("it holds other things than tensors")
+        except Exception as error:  # torch raises many kinds for what is no checkpoint
+            raise ValueError(f"{path} is no checkpoint, or damaged ({str(error).splitlines()[0]})") from error
+        record = {"checkpoint": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    backbone, rest = {}, {}
+    for name, tensor in _renamed(checkpoint, model).items():
+        (backbone if name.startswith(BACKBONE) else rest)[name.removeprefix(BACKBONE)] = tensor
+    model.backbone.load_unfolded(backbone)
+    model.load_state_dict(rest, strict=False)  # `_renamed` has found that none is missing
     model.backbone.pretrained = False  # the checkpoint brought its own copy
+    return record
 
 
-def from_reference(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Rename the tensors of the authors' checkpoint to those of `model`, dropping the unused ImageNet classifier.
-
-    The backbone's are those of `Backbone.unfolded`.
-
-    Args:
-        state_dict: as `torch.load(path, weights_only=True)` returns it; names with or without `module.`.
-        model: the model that will load them: center-pivot kernels, the whole pyramid, the checkpoint's backbone.
-
-    Raises:
-        ValueError: tensors that are missing, left over or of another shape, each named.
-    """
+def _renamed(state_dict, model):
+    """The tensors by our names, without the unused ImageNet classifier; the backbone's are those of `Backbone.unfolded`."""
     renamed = {}
     for name, tensor in state_dict.items():
         name = name.removeprefix("module.")

@@ -1,20 +1,22 @@
-"""What a saved model holds, what a training needs to go on, and the reader of the authors' checkpoints.
+"""A run's folder: its weights, what a training needs to go on, its lock, its test files, and tables of runs.
 
 A model is one safetensors file: the tensors that training changed, and in its metadata the settings that rebuild the
 rest. A frozen backbone with its ImageNet weights is not stored: every installation can load it again.
 
 A training's state is `last.pt`, beside it `previous.pt`, the one before: whatever instant a process is killed at, one of
-them is whole. Nothing is unpickled freely: weights are read by safetensors or with `weights_only=True`.
+them is complete. Nothing is unpickled freely: weights are read by safetensors or with `weights_only=True`.
 """
 
 import difflib
 import errno
+import hashlib
 import json
 import os
 import socket
+import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,19 +32,22 @@ try:
 except ImportError:  # Windows: two trainings in one folder are not noticed there
     fcntl = None
 
-from .config import ROOT, data_folder
+from .config import Config
 from .devices import is_out_of_memory
 from .metrics import SegmentationScore
+from .paths import ROOT, data_folder
 
 WEIGHTS = "model.safetensors"
 LAST, PREVIOUS, DAMAGED, LOCK = "last.pt", "previous.pt", "damaged.pt", "lock"
 # The run whose weights come with the repository, the default of every `run` argument. When a better one is shipped it is
 # named here, and `python -m hsnet.export` and `python -m kit.photographs` are run again.
 DEFAULT_RUN = "emoji-photographs"
+# Of the table of all runs.
+COLUMNS = "state", "benchmark", "fold", "backbone", "kernel", "size", "epochs", "validation mIoU", "test mIoU [95 %]"
 
 
 def save_model(path: Path, model: nn.Module, learned: dict[str, Tensor] | None = None) -> None:
-    """Write a model's learned tensors and settings, by `write_whole`; `learned` stand in for some of its own."""
+    """Write a model's learned tensors and settings, by `write_atomically`; `learned` stand in for some of its own."""
     tensors = model.state_dict() | (learned or {})
     stored = {name: t.detach().contiguous() for name, t in tensors.items() if _is_stored(name, model)}
     metadata = {
@@ -50,10 +55,10 @@ def save_model(path: Path, model: nn.Module, learned: dict[str, Tensor] | None =
         "training_size": json.dumps(model.training_size),
         "backbone_stored": json.dumps(not model.backbone.pretrained or model.backbone.trainable),
     }
-    write_whole(path, safetensors.torch.save(stored, metadata))
+    write_atomically(path, safetensors.torch.save(stored, metadata))
 
 
-def write_whole(
+def write_atomically(
     path: Path, content: bytes | Callable[[BinaryIO], object], check: Callable[[Path], object] | None = None
 ) -> None:
     """Write a file so that its name never shows half of it: under a temporary name, on the disk, checked, renamed.
@@ -81,17 +86,12 @@ def write_whole(
             "there before is untouched"
         ) from error
     temporary.replace(path)
-    _fsync_folder(path.parent)
-
-
-def _fsync_folder(folder):
-    if os.name == "nt":  # folders cannot be opened there
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    if os.name != "nt":  # there folders cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
 
     Raises:
         OSError: it cannot be written; what was there before is untouched.
-        MemoryError: it does not fit into memory beside the training.
+        MemoryError: there is too little memory for it beside the training.
     """
 
     def write(file):
@@ -116,11 +116,11 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
         if (folder / LAST).exists():
             (folder / LAST).replace(folder / PREVIOUS)
 
-    write_whole(folder / LAST, write, check)
+    write_atomically(folder / LAST, write, check)
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The last whole state of a training; None where there is none yet.
+    """The last complete state of a training; None where there is none yet.
 
     A damaged `last.pt` is named on stderr, kept as `damaged.pt`, and `previous.pt` is read instead.
 
@@ -251,7 +251,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     _, unexpected = model.load_state_dict(tensors, strict=False)
     missing = [n for n, _ in model.named_parameters() if _is_stored(n, model) and n not in tensors]
     if missing or unexpected:
-        raise ValueError(f"{path} does not fit: missing {missing[:5]}, left over {unexpected[:5]}")
+        raise ValueError(f"{path} holds other tensors: missing {missing[:5]}, left over {unexpected[:5]}")
     model.training_size = json.loads(metadata["training_size"])
 
 
@@ -311,6 +311,34 @@ def _lines(value, indent=0) -> str:
     return json.dumps(value)
 
 
+def traces(folder: Path) -> dict[str, str]:
+    """By what a score can be traced: the weights' checksum, and the commit of the code, "changed" where it was."""
+    found = {}
+    if (folder / WEIGHTS).exists():
+        found["weights_sha256"] = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    with suppress(OSError, subprocess.CalledProcessError):  # no git, or no checkout
+        commit, changed = (
+            subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no", "hsnet"])
+        )
+        found["commit"] = commit + ", changed" * bool(changed)
+    return found
+
+
+def test_path(folder: Path, config: Config, shot: int, original_size: bool = False) -> Path:
+    """Where `test_run` writes: `test-<shot>shot.json`; what is not the run's own test has in its name what differs."""
+    own = Config.load(folder / "config.json")
+    other = "" if own.benchmark == config.benchmark else f"{config.benchmark}-fold{config.fold}-"
+    other += "" if own.protocol == config.protocol else f"{config.protocol}-"
+    other += "" if own.rule == config.rule else f"{config.rule}-"
+    other += "original-" if original_size else ""
+    count = "" if own.test_episodes == config.test_episodes else f"-{config.test_episodes}"
+    return folder / f"{other}test-{shot}shot{count}.json"
+
+
+test_path.__test__ = False  # its name makes pytest take it for a test
+
+
 def read_tests(folder: Path, before: str = "") -> list[dict]:
     """The `test-*.json` files of a run, by shot; with `before`, such as "coco-fold0-", those on another benchmark, of any length."""
     files = folder.glob(f"{before}test-*shot*.json" if before else "test-*shot.json")
@@ -365,32 +393,51 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return tabulate(rows, header, tablefmt="github", disable_numparse=True)
 
 
-def runs_table() -> str:
-    """Markdown: every run of the data folder with its settings and scores."""
-    rows = []
-    for folder in sorted((data_folder() / "runs").glob("*/")):
-        if not (folder / "config.json").exists():
-            continue
-        config = json.loads((folder / "config.json").read_text())
-        history = folder / "history.jsonl"
-        epochs = sum(1 for _ in history.open()) if history.exists() else 0
-        tests = {t["shot"]: t["scores"]["HSNet"] for t in read_tests(folder)}
-        scores = [_cells(tests.get(shot))[0] for shot in (1, 5)]
-        names = ("benchmark", "fold", "backbone", "kernel", "size")
-        rows.append([folder.name, *(str(config[n]) for n in names), str(epochs), *scores])
-    if not rows:
-        return f"no runs under {data_folder() / 'runs'} yet: `make train` trains one"
-    return markdown(
-        [
-            "run",
-            "benchmark",
-            "fold",
-            "backbone",
-            "kernel",
-            "size",
-            "epochs",
-            "1-shot mIoU [95 %]",
-            "5-shot mIoU [95 %]",
-        ],
-        rows,
-    )
+def read_history(folder: Path) -> list[dict]:
+    """The lines of a run's `history.jsonl`, one an epoch; none before the first has ended."""
+    path = folder / "history.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def runs_table(runs: Iterable[tuple[str, Path]] | None = None, columns: Sequence[str] = COLUMNS) -> str:
+    """Markdown: a row a run, with its settings, what it is doing and its scores.
+
+    Args:
+        runs: names and folders; default: every run of the data folder.
+        columns: what `_row` knows; "–" where a run does not have it.
+    """
+    if runs is None:
+        runs = [(path.parent.name, path.parent) for path in sorted((data_folder() / "runs").glob("*/config.json"))]
+        if not runs:
+            return f"no runs under {data_folder() / 'runs'} yet: `make train` trains one"
+    rows = [[name, *(row.get(column, "–") for column in columns)] for name, row in ((n, _row(f)) for n, f in runs)]
+    return markdown(["run", *columns], rows)
+
+
+def _row(folder):
+    """What tables say of a run, by column."""
+    try:
+        config = Config.load(folder / "config.json")
+    except ValueError as error:
+        return {"state": str(error)}
+    history, tests = read_history(folder), {test["shot"]: test for test in read_tests(folder)}
+    row = {name: str(getattr(config, name)) for name in ("benchmark", "fold", "seed", "backbone", "kernel", "size")}
+    row["state"] = "stopped: the same command goes on" if (folder / LAST).exists() else "nothing saved yet"
+    if tests:
+        row["state"] = "finished"
+    if holder := lock_holder(folder):
+        row["state"] = f"running, {holder}"
+    row["epochs"] = f"{len(history)} of {config.epochs}"
+    if history:
+        best, last = max(history, key=lambda line: (line["val_miou"], line["epoch"])), history[-1]
+        row["validation mIoU"] = f"{best['val_miou']:.1f} (epoch {best['epoch']})"
+        row["episodes seen"] = f"{len(history) * config.epoch_episodes:,}"
+        row["training"] = f"{last['seconds'] / 60:.0f} min"
+        row["peak memory"] = f"{last.get('peak_bytes', 0) / 1e9:.2f} GB"
+    scores = {shot: _cells(test["scores"]["HSNet"])[0] for shot, test in tests.items()}
+    row |= {f"{shot}-shot mIoU [95 %]": score for shot, score in scores.items()}
+    if tests:
+        row["test mIoU [95 %]"] = ", ".join(f"{score} ({shot}-shot)" for shot, score in scores.items())
+        row["learned values"] = f"{next(iter(tests.values())).get('parameters', 0):,}"
+        row["computed by"] = next(iter(tests.values()))["device"]
+    return row

@@ -46,8 +46,8 @@ def test_another_backbone(run):
 @pytest.mark.parametrize("bytes_left", [0, 5, 1000, -1000])
 def test_truncated(run, bytes_left):
     save_model(run / WEIGHTS, HSNet("efficientnet_lite0", pretrained=True))
-    whole = (run / WEIGHTS).read_bytes()
-    (run / WEIGHTS).write_bytes(whole[:bytes_left])
+    content = (run / WEIGHTS).read_bytes()
+    (run / WEIGHTS).write_bytes(content[:bytes_left])
     with pytest.raises(ValueError, match=r"model.safetensors is damaged .*--name one"):
         HSNet.from_run("one")
 

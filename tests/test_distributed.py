@@ -50,9 +50,9 @@ def test_two_processes_train_as_one(data, monkeypatch):
     for a, b in zip(history(one), history(two), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=5e-5)
         assert a["train_miou"] == pytest.approx(b["train_miou"], abs=0.01)
-    alone, together = (load_file(folder / "model.safetensors") for folder in (one, two))
+    alone, both = (load_file(folder / "model.safetensors") for folder in (one, two))
     for name, tensor in alone.items():
-        assert (tensor - together[name]).norm() <= 1e-5 * tensor.norm(), name
+        assert (tensor - both[name]).norm() <= 1e-5 * tensor.norm(), name
     # Of the same weights the same scores, episode by episode.
     scores = json.loads((two / "test-1shot.json").read_text())
     assert scores["scores"]["HSNet"]["episodes"] == settings["test_episodes"]

@@ -13,6 +13,7 @@ from hsnet.benchmarks import load_benchmark
 from hsnet.config import run_program
 from hsnet.engine import evaluate, predictor
 from hsnet.evaluate import main
+from hsnet.reference import load_reference
 from hsnet.train import train
 
 TINY = {
@@ -143,12 +144,10 @@ def test_reference_mistakes(trees, options, message, run, capsys):
 
 
 def test_what_is_no_checkpoint(trees, tmp_path):
-    from hsnet.reference import load_reference
-
     path = tmp_path / "page.pt"
     path.write_text("<html>not found</html>")
     with pytest.raises(ValueError, match=r"page.pt is no checkpoint, or damaged"):
-        load_reference(path, HSNet("resnet50", pretrained=False))
+        load_reference(HSNet("resnet50", pretrained=False), path)
     torch.save(reference_state_dict("resnet50"), path)
     with pytest.raises(ValueError, match="not a reference checkpoint for vgg16"):
-        load_reference(path, HSNet("vgg16", pretrained=False))
+        load_reference(HSNet("vgg16", pretrained=False), path)

@@ -15,9 +15,10 @@ from helpers import TINY, history, several
 
 from hsnet import Config, HSNet, Segmenter
 from hsnet.benchmarks import benchmark_of
-from hsnet.devices import choose_device, choose_precision
+from hsnet.devices import choose_device, computing_in, exact_float32
+from hsnet.engine import pixel_loss
 from hsnet.engine import test_run as rerun
-from hsnet.train import backward, train
+from hsnet.train import train
 
 GPU = os.environ.get("HSNET_TEST_GPU") or "cuda"
 
@@ -35,7 +36,6 @@ PATHS = {
 def gradients(path, device, dtype, monkeypatch, scale=1.0):
     """Loss and gradients of a batch of two; the same weights and pictures whatever the device."""
     device = choose_device(device)
-    choose_precision("float32" if dtype == torch.float32 else "auto", device)  # sets how float32 is rounded
     kernel, fused = PATHS[path]
     monkeypatch.setattr("hsnet.fast.applies", lambda *_, **__: fused)
     torch.manual_seed(0)
@@ -43,8 +43,11 @@ def gradients(path, device, dtype, monkeypatch, scale=1.0):
     query, support = torch.randn(2, 2, 3, 128, 128).to(device)
     mask = torch.zeros(2, 128, 128, dtype=torch.bool, device=device)
     mask[:, 20:90, 30:100] = True
-    weight = torch.ones(2, device=device)
-    loss, _ = backward(model.to(device), query, support, mask, mask, weight, dtype, scale=lambda loss: scale * loss)
+    with exact_float32(dtype):
+        with computing_in(dtype, device):
+            logits = model.to(device)(query, support, mask)
+        loss = pixel_loss(logits, mask, torch.ones(2, device=device)) / mask.numel()
+        (scale * loss).backward()
     found = torch.cat([p.grad.flatten().cpu() for p in model.learned_parameters().values()]) / scale
     return loss.item(), found
 

@@ -27,11 +27,11 @@ from hsnet.benchmarks.cache import Cache, build_cache
 from hsnet.benchmarks.splits import read_coco, read_fss, read_pascal
 from hsnet.config import TEST_LISTS
 from hsnet.devices import choose_precision
-from hsnet.engine import evaluate, predictor
+from hsnet.engine import Learner, evaluate, pixel_loss, pixel_weight, predictor
 from hsnet.episodes import load_episode, require_readable, resize_image, shard, test_lists
 from hsnet.model import VOTE_RULES
 from hsnet.paths import images_folder
-from hsnet.train import Training, backward, train
+from hsnet.train import train
 
 OFFICIAL_LISTS = os.environ.get("HSNET_SPLITS")
 needs_lists = pytest.mark.skipif(
@@ -393,21 +393,14 @@ def test_the_query_can_be_scored_at_its_own_size(trees):
 
 
 def test_boundaries_count_in_the_loss_only_if_asked_for():
-    class Constant(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.logit = torch.nn.Parameter(torch.tensor(0.3))
-
-        def forward(self, query, support, mask):
-            return torch.stack([torch.zeros_like(query[:, 0]), self.logit.expand(query[:, 0].shape)], 1)
-
-    query = torch.zeros(1, 3, 4, 4)
+    logits = torch.tensor([0.0, 0.3]).view(1, 2, 1, 1).expand(1, 2, 4, 4)
     truth, ignored = torch.zeros(2, 1, 4, 4, dtype=torch.bool)
     truth[0, 0], ignored[0, 1] = True, True
     weight = torch.tensor([1.0, 2.0])
-    loss = {}
-    for option, pixels in (("background", None), ("ignore", ignored)):
-        loss[option] = backward(Constant(), query, query, truth, truth, weight, ignored=pixels)[0].item()
+    loss = {
+        option: (pixel_loss(logits, truth, weight, pixels) / pixel_weight(truth, weight, pixels)).item()
+        for option, pixels in (("background", None), ("ignore", ignored))
+    }
     foreground, background = np.log1p(np.exp(-0.3)), np.log1p(np.exp(0.3))
     assert loss["background"] == pytest.approx((2 * 4 * foreground + 12 * background) / 20, rel=1e-5)
     assert loss["ignore"] == pytest.approx((2 * 4 * foreground + 8 * background) / 16, rel=1e-5)
@@ -653,8 +646,8 @@ def test_bad_files_of_validation_are_all_named_before_the_first_step(trees, data
     for path, content in whole.items():
         path.write_bytes(content[: 3 * len(content) // 4])
     Image.open(image)  # its header is whole, which tells nothing
-    steps, learn = [], Training.learn
-    monkeypatch.setattr(Training, "learn", lambda *a: (steps.append(1), learn(*a))[1])
+    steps, log = [], Learner.log
+    monkeypatch.setattr(Learner, "log", lambda *a: (steps.append(1), log(*a))[1])
     with pytest.raises(
         UnreadableFileError, match=r"^2 of the files that validation needs.*prepare pascal --check.*same command"
     ) as error:

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -17,11 +16,14 @@ from helpers import OPTIONS, TINY, history
 from PIL import Image
 from safetensors.torch import load_file
 
-from hsnet import Config, HSNet, fits, paper
-from hsnet import evaluate as evaluate_program
+from hsnet import Config, EpisodeDataset, HSNet, engine, paper
 from hsnet import train as train_program
+from hsnet.benchmarks import load_benchmark
 from hsnet.config import add_settings, config_from
-from hsnet.train import MEASURED, Clock, train
+from hsnet.devices import exact_float32
+from hsnet.engine import Learner, predictor
+from hsnet.optim import Clock
+from hsnet.train import MEASURED, train
 
 
 def run(program, *options):
@@ -78,24 +80,24 @@ def test_a_training_from_the_command_line(data):
 
 def test_resume_ends_where_an_unbroken_training_does(data, monkeypatch):
     settings = {**TINY, "epochs": 3, "precision": "float32"}
-    whole = train(Config(**{**settings, "name": "whole"}))
+    unbroken = train(Config(**{**settings, "name": "unbroken"}))
     config = Config(**{**settings, "name": "broken"})
-    learn, steps = train_program.Training.learn, []
+    log, steps = Learner.log, []
 
-    def interrupted(training, *inputs):
-        learn(training, *inputs)
-        steps.append(training.step)
+    def interrupted(learner, *inputs):
+        log(learner, *inputs)
+        steps.append(learner.step)
         if len(steps) == 5:  # the second of the second epoch
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train_program.Training, "learn", interrupted)
+        patched.setattr(Learner, "log", interrupted)
         with pytest.raises(SystemExit):
             train(config)
         assert torch.load(data / "runs" / "broken" / "last.pt", weights_only=True)["step"] == 2
         broken = train(config)
     assert len(steps) == 9
-    assert same(broken, whole)
+    assert same(broken, unbroken)
     longer = train(replace(config, epochs=4), resume=True)
     assert [line["epoch"] for line in history(longer)] == [1, 2, 3, 4]
     with pytest.raises(ValueError, match=r"was started with epochs 4, now 3.*With --resume, epochs"):
@@ -155,23 +157,17 @@ def test_signals_save_and_say_so(data, number, status):
     assert not (folder / "lock").exists()
 
 
-def test_the_loss_falls_and_all_foreground_is_beaten(data):
-    config = Config(**{**TINY, "size": 64, "batch": 4, "epochs": 1, "epoch_episodes": 24})
-    torch.manual_seed(0)
+def test_the_loss_falls_and_all_foreground_is_beaten():
     # One episode seen again and again: whoever cannot learn that cannot learn anything.
-    from hsnet.benchmarks import load_benchmark
-    from hsnet.episodes import EpisodeDataset
-
+    learner = Learner(Config(**{**TINY, "batch": 1, "schedule": "constant"}))
     benchmark = load_benchmark("shapes", size=64)
     batch = EpisodeDataset(benchmark, 64, fold=0, count=1)[0]
-    training = train_program.Training(config, data, train_program.Interruption(), None)
+    learner.dataset = EpisodeDataset(benchmark, 64, 60 * [EpisodeDataset(benchmark, 64, fold=0, count=1).episode(0)])
     losses = []
-    for _ in range(60):
-        training.learn(batch, training.pixels(batch), 0.2)
-        losses.append(training.losses - sum(losses))
+    learner.train_one_epoch(Clock(learner.config), lambda: False, lambda: losses.append(learner.losses - sum(losses)))
+    assert len(losses) == 60
     assert losses[-1] < 0.5 * losses[0]
-    model = training.model
-    masks = evaluate_program.predictor(model.eval(), torch.device("cpu"))(batch)["HSNet"]
+    masks = predictor(learner.model.eval(), torch.device("cpu"))(batch)["HSNet"]
     iou = (masks & batch.query_mask).sum() / (masks | batch.query_mask).sum()
     assert iou > 0.5 > batch.query_mask.float().mean()
 
@@ -235,14 +231,14 @@ def test_a_command_line_for_photographs_starts_from_the_paper():
 
 
 def test_schedules():
-    constant = Clock(Config(schedule="constant"), 10, 0.0)
-    cosine = Clock(Config(schedule="cosine", epochs=10), 10, 0.0)
+    constant = Clock(Config(schedule="constant"))
+    cosine = Clock(Config(schedule="cosine", epochs=10))
     assert constant.schedule(0.9) == 1
     assert cosine.schedule(0) < 0.04
     assert cosine.schedule(0.05) > 0.98
     assert cosine.schedule(1) == 0
     assert cosine.progress(5) == 0.5
-    late = Clock(Config(epochs=10, minutes=1.0), 10, seconds_before=45)
+    late = Clock(Config(epochs=10, minutes=1.0), seconds_before=45)
     assert 0.75 <= late.progress(5) < 0.8
 
 
@@ -252,34 +248,31 @@ def test_help_explains():
     assert all(f"--{name.replace('_', '-')}" in result.stdout for name in TINY)
 
 
-def gradients(config, data, **state):
-    """The gradients of a training's first step, as one vector; `state` changes the training before."""
-    torch.manual_seed(0)
-    training = train_program.Training(config, data, train_program.Interruption(), None)
-    batch = next(iter(training.dataset.loader(config.batch)))
-    loss, masks = training.gradients(batch, training.pixels(batch), config.micro_batch)
-    assert masks.shape == batch.query_mask.shape
-    scale = training.scaler.get_scale() if training.scaler.is_enabled() else 1.0
-    return loss, torch.cat([p.grad.flatten() for p in training.learned.values()]) / scale
+def gradients(config):
+    """Loss and gradients of a training's first step, as one vector."""
+    learner = Learner(replace(config, epoch_episodes=config.batch))
+    learner.train_one_epoch(Clock(config), lambda: False, lambda: None)
+    assert learner.step == 1
+    return learner.losses, torch.cat([p.grad.flatten() for p in learner.learned.values()])
 
 
 @pytest.mark.parametrize("kernel", ["center-pivot", "separable"])
-def test_micro_batches_and_recomputation_change_nothing(data, kernel):
+def test_micro_batches_and_recomputation_change_nothing(kernel):
     config = Config(**{**TINY, "batch": 3, "micro_batch": 3, "precision": "float32", "kernel": kernel, "levels": 2})
-    loss, whole = gradients(config, data)
+    loss, found = gradients(config)
     for change in ({"micro_batch": 1}, {"micro_batch": 2}, {"recompute": True}):
-        again, parts = gradients(replace(config, **change), data)
-        assert again.item() == pytest.approx(loss.item(), rel=1e-5)
-        assert (parts - whole).norm() <= 1e-5 * whole.norm()
-    assert torch.equal(parts, whole)  # recomputed: the same operations
+        again, other = gradients(replace(config, **change))
+        assert again == pytest.approx(loss, rel=1e-5)
+        assert (other - found).norm() <= 1e-5 * found.norm()
+    assert torch.equal(other, found)  # recomputed: the same operations
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_half_precision_gives_nearly_the_same_gradients(data, precision):
+def test_half_precision_gives_nearly_the_same_gradients(precision):
     config = Config(**{**TINY, "batch": 2, "micro_batch": 2, "precision": "float32", "levels": 2})
-    loss, exact = gradients(config, data)
-    again, rounded = gradients(replace(config, precision=precision), data)
-    assert again.item() == pytest.approx(loss.item(), rel=0.02)
+    loss, exact = gradients(config)
+    again, rounded = gradients(replace(config, precision=precision))
+    assert again == pytest.approx(loss, rel=0.02)
     assert (rounded - exact).norm() <= 0.1 * exact.norm()
 
 
@@ -292,18 +285,16 @@ def test_the_same_seed_gives_the_same_bits(data):
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_episode(data, monkeypatch):
     config = Config(**{**TINY, "epoch_episodes": 8, "precision": "float32"})
-    backward, calls = train_program.backward, []
+    forward, calls = Learner.forward, []
 
-    def spoiled(model, query, *rest, **keywords):
-        calls.append(len(query))
+    def spoiled(learner, batch):
+        calls.append(len(batch.query))
+        logits = forward(learner, batch)
         if len(calls) == 3:  # then each of the step's episodes alone
-            query = query * torch.tensor([1.0, float("nan")]).view(2, 1, 1, 1)
-        elif len(calls) == 5:
-            query = query * float("nan")
-        return backward(model, query, *rest, **keywords)
+            return logits * torch.tensor([1.0, float("nan")]).view(2, 1, 1, 1)
+        return logits * float("nan") if len(calls) == 5 else logits
 
-    monkeypatch.setattr(train_program, "backward", spoiled)
-    monkeypatch.setattr("hsnet.model.check_inputs", lambda *_, **__: None)  # it refuses such pictures
+    monkeypatch.setattr(Learner, "forward", spoiled)
     monkeypatch.setattr(train_program, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(train_program, "SAVE_SHARE", float("inf"))
     with pytest.raises(ValueError, match=r"the loss is nan in epoch 1, step 3.* 5 \(query 'train\.0\..*loss nan\)"):
@@ -311,7 +302,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_episode(data, monk
     state = torch.load(data / "runs" / "tiny" / "last.pt", weights_only=True)
     assert state["step"] == 2
     assert all(tensor.isfinite().all() for tensor in state["model"].values())
-    monkeypatch.setattr(train_program, "EXPLODED", 0.1)
+    monkeypatch.setattr(engine, "EXPLODED", 0.1)
     with pytest.raises(ValueError, match=r"the loss is 0\.\d+ in epoch 1, step 3: training stops"):
         train(config)
 
@@ -344,85 +335,21 @@ def test_a_training_starts_from_another_s_weights(data):
 
 def test_patience(data, monkeypatch):
     scores = iter((5.0, 9.0, 3.0, 4.0, 5.0))
-    monkeypatch.setattr(train_program, "_validate", lambda _: next(scores))
+    monkeypatch.setattr(Learner, "validate", lambda _: next(scores))
     folder = train(Config(**{**TINY, "epochs": 50, "patience": 2, "epoch_episodes": 2, "shot": "1"}))
     assert [line["best"] for line in history(folder)] == [True, True, False, False]
 
 
-def test_out_of_memory_names_what_fits(data, monkeypatch):
-    config = Config(**{**TINY, "batch": 4, "epoch_episodes": 4, "precision": "float32"})
-    backward = train_program.backward
-
-    def scarce(model, query, *rest, few, **keywords):
-        if few > 1 or not model.encoder.recompute:
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
-        return backward(model, query, *rest, few=few, **keywords)
-
-    monkeypatch.setattr(train_program, "backward", scarce)
-    # What is tried in a process of its own is not patched there.
-    monkeypatch.setattr(fits, "_rehearse", lambda c: "" if c.recompute and c.micro_batch == 1 else None)
-    with pytest.raises(
-        MemoryError, match=r"out of memory on cpu with 4 episodes of 64 px.*--micro-batch 1 --recompute fits"
-    ):
-        train(config)
-    train(replace(config, micro_batch=1, recompute=True))  # as it says; no --resume, no other name
-
-
-LIMITED = """
-import resource, sys
-kind, limit = sys.argv.pop(1), int(sys.argv.pop(1))
-resource.setrlimit(getattr(resource, kind), (limit, limit))
-from hsnet import train
-train.run_program(train.main)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the system must enforce the limit")
-@pytest.mark.parametrize(
-    ("kind", "field", "more"),
-    [
-        # Far from both edges: one episode takes about 300 MB of data and 450 of addresses, all sixteen take a gigabyte.
-        ("RLIMIT_DATA", "VmData", 450_000_000),
-        ("RLIMIT_AS", "VmSize", 600_000_000),
-    ],
-)
-def test_what_fits_under_a_limit_does_fit(data, kind, field, more):
-    look = f"""
-import re
-import hsnet.train
-print(1024 * int(re.search(r"{field}:\\s+(\\d+)", open("/proc/self/status").read())[1]))
-"""
-    # What Python and the libraries take is under the limit too.
-    taken = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout
-    settings = {**TINY, "size": 256, "batch": 16, "micro_batch": 16, "epoch_episodes": 16, "epochs": 1}
-    settings |= {"precision": "float32", "shot": "1"}
-    options = [f"--{k.replace('_', '-')}={v}" for k, v in settings.items()]
-    command = [sys.executable, "-c", LIMITED, kind, str(int(taken) + more), *options]
-    alone = os.environ | {"OMP_NUM_THREADS": "1"}  # how much each thread takes for itself differs from start to start
-    done = subprocess.run(command, capture_output=True, text=True, env=alone)
-    assert done.returncode == 2, done.stderr
-    assert "error: out of memory on cpu with 16 episodes of 256 px at a time" in done.stderr
-    assert "Traceback" not in done.stderr
-    found = re.search(r"--micro-batch [1-8]( --recompute)? fits", done.stderr)
-    assert found, done.stderr
-    again = subprocess.run([*command, *found[0].split()[:-1]], capture_output=True, text=True, env=alone)
-    assert again.returncode == 0, again.stderr
-    assert history(data / "runs" / "tiny")[0]["epoch"] == 1
-
-
-def test_memory_is_estimated_and_measured(data, capsys, monkeypatch):
-    config = Config(**{**TINY, "batch": 2, "epochs": 1, "epoch_episodes": 4, "shot": "1", "precision": "float32"})
-    foreseen = train(config, memory=True)
-    out = capsys.readouterr().out
-    estimated, measured = (
-        float(re.search(pattern, out)[1]) for pattern in (r"about (\S+) GB, est", r"(\S+) GB at its")
-    )
-    assert 0.5 * measured < estimated < 2 * measured
-    # Looking at the memory changes nothing of the training.
-    assert same(foreseen, train(replace(config, name="other")))
-    monkeypatch.setattr(train_program, "free_memory", lambda _: 1e6)
-    with pytest.raises(MemoryError, match=r"GB are free on cpu: (--micro-batch|give a smaller --size)"):
-        train(replace(config, name="scarce"), memory=True)
+def test_float32_is_exact_and_leaves_the_process_as_it_was(data):
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    with exact_float32():
+        assert not any(backend.allow_tf32 for backend in backends)
+    with exact_float32(torch.bfloat16):
+        assert [backend.allow_tf32 for backend in backends] == before
+    train(Config(**{**TINY, "precision": "float32", "epochs": 1, "epoch_episodes": 2, "shot": "1"}))
+    assert [backend.allow_tf32 for backend in backends] == before
+    assert before[0]  # PyTorch's default: there is something to restore
 
 
 def test_tensorboard(data):

@@ -1,4 +1,4 @@
-"""How much memory a training step takes, and so how many episodes at a time fit into how much.
+"""How much memory a training step takes, and so how many episodes at a time some memory suffices for.
 
     python -m hsnet.memory                 a few minutes on two cores
     python -m hsnet.train --memory …       the same for one training: an estimate before it, the measured peak after
@@ -18,12 +18,14 @@ import sys
 import torch
 from tqdm import tqdm
 
-from ..config import Config, data_folder, run_program
-from ..devices import Memory, choose_device, choose_precision, describe
+from ..config import Config, run_program
+from ..devices import Memory, choose_device, choose_precision, computing_in, describe
+from ..engine import pixel_loss
 from ..model import HSNet
+from ..optim import make_optimizers
+from ..paths import data_folder
 from ..runs import write_json
 from ..speed.report import step_memory_table
-from ..train import backward, make_optimizers
 
 SETTINGS = [  # backbone, pixels, precision
     ("efficientnet_lite0", 256, "float32"),
@@ -48,7 +50,9 @@ def measure_one(backbone: str, size: int, precision: str, recompute: bool, devic
         pixels = torch.randn(count, 3, size, size, device=device)
         mask = torch.ones(count, size, size, dtype=torch.bool, device=device)
         memory = Memory(device)
-        backward(model, pixels, pixels, mask, mask, torch.ones(2, device=device), dtype, few=count)
+        with computing_in(dtype, device):
+            logits = model(pixels, pixels, mask)
+        (pixel_loss(logits, mask, torch.ones(2, device=device)) / mask.numel()).backward()
         peaks.append(memory.peak() - memory.before)
         for optimizer in optimizers:
             optimizer.step()
@@ -63,7 +67,7 @@ def main() -> None:
         prog="python -m hsnet.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
-    parser.add_argument("--name", help="name of the file under data/speed (default: fits-DEVICE)")
+    parser.add_argument("--name", help="name of the file under data/speed (default: memory-DEVICE)")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     device = choose_device(arguments.device)
@@ -88,7 +92,7 @@ def main() -> None:
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "rows": rows,
     }
-    path = data_folder() / "speed" / f"{arguments.name or f'fits-{device.type}'}.json"
+    path = data_folder() / "speed" / f"{arguments.name or f'memory-{device.type}'}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, result)
     print(step_memory_table(result))

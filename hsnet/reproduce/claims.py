@@ -24,18 +24,29 @@ from ..benchmarks.drawn import DrawnBenchmark
 from ..benchmarks.emoji import UNSEEN_ARTIST
 from ..benchmarks.scenes import Scene
 from ..config import Config
-from ..devices import choose_device, choose_precision
+from ..devices import choose_device, choose_precision, computing_in
 from ..engine import choose_workers, fit_prototypes, predictor
 from ..episodes import EpisodeDataset, test_episodes
 from ..metrics import SegmentationScore
 from ..model import HSNet, vote
 from ..runs import markdown, write_json
+from ..runs import runs_table as table_of_runs
 from .experiments import CLAIMS_FOLDS, PUBLISHED, Experiment, expected_hours, state
 from .experiments import claims as claimed_runs
 
 SHOTS = (1, 2, 3, 5, 10)
 RULES = ("paper", "majority")
 EPISODES = 300  # of what is measured beyond the tests
+RUN_COLUMNS = (
+    "fold",
+    "seed",
+    "1-shot mIoU [95 %]",
+    "episodes seen",
+    "training",
+    "learned values",
+    "peak memory",
+    "computed by",
+)
 VERDICTS = ("holds", "does not hold here", "too close to call")
 SIZES = ((0.0, 0.06), (0.06, 0.15), (0.15, 1.0))  # of a target: small, middle, large; shares of the scene
 BACKGROUNDS = ("its own", "stripes and chequers")
@@ -79,7 +90,7 @@ def measure_shots(model: HSNet, config: Config, benchmark: DrawnBenchmark) -> di
     scores = {(k, rule): _score(benchmark, config) for k in SHOTS for rule in RULES}
     for batch in _batches(benchmark, config, episodes, "K-shot", batch=1):
         batch = batch.to(device)
-        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with torch.no_grad(), computing_in(dtype, device):
             query = model.backbone(model.backbone.normalize(batch.query))
             support = model.backbone(model.backbone.normalize(batch.support.flatten(0, 1)))
             logits = model.logits_from_features(query, support, batch.support_mask, batch.query_mask.shape[-2:])
@@ -375,44 +386,15 @@ def progress() -> str:
 
 def runs_table() -> str:
     """Markdown: the runs of the comparisons that were made: score, episodes seen, time, learned values, memory."""
-    rows, missing, precisions = [], [], set()
+    found, missing, precisions = [], [], set()
     for experiment in claimed_runs():
-        test, history = experiment.tests().get(1), experiment.history()
-        name = experiment.variant or "as published"
-        if test is None or not history:
-            missing.append(
-                f"{name}, fold {experiment.config.fold}"
-                + f", seed {experiment.config.seed}" * bool(experiment.config.seed)
-            )
+        config, test, name = experiment.config, experiment.tests().get(1), experiment.variant or "as published"
+        if test is None or not experiment.history():
+            missing.append(f"{name}, fold {config.fold}" + f", seed {config.seed}" * bool(config.seed))
             continue
-        score = test["scores"]["HSNet"]
-        low, high = score["interval"]
         precisions.add(test["precision"])
-        rows.append(
-            [
-                name,
-                str(experiment.config.fold),
-                str(experiment.config.seed),
-                f"{score['miou']:.1f} [{low:.1f}, {high:.1f}]",
-                f"{len(history) * experiment.config.epoch_episodes:,}",
-                f"{history[-1]['seconds'] / 60:.0f} min",
-                f"{test['parameters']:,}",
-                f"{history[-1]['peak_bytes'] / 1e9:.2f} GB",
-                test["device"],
-            ]
-        )
-    header = [
-        "run",
-        "fold",
-        "seed",
-        "1-shot mIoU [95 %]",
-        "episodes seen",
-        "training",
-        "learned values",
-        "peak memory",
-        "computed by",
-    ]
-    table = markdown(header, rows) + f"\n\nComputed in {' and '.join(sorted(precisions))}." * bool(rows)
+        found.append((name, experiment.folder))
+    table = table_of_runs(found, RUN_COLUMNS) + f"\n\nComputed in {' and '.join(sorted(precisions))}." * bool(found)
     return _with_missing(table, "Not run yet", missing)
 
 

@@ -37,14 +37,14 @@ from ..config import Config
 from ..conv4d import KERNELS
 from ..correlation import hypercorrelation_pyramid, mask_features, unit_vectors
 from ..devices import Memory, choose_precision, describe
-from ..engine import choose_workers, evaluate, predictor
+from ..engine import choose_workers, evaluate, pixel_loss, predictor
 from ..episodes import EpisodeDataset, test_episodes
 from ..fast import applies
 from ..fast.correlation import correlate_and_convolve, cut
+from ..memory import trained_at_a_time
 from ..model import HSNet
 from ..runs import WEIGHTS, run_folder, save_model, write_json
 from ..segmenter import Segmenter
-from ..train import backward
 
 SIDES = [6, 9, 12, 15, 18]  # positions a side, of four, that the kernels are measured at
 SHOTS, BATCH = 5, 4  # of "5-shot" and of "training step"
@@ -81,10 +81,18 @@ class Bench:
         batch = self.query, self.support[:, 0], self.mask[:, 0]
         model.zero_grad()
         if path == "fast":
-            backward(model, *batch, self.mask[:, 0], torch.ones(2, device=self.device), dtype)
+            self._learn(model, batch, dtype)
         else:
             F.cross_entropy(forward(model, *batch), self.mask[:, 0].long()).backward()
         return torch.cat([p.grad.flatten() for p in model.learned_parameters().values()])
+
+    def _learn(self, model, batch, dtype):
+        """The gradients of a training step: as many episodes at a time as a training takes."""
+        count = trained_at_a_time(Config(size=self.size, batch=BATCH), self.device)
+        for query, support, mask in zip(*(tensor.split(count) for tensor in batch), strict=True):
+            with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+                logits = model(query, support, mask)
+            (pixel_loss(logits, mask, torch.ones(2, device=self.device)) / batch[-1].numel()).backward()
 
 
 def disc(size: int) -> torch.Tensor:
