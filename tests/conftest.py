@@ -2,9 +2,13 @@
 
 import functools
 import http.server
+import importlib
 import os
 import shutil
+import sys
 import threading
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,6 +51,25 @@ def trees(drawn, tmp_path, monkeypatch):
     monkeypatch.setenv("HSNET_IMAGES", str(tmp_path / "images"))
     monkeypatch.setenv("HSNET_SPLITS", str(tmp_path / "images" / "splits"))
     return tmp_path / "images"
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """`python -m hsnet.PROGRAM OPTIONS` in this process, which has loaded everything: `returncode`, `stdout`, `stderr`."""
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # programs set their own
+
+    def run(program, *options):
+        monkeypatch.setattr(sys, "argv", [program, *map(str, options)])
+        capsys.readouterr()
+        status = 0
+        try:
+            importlib.import_module("hsnet.config").run_program(importlib.import_module(f"hsnet.{program}").main)
+        except SystemExit as end:
+            status = end.code or 0
+        out = capsys.readouterr()
+        return SimpleNamespace(returncode=status, stdout=out.out, stderr=out.err)
+
+    return run
 
 
 @pytest.fixture(scope="session")
