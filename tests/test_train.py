@@ -26,12 +26,9 @@ from hsnet.optim import Clock
 from hsnet.train import MEASURED, train
 
 
-def run(program, *options):
-    return subprocess.run([sys.executable, "-m", f"hsnet.{program}", *options], capture_output=True, text=True)
-
-
-def test_a_training_from_the_command_line(data):
-    result = run("train", *OPTIONS)
+def test_a_training_from_the_command_line(data, call):
+    command = [sys.executable, "-m", "hsnet.train", *OPTIONS]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     folder = data / "runs" / "tiny"
     assert sorted(p.name for p in folder.iterdir()) == [
@@ -50,30 +47,30 @@ def test_a_training_from_the_command_line(data):
     assert HSNet.from_run("tiny").training_size == 64
 
     before = (folder / "last.pt").stat().st_mtime_ns
-    again = run("train", *OPTIONS)
+    again = call("train", *OPTIONS)
     assert again.returncode == 0
     assert "tiny is finished" in again.stdout
     assert "prototypes" in again.stdout
     assert (folder / "last.pt").stat().st_mtime_ns == before
-    other = run("train", *OPTIONS, "--batch=3")
+    other = call("train", *OPTIONS, "--batch=3")
     assert other.returncode == 2
     assert other.stderr.startswith("error: the run tiny was started with batch 2, now 3. Give the same settings")
-    listed = run("train", "--list")
+    listed = call("train", "--list")
     assert "tiny" in listed.stdout
     assert "finished" in listed.stdout
     assert "2 of 2" in listed.stdout
 
-    scored = run("evaluate", "tiny", "--shot", "3", "--test-episodes", "2")
+    scored = call("evaluate", "tiny", "--shot", "3", "--test-episodes", "2")
     assert scored.returncode == 0, scored.stderr
     assert (folder / "test-3shot-2.json").exists()  # another number of episodes: replaces nothing
-    controls = run("evaluate", "tiny", "--controls")
+    controls = call("evaluate", "tiny", "--controls")
     assert controls.returncode == 0, controls.stderr
     assert "wrong support" in controls.stdout
     assert (folder / "controls.json").exists()
-    other_fold = run("evaluate", "tiny", "--fold", "1")
+    other_fold = call("evaluate", "tiny", "--fold", "1")
     assert other_fold.returncode == 2
     assert "trained on the classes of every fold of shapes but 0" in other_fold.stderr
-    table = run("evaluate")
+    table = call("evaluate")
     assert "tiny" in table.stdout
     assert "shapes" in table.stdout
 
@@ -190,8 +187,8 @@ def test_the_loss_falls_and_all_foreground_is_beaten():
         ("evaluate", ["nothing", "--shot", "0"], "--shot is 0"),
     ],
 )
-def test_mistakes_get_one_line(program, options, message):
-    result = run(program, *options)
+def test_mistakes_get_one_line(program, options, message, call):
+    result = call(program, *options)
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
@@ -242,8 +239,8 @@ def test_schedules():
     assert 0.75 <= late.progress(5) < 0.8
 
 
-def test_help_explains():
-    result = run("train", "--help")
+def test_help_explains(call):
+    result = call("train", "--help")
     assert "Ctrl-C" in result.stdout
     assert all(f"--{name.replace('_', '-')}" in result.stdout for name in TINY)
 
