@@ -292,16 +292,12 @@ def table(result: dict) -> str:
     rows = []
     for name, score in result["scores"].items():
         low, high = score["interval"]
-        cells = ["–"] * 2
-        if name in result["bytes"]:
-            cells = [
-                f"{sum(result['bytes'][name].values()) / 1e6:.1f} MB",
-                f"{100 * result['equal_pixels'][name]['mean']:.3f} %",
-            ]
-        rows.append([name, *cells, f"{score['miou']:.2f} [{low:.1f}, {high:.1f}]"])
-    return runs.markdown(
-        ["weights", "both files", "pixels as in PyTorch", f"mIoU [95 %], {result['episodes']} episodes"], rows
-    )
+        size = sum(result["bytes"].get(name, {}).values()) / 1e6
+        equal = 100 * result["equal_pixels"].get(name, {}).get("mean", 0)
+        cost = [f"{size:.1f} MB", f"{equal:.3f} %"] if name in result["bytes"] else ["–"] * 2
+        rows.append([name, *cost, f"{score['miou']:.2f} [{low:.1f}, {high:.1f}]"])
+    header = ["weights", "both files", "pixels as in PyTorch", f"mIoU [95 %], {result['episodes']} episodes"]
+    return runs.markdown(header, rows)
 
 
 def _packages():
@@ -319,16 +315,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m hsnet.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "run", nargs="?", default=DEFAULT_RUN, help=f"trained run, by name or folder (default: {DEFAULT_RUN})"
-    )
-    parser.add_argument("--out", type=Path, help="folder for the two files (default: the run's name, here)")
-    parser.add_argument(
-        "--precision", default="float16", help=f"of the weights: {', '.join(PRECISIONS)} (default: float16)"
-    )
-    parser.add_argument(
-        "--check", type=int, metavar="N", help="instead: compare all precisions with PyTorch on N test episodes"
-    )
+    option = parser.add_argument
+    option("run", nargs="?", default=DEFAULT_RUN, help=f"trained run, by name or folder (default: {DEFAULT_RUN})")
+    option("--out", type=Path, help="folder for the two files (default: the run's name, here)")
+    option("--precision", default="float16", help=f"of the weights: {', '.join(PRECISIONS)} (default: float16)")
+    option("--check", type=int, metavar="N", help="instead: compare all precisions with PyTorch on N test episodes")
     arguments = parser.parse_args()
     folder = run_folder(arguments.run)
     model = HSNet.from_run(folder)
@@ -339,10 +330,8 @@ def main() -> None:
     else:
         out = arguments.out or Path(folder.name)
         sizes = export(model, out, arguments.precision)
-        print(
-            f"opset {OPSET}, {model.training_size} px: "
-            + ", ".join(f"{out / n} {b / 1e6:.1f} MB" for n, b in sizes.items())
-        )
+        files = ", ".join(f"{out / name} {size / 1e6:.1f} MB" for name, size in sizes.items())
+        print(f"opset {OPSET}, {model.training_size} px: {files}")
 
 
 if __name__ == "__main__":

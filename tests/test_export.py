@@ -53,11 +53,11 @@ def expected(model, query, support, mask):
     return model(normalize(query[None]), normalize(support[None]), mask[None]).softmax(dim=1)[0, 1]
 
 
-@pytest.mark.parametrize("side", [64, 288])  # a squeezed support of one position, and of 2 × 2
+@pytest.mark.parametrize(("side", "convolutions"), [(64, 3), (288, 3), (64, 1)])  # supports of 1 and of 2 × 2 positions
 @torch.no_grad()
-def test_the_plain_mathematics_equals_the_network(side):
+def test_the_plain_mathematics_equals_the_network(side, convolutions):
     torch.manual_seed(0)
-    model = HSNet("efficientnet_lite0").eval()
+    model = HSNet("efficientnet_lite0", convolutions=convolutions).eval()
     query, support = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
     mask = torch.zeros(side, side, dtype=torch.bool)
     mask[side // 4 : side // 2, side // 3 :] = True

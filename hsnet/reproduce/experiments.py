@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from ..backbone import backbone_row
+from ..backbone import backbone_row, pyramid_layers
 from ..config import FREE, ROOT, TRAINING_SEEDS, Config, data_folder, paper
-from ..model import HSNet
+from ..model import ContextDecoder, HSNet, PyramidEncoder
 from ..runs import lock_holder
 
 BENCHMARKS = {
@@ -181,9 +181,17 @@ def expected_bytes(config: Config) -> int:
 
 @cache
 def _learned(settings: tuple) -> int:
+    found = dict(settings)
     with torch.device("meta"):
-        model = HSNet(**dict(settings) | {"pretrained": False})
-    return sum(p.numel() for p in model.learned_parameters().values())
+        if found["train_backbone"]:
+            learned = [HSNet(**found | {"pretrained": False})]
+        else:  # without the backbone, which takes seconds to build
+            layers = pyramid_layers(found["backbone"], found["layers"], found["levels"])
+            learned = [
+                PyramidEncoder(tuple(map(len, layers)), found["kernel"], found["convolutions"]),
+                ContextDecoder(),
+            ]
+    return sum(p.numel() for part in learned for p in part.parameters() if p.requires_grad)
 
 
 def _experiments(benchmark: str, backbones: tuple[str, ...], protocol: str, variant="", **options) -> list[Experiment]:
