@@ -153,9 +153,7 @@ def write_graphs(graphs: dict[str, bytes], folder: Path, precision: str) -> dict
     sizes = {}
     for name, graph in graphs.items():
         path = folder / f"{name}.onnx"
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(store_small(onnx.load_from_string(graph), precision).SerializeToString())
-        temporary.replace(path)
+        runs.write_atomically(path, store_small(onnx.load_from_string(graph), precision).SerializeToString())
         sizes[path.name] = path.stat().st_size
     return sizes
 

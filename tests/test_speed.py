@@ -9,7 +9,7 @@ from conftest import table_rows
 
 from hsnet import Config, HSNet
 from hsnet.runs import save_model
-from hsnet.speed import measure, report
+from hsnet.speed import measure, reading, report
 
 CPU = torch.device("cpu")
 
@@ -118,13 +118,13 @@ def test_a_figure_that_is_not_there(data):
 
 
 def test_reading_is_measured_with_and_without_the_cache():
-    reading = measure.measure_reading(32, 40, [0, 1])
-    assert [(r["source"], r["workers"]) for r in reading["rows"]] == [
+    found = reading.measure_reading(32, 40, [0, 1])
+    assert [(r["source"], r["workers"]) for r in found["rows"]] == [
         ("files", 0), ("cache", 0), ("files", 1), ("cache", 1),
     ]  # fmt: skip
-    assert all(r["episodes_per_second"] > 0 for r in reading["rows"])
+    assert all(r["episodes_per_second"] > 0 for r in found["rows"])
     consumption = measure.measure_consumption("efficientnet_lite0", 64, CPU, 1)
     assert consumption[0]["precision"] == "float32"
-    text = report.reading_table({"device": "here", "size": 32, "reading": reading, "consumption": consumption})
+    text = report.reading_table({"device": "here", "size": 32, "reading": found, "consumption": consumption})
     assert "cache, 1 workers" in text
     assert "a training step takes, efficientnet_lite0, float32" in text

@@ -22,7 +22,8 @@ from ..devices import choose_device
 from ..engine import choose_workers
 from ..figures import save
 from ..runs import write_json
-from .measure import about, measure, measure_consumption, measure_one, measure_reading, measure_score
+from .measure import about, measure, measure_consumption, measure_one, measure_score
+from .reading import measure_reading
 from .report import draw, precision_table, reading_table, report
 
 
