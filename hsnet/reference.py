@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .runs import why_unread
+
 BACKBONE = "backbone.network."
 
 # The names of the authors' implementation, and ours. Theirs count levels by ResNet stage: encoder_layer4 is the coarsest.
@@ -45,7 +47,7 @@ def load_reference(model: nn.Module, checkpoint: Path | dict[str, Tensor]) -> di
             if not all(isinstance(tensor, Tensor) for tensor in checkpoint.values()):
                 raise ValueError("it holds other things than tensors")
         except Exception as error:  # torch raises many kinds for what is no checkpoint
-            raise ValueError(f"{path} is no checkpoint, or damaged ({str(error).splitlines()[0]})") from error
+            raise ValueError(f"{path} is no checkpoint, or damaged ({why_unread(error)})") from error
         record = {"checkpoint": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     backbone, rest = {}, {}
     for name, tensor in _renamed(checkpoint, model).items():

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -35,7 +36,7 @@ except ImportError:  # Windows: two trainings in one folder are not noticed ther
 from .config import Config
 from .devices import is_out_of_memory
 from .metrics import SegmentationScore
-from .paths import ROOT, data_folder
+from .paths import ROOT, SHIPPED, data_folder
 
 WEIGHTS = "model.safetensors"
 LAST, PREVIOUS, DAMAGED, LOCK = "last.pt", "previous.pt", "damaged.pt", "lock"
@@ -154,7 +155,14 @@ def _read_checkpoint(path):
     except Exception as error:  # torch and zipfile raise many kinds for a damaged file
         if is_out_of_memory(error):
             raise
-        raise ValueError(f"{path} is damaged ({(str(error) or type(error).__name__).splitlines()[0]})") from error
+        raise ValueError(f"{path} is damaged ({why_unread(error)})") from error
+
+
+def why_unread(error: Exception) -> str:
+    """Why a checkpoint was not read, in one line; never PyTorch's advice to load whatever a file would run."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "it holds more than tensors, numbers and text, which is not loaded"
+    return (str(error) or f"{type(error).__name__}, an empty file?").splitlines()[0]
 
 
 @contextmanager
@@ -258,14 +266,14 @@ def load_weights(model: nn.Module, path: Path) -> None:
 def run_folder(run: str | Path) -> Path:
     """The folder of a run, given as a folder or as a name under `data/runs`.
 
-    The weights of `DEFAULT_RUN` that the data folder lacks are found in the checkout.
+    The weights of `DEFAULT_RUN` that the data folder lacks are those that come with the library.
 
     Raises:
         FileNotFoundError: no such run, with the most similar name and those of the runs that have weights.
     """
     runs = data_folder() / "runs"
     if str(run) == DEFAULT_RUN and not (runs / run / WEIGHTS).exists():
-        return ROOT / "data" / "runs" / DEFAULT_RUN
+        return SHIPPED / "runs" / DEFAULT_RUN
     for folder in (Path(run), runs / run):
         if folder.is_dir():
             return folder
@@ -275,7 +283,7 @@ def run_folder(run: str | Path) -> Path:
         f"no run {str(run)!r}, neither as a folder nor under {runs}. "
         + "".join(f"Did you mean {name!r}? " for name in similar)
         + (f"Runs with weights: {', '.join(names)}" if names else "There are none yet: `make train` trains one")
-        + f". Shipped with the repository: {DEFAULT_RUN}"
+        + f". Shipped with the library: {DEFAULT_RUN}"
     )
 
 
@@ -286,7 +294,10 @@ def _is_stored(name: str, model: nn.Module) -> bool:
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safetensors.safe_open(path, "pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+            if "settings" not in metadata:
+                raise safetensors.SafetensorError("it lacks the settings that this library stores with the weights")
+            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise ValueError(
             f"{path} is damaged or not a model ({error}): copy it again, or train it anew with "

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hsnet import pictures
+from hsnet.paths import ROOT
 from hsnet.pictures import find_pictures, read_image, read_mask
 
 RNG = np.random.default_rng(0)
@@ -183,3 +185,10 @@ def test_folders_are_searched(tmp_path):
     (tmp_path / "bare").mkdir()
     with pytest.raises(FileNotFoundError, match="no pictures in"):
         find_pictures([tmp_path / "bare"])
+
+
+def test_the_page_has_the_table_of_the_module():
+    page = (ROOT / "book" / "own_files.md").read_text(encoding="utf-8")
+    rows = [line for line in pictures.__doc__.splitlines() if line.startswith("|")]
+    assert len(rows) > 15
+    assert "\n".join(rows) in page

@@ -23,7 +23,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-CONCEPTS_FILE = Path(__file__).resolve().parents[2] / "data" / "emoji" / "concepts.csv"
+from ..paths import SHIPPED
+
+CONCEPTS_FILE = SHIPPED / "emoji" / "concepts.csv"
 SPRITE_SIZE = 160
 # Raised when the code below draws differently, so that older caches are rebuilt and older scores are told apart.
 RENDERING = 1

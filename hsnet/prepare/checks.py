@@ -16,11 +16,11 @@ from ..benchmarks.coco import Coco
 from ..benchmarks.fss import Fss
 from ..benchmarks.listed import ListedBenchmark
 from ..benchmarks.pascal import Pascal
-from ..reproduce.report import ROOT
+from ..paths import SHIPPED
 from .masks import SOURCE, agreement, image_instances, paint, read_instances
 
 # The official lists: name -> sha256, as published.
-LISTS: dict[str, str] = json.loads((ROOT / "data" / "splits-sha256.json").read_text())
+LISTS: dict[str, str] = json.loads((SHIPPED / "splits-sha256.json").read_text())
 # Of the COCO pickles' content, read: class id -> image numbers.
 CONTENT = {
     "train": "7c586c779480fce1122c016eb55bdc3cb431d6855ce045d6622df9e56dec40ce",

@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from ..backbone import backbone_row, pyramid_layers
-from ..config import FREE, ROOT, TRAINING_SEEDS, Config, data_folder, paper
+from ..config import FREE, TRAINING_SEEDS, Config, data_folder, paper
 from ..model import ContextDecoder, HSNet, PyramidEncoder
+from ..paths import SHIPPED
 from ..runs import lock_holder
 
 BENCHMARKS = {
@@ -46,7 +47,7 @@ LAST_EPOCH = "last-epoch"  # folder in a run's: the weights of its last epoch, a
 
 def read_paper(name: str) -> list[dict[str, str]]:
     """What the paper reports: the rows of `data/paper/NAME.csv`, such as "results", "kernels" or "training"."""
-    with (ROOT / "data" / "paper" / f"{name}.csv").open() as file:
+    with (SHIPPED / "paper" / f"{name}.csv").open() as file:
         return list(csv.DictReader(file))
 
 
