@@ -33,39 +33,32 @@ def main() -> None:
         "run", nargs="?", help="name of a run under data/runs, or its folder; without it, a table of all runs"
     )
     parser.add_argument("--shot", type=int, default=1, help="supports per episode (default: 1)")
-    parser.add_argument("--test-episodes", type=int, help="how many episodes (default: as the run was configured)")
-    parser.add_argument(
-        "--benchmark",
-        help="another benchmark than the run was trained on, such as coco for photographs (default: the run's)",
-    )
-    parser.add_argument("--fold", type=int, help="its fold (default: the run's)")
-    parser.add_argument("--root", help="folder of the benchmark's files (default: as the run was configured)")
-    parser.add_argument(
-        "--protocol",
-        help="official: the paper's episodes; strict: five lists of episodes whose supports are distinct, scored at the "
-        "images' own sizes, too (default: the run's)",
-    )
-    parser.add_argument(
-        "--rule", help="how several supports are voted into one mask, paper or majority (default: the run's)"
-    )
-    parser.add_argument(
-        "--original-size", action="store_true", help="score at the images' own sizes, instead of the network's square"
-    )
-    parser.add_argument(
-        "--reference-checkpoint",
-        type=Path,
-        metavar="FILE",
-        help="score the authors' weights in FILE; needs --benchmark, and --backbone and --fold that they were trained with",
-    )
-    parser.add_argument("--backbone", help="of the reference checkpoint (default: resnet50)")
-    parser.add_argument(
-        "--controls", action="store_true", help="instead: does the support decide? (benchmarks whose scenes are drawn)"
-    )
-    parser.add_argument(
-        "--precision",
-        help="auto, float32, bfloat16 or float16; areas are the same to the pixel only in one precision (default: the run's)",
-    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
+    for name, kind, text in (
+        ("test-episodes", int, "how many episodes"),
+        ("benchmark", str, "another benchmark than the run was trained on, such as coco for photographs"),
+        ("fold", int, "its fold"),
+        ("root", str, "folder of the benchmark's files"),
+        (
+            "protocol",
+            str,
+            "official: the paper's episodes; strict: five lists of episodes whose supports are distinct, scored at the "
+            "images' own sizes, too",
+        ),
+        ("rule", str, "how several supports are voted into one mask, paper or majority"),
+        ("precision", str, "auto, float32, bfloat16 or float16; areas are the same to the pixel only in one precision"),
+    ):
+        parser.add_argument(f"--{name}", type=kind, help=f"{text} (default: the run's)")
+    for name, text in (
+        ("original-size", "score at the images' own sizes, instead of the network's square"),
+        ("controls", "instead: does the support decide? (benchmarks whose scenes are drawn)"),
+    ):
+        parser.add_argument(f"--{name}", action="store_true", help=text)
+    reference = (
+        "score the authors' weights in FILE; needs --benchmark, and --backbone and --fold that they were trained with"
+    )
+    parser.add_argument("--reference-checkpoint", type=Path, metavar="FILE", help=reference)
+    parser.add_argument("--backbone", help="of the reference checkpoint (default: resnet50)")
     arguments = parser.parse_args()
     if arguments.shot < 1:
         raise ValueError(f"--shot is {arguments.shot}: an episode needs at least one support")

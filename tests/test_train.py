@@ -149,6 +149,10 @@ def test_signals_save_and_say_so(data, number, status):
     assert "Traceback" not in error
     stored = torch.load(folder / "last.pt", weights_only=True)
     assert stored["epoch"] == len(history(folder)) >= 1
+    assert stored.keys() == {  # the format: runs that were begun before go on
+        "config", "model", "optimizers", "scaler", "epoch", "step", "losses", "areas", "seconds", "saving", "history",
+        "best", "best_epoch", "best_model", "generators", "passed_over", "finished",
+    }  # fmt: skip
     HSNet.from_run("tiny")
     assert not list(folder.glob("*.tmp"))
     assert not (folder / "lock").exists()

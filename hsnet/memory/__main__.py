@@ -10,10 +10,9 @@ Written: data/speed/NAME.json, from which `speed.report.step_memory_table` makes
 """
 
 import argparse
-import json
+import multiprocessing
 import platform
-import subprocess
-import sys
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 from tqdm import tqdm
@@ -68,30 +67,18 @@ def main() -> None:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
     parser.add_argument("--name", help="name of the file under data/speed (default: memory-DEVICE)")
-    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     device = choose_device(arguments.device)
-    if arguments.one:
-        backbone, size, precision, recompute = arguments.one
-        print(json.dumps(measure_one(backbone, int(size), precision, recompute == "True", device)))
-        return
     rows = []
-    tasks = [(*setting, recompute) for setting in SETTINGS for recompute in (False, True)]
-    for backbone, size, precision, recompute in tqdm(tasks, desc="memory", unit="process"):
+    for backbone, size, precision in tqdm(SETTINGS, desc="memory", unit="setting"):
         if precision == "auto" and choose_precision("auto", device) == torch.float32:
             continue
-        command = [sys.executable, "-m", "hsnet.memory", "--device", str(device), "--one"]
-        done = subprocess.run(
-            [*command, backbone, str(size), precision, str(recompute)], capture_output=True, text=True
-        )
-        if done.returncode:
-            raise RuntimeError(f"{backbone}, {size} px, {precision} failed:\n{done.stderr}")
-        rows.append({"backbone": backbone, "size": size, "recompute": recompute, **json.loads(done.stdout)})
-    result = {
-        "device": describe(device),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "rows": rows,
-    }
+        for recompute in (False, True):
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                measured = pool.submit(measure_one, backbone, size, precision, recompute, device).result()
+            rows.append({"backbone": backbone, "size": size, "recompute": recompute, **measured})
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    result = {"device": describe(device), "versions": versions, "rows": rows}
     path = data_folder() / "speed" / f"{arguments.name or f'memory-{device.type}'}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, result)
