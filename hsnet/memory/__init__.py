@@ -16,9 +16,9 @@ import torch
 from ..config import RANGES, Config
 from ..devices import Memory, choose_precision, free_memory, is_out_of_memory, memory_limits
 from ..distributed import part_of, world
-from ..paths import ROOT
+from ..paths import SHIPPED
 
-MEASURED = ROOT / "data" / "speed" / "memory-cpu.json"
+MEASURED = SHIPPED / "speed" / "memory-cpu.json"
 # Of what an episode takes at 256 px, the share that grows with the square of the side, as features do; correlations, the
 # rest, grow with its fourth power. From the measured steps of ResNet-50 at 256 and 400 px.
 FEATURES = 0.22
