@@ -7,12 +7,13 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .paths import ROOT, data_folder, images_folder  # noqa: F401 - until every module takes them from `paths`
+from .benchmarks import BENCHMARKS, Benchmark, load_benchmark
 
-PHOTOGRAPHS = ("pascal", "coco", "fss")  # benchmarks whose command line starts from the paper's settings
+# Benchmarks that the paper trains on: their command line starts from its settings.
+OF_PAPER = tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.paper_settings is not None)
 TEST_LISTS = {"official": 1, "strict": 5}  # by protocol: how many lists of test episodes, seeded 0, 1, …
 TRAINING_SEEDS = {"official": 1, "strict": 3}  # by protocol: how many trainings, seeded 0, 1, …
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 RANGES = {  # least and most; the most are far beyond use, so that a slip of the finger is an error at once
     "size": (32, 8192),
     "epochs": (1, 10**6),
@@ -39,7 +40,7 @@ def _setting(default, help: str, choices: tuple | None = None):
 @dataclass
 class Config:
     """One training, from data to scores. The defaults are those of the embedded benchmark on a laptop; `paper` has the
-    paper's, from which a command line starts for benchmarks of photographs.
+    paper's, from which a command line starts for the paper's benchmarks.
 
     Raises:
         ValueError: a setting out of its range or choices, naming it, the value and what is possible.
@@ -47,8 +48,8 @@ class Config:
 
     benchmark: str = _setting(
         "emoji",
-        "what to train and test on; emoji-photo trains all concepts in scenes nearer to photographs; coco-to-pascal tests a run of coco",
-        ("emoji", "emoji-photo", "shapes", *PHOTOGRAPHS, "coco-to-pascal"),
+        "; ".join(["what to train and test on", *(f"{n} {b.summary}" for n, b in BENCHMARKS.items() if b.summary)]),
+        tuple(BENCHMARKS),
     )
     root: str = _setting("", "folder of the benchmark's files (empty: its own under HSNET_IMAGES, else under data/)")
     protocol: str = _setting(
@@ -90,13 +91,13 @@ class Config:
     epoch_episodes: int = _setting(
         400, "training episodes per epoch (0: as many as the benchmark has training queries)"
     )
-    batch: int = _setting(4, "episodes per training step, of all processes together")
+    batch: int = _setting(4, "episodes per training step, summed over all processes")
     micro_batch: int = _setting(
-        0, "compute so many of them at a time: less memory, the same step (0: as many as a GPU is given, few on a CPU)"
+        0, "episodes that are computed at a time: less memory, the same step (0: chosen by the device)"
     )
     recompute: bool = _setting(
         False,
-        "forget what the squeezing layers computed, and compute it again for the gradients: less memory, the same step",
+        "activation checkpointing of the squeezing layers: less memory, more time, the same step",
     )
     optimizer: str = _setting(
         "muon", "adam, as in the paper, or muon, which learns more in a thousand steps", ("adam", "muon")
@@ -181,6 +182,11 @@ class Config:
         strict = "" if self.protocol == "official" else f"-{self.protocol}"
         return self.name or f"{self.benchmark}-fold{self.fold}-{self.backbone}{strict}"
 
+    def load_benchmark(self) -> Benchmark:
+        """The benchmark of these settings. Raises as `hsnet.benchmarks.load_benchmark` does."""
+        names = ("size", "root", "protocol", "novel_images")
+        return load_benchmark(self.benchmark, **{name: getattr(self, name) for name in names})
+
     @property
     def model_settings(self) -> dict:
         """The keyword arguments of `HSNet`."""
@@ -233,46 +239,38 @@ class Config:
 def paper(benchmark: str, backbone: str = "resnet50", fold: int = 0) -> Config:
     """The settings behind a cell of the paper's tables.
 
-    The paper's: Adam, 1e-3, no schedule, 400 px, batch 20 (COCO-20i: 40), float32, 1-shot validation after each epoch,
-    1000 test episodes (FSS-1000: each of the 2400 test images once). Ours: it stops 100 epochs after the best, where the
-    authors stopped by eye.
+    The paper's: Adam, 1e-3, no schedule, 400 px, batch 20, float32, 1-shot validation after each epoch, 1000 test episodes,
+    and what a benchmark's `paper_settings` say otherwise. Ours: it stops 100 epochs after the best, where the authors
+    stopped by eye.
 
     Raises:
         ValueError: a benchmark or backbone that is not known here.
     """
-    episodes = 2400 if benchmark == "fss" else 1000
-    return Config(
-        benchmark=benchmark,
-        backbone=backbone,
-        fold=fold,
-        size=400,
-        batch=40 if benchmark == "coco" else 20,
-        optimizer="adam",
-        learning_rate=1e-3,
-        schedule="constant",
-        foreground_weight=1.0,
-        epochs=2000,
-        patience=100,
-        epoch_episodes=0,
-        minutes=0.0,
-        precision="float32",
-        val_episodes=episodes,
-        test_episodes=episodes,
-    )
+    settings = {
+        "size": 400,
+        "batch": 20,
+        "optimizer": "adam",
+        "learning_rate": 1e-3,
+        "schedule": "constant",
+        "foreground_weight": 1.0,
+        "epochs": 2000,
+        "patience": 100,
+        "epoch_episodes": 0,
+        "minutes": 0.0,
+        "precision": "float32",
+        "val_episodes": 1000,
+        "test_episodes": 1000,
+    }
+    if benchmark in BENCHMARKS:
+        settings |= BENCHMARKS[benchmark].paper_settings or {}
+    return Config(benchmark=benchmark, backbone=backbone, fold=fold, **settings)
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Add an option for each setting to a command line."""
-    photographs = {name: paper(name) for name in PHOTOGRAPHS}
     for option in dataclasses.fields(Config):
         flag = "--" + option.name.replace("_", "-")
-        default, usual = f"{option.default!r}", option.default
-        for benchmark, config in photographs.items() if option.name != "benchmark" else ():
-            value = getattr(config, option.name)
-            if value != usual:  # the first one's stands for all, but for what is said of others
-                default += f", {'photographs' if benchmark == PHOTOGRAPHS[0] else benchmark}: {value!r}"
-            usual = getattr(photographs[PHOTOGRAPHS[0]], option.name)
-        help_text = f"{option.metadata['help']} (default: {default})".replace("%", "%%")
+        help_text = f"{option.metadata['help']} (default: {_defaults(option)})".replace("%", "%%")
         if option.type is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=help_text)
         else:
@@ -281,11 +279,21 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(flag, type=option.type, default=None, metavar=metavar, help=help_text)
 
 
+def _defaults(option):
+    """A setting's default, and the paper's where they differ: for its benchmarks, and those that differ from the others."""
+    if option.name == "benchmark":
+        return repr(option.default)
+    values = {name: getattr(paper(name), option.name) for name in OF_PAPER}
+    usual = max(values.values(), key=list(values.values()).count)
+    text = repr(option.default) + (f", for the paper's benchmarks {usual!r}" if usual != option.default else "")
+    return text + "".join(f", {name} {value!r}" for name, value in values.items() if value != usual)
+
+
 def config_from(arguments: argparse.Namespace) -> Config:
-    """The Config of parsed arguments: what was given, over the defaults, or over the paper's settings for photographs."""
+    """The Config of parsed arguments: what was given, over the defaults, or over the paper's settings for its benchmarks."""
     names = [option.name for option in dataclasses.fields(Config)]
     given = {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
-    base = paper(given["benchmark"]) if given.get("benchmark") in PHOTOGRAPHS else Config()
+    base = paper(given["benchmark"]) if given.get("benchmark") in OF_PAPER else Config()
     return dataclasses.replace(base, **given)
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from . import baselines, figures, runs
 from .baselines import Prototypes
-from .benchmarks import Benchmark, benchmark_of
+from .benchmarks import Benchmark
 from .benchmarks.drawn import DrawnBenchmark
 from .config import Config
 from .devices import choose_device, choose_precision, computing_in, describe, exact_float32
@@ -82,7 +82,7 @@ class Learner:
         torch.manual_seed(config.seed)
         self.config, self.device = config, choose_device(config.device)
         self.dtype = choose_precision(config.precision, self.device)
-        self.benchmark = benchmark_of(config)
+        self.benchmark = config.load_benchmark()
         for split, tolerated in (("train", config.bad_files), ("val", 0), ("test", 0)):
             self.benchmark.check(config.fold, split, tolerated)
         self.workers = choose_workers(config.workers)

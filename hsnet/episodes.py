@@ -13,22 +13,10 @@ from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from .benchmarks import Benchmark, Episode, Sample, Square, UnreadableFileError
-from .benchmarks.resize import resize_image, resize_mask, resize_sample
+from .benchmarks import Benchmark, Episode, UnreadableFileError
+from .benchmarks.resize import resize_sample
 from .config import TEST_LISTS
 from .distributed import all_gather, part_of, rank, world
-
-__all__ = [
-    "Batch",
-    "EpisodeDataset",
-    "load_episode",
-    "resize_image",
-    "resize_mask",
-    "shard",
-    "test_episodes",
-    "test_lists",
-    "to_batch",
-]
 
 REPLACEMENTS = 100  # episodes that are drawn for one place of a batch before the data is given up
 T = TypeVar("T")
@@ -97,15 +85,6 @@ def load_episode(benchmark: Benchmark, episode: Episode, size: int, *, original_
     else:
         query = benchmark.read_square(episode.query, episode.class_id, size)
     supports = [benchmark.read_square(name, episode.class_id, size) for name in episode.supports]
-    return _batch(query, supports, episode.class_id)
-
-
-def to_batch(query: Sample, supports: list[Sample], class_id: int, size: int) -> Batch:
-    """A batch of one from pictures in memory, resized to `size` × `size`."""
-    return _batch(resize_sample(query, size), [resize_sample(support, size) for support in supports], class_id)
-
-
-def _batch(query: Square, supports: list[Square], class_id: int) -> Batch:
     return Batch(
         query=query.image[None],
         query_mask=query.mask[None],
@@ -113,7 +92,7 @@ def _batch(query: Square, supports: list[Square], class_id: int) -> Batch:
         ignored=query.ignored[None],
         support=torch.stack([s.image for s in supports])[None],
         support_mask=torch.stack([s.mask for s in supports])[None],
-        class_id=torch.tensor([class_id]),
+        class_id=torch.tensor([episode.class_id]),
     )
 
 
@@ -243,15 +222,8 @@ def require_readable(dataset: EpisodeDataset, threads: int = 1) -> None:
     look = lambda name: dataset.benchmark.flaws(name, dataset.size)  # noqa: E731
     # Closed, so that Ctrl-C does not wait for what is left.
     with ThreadPoolExecutor(threads) as pool, closing(pool.map(look, own)) as looked_at:
-        bar = tqdm(
-            looked_at,
-            "reading the validation's files",
-            len(own),
-            unit="picture",
-            leave=False,
-            delay=2,
-            disable=rank() > 0,
-        )
+        title = "reading the validation's files"
+        bar = tqdm(looked_at, title, len(own), unit="picture", leave=False, delay=2, disable=rank() > 0)
         found = [flaw for flaws in all_gather(list(bar)) for flaw in flaws]
     if found:
         raise UnreadableFileError(

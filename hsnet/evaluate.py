@@ -14,12 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import runs
-from .benchmarks import benchmark_of
-from .benchmarks.drawn import DrawnBenchmark
-from .config import PHOTOGRAPHS, Config, data_folder, paper, run_program
+from .benchmarks import BENCHMARKS, Benchmark
+from .config import OF_PAPER, Config, paper, run_program
 from .devices import choose_device
 from .engine import control_run, fit_prototypes, test_run
 from .model import HSNet
+from .paths import data_folder
 from .reference import load_reference
 from .runs import run_folder, test_path
 
@@ -80,14 +80,13 @@ def _score_run(arguments):
     folder = run_folder(arguments.run)
     own = Config.load(folder / "config.json")
     config = _asked(own, arguments)
-    _check_unseen(own, config)
+    benchmark = config.load_benchmark()
+    _check_unseen(own, config, benchmark)
     model = HSNet.from_run(folder)
-    benchmark = benchmark_of(config)
     if arguments.controls:
-        if not isinstance(benchmark, DrawnBenchmark):
-            raise ValueError(
-                f"--controls needs a benchmark whose scenes are drawn (emoji, shapes), not {benchmark.name}"
-            )
+        if not benchmark.drawn:
+            drawn = ", ".join(name for name, benchmark in BENCHMARKS.items() if benchmark.drawn)
+            raise ValueError(f"--controls needs a benchmark whose scenes are drawn ({drawn}), not {benchmark.name}")
         return [control_run(model, config, benchmark, folder)], folder / "controls.json"
     sizes = [False, True] if benchmark.protocol == "strict" else [arguments.original_size]
     prototypes = fit_prototypes(model, config, benchmark, choose_device(config.device))
@@ -101,15 +100,15 @@ def _score_reference(arguments):
     """The results of a checkpoint of the authors, and its folder: `reference/NAME` in the data folder."""
     if arguments.run is not None or arguments.controls:
         raise ValueError("--reference-checkpoint takes the place of a run and has no --controls: give one of them")
-    if arguments.benchmark not in PHOTOGRAPHS:
+    if arguments.benchmark not in OF_PAPER:
         raise ValueError(
-            f"--benchmark is {arguments.benchmark!r}: say what the checkpoint was trained on, {', '.join(PHOTOGRAPHS)}"
+            f"--benchmark is {arguments.benchmark!r}: say what the checkpoint was trained on, {', '.join(OF_PAPER)}"
         )
     config = _asked(paper(arguments.benchmark, arguments.backbone or "resnet50", arguments.fold or 0), arguments)
     model = HSNet(config.backbone, pretrained=False)
     model.training_size = config.size
     checkpoint = load_reference(model, arguments.reference_checkpoint)
-    benchmark = benchmark_of(config)
+    benchmark = config.load_benchmark()
     folder = data_folder() / "reference" / config.run
     folder.mkdir(parents=True, exist_ok=True)
     config.save(folder / "config.json")
@@ -128,25 +127,17 @@ def _asked(config, arguments):
     return replace(config, **given)
 
 
-def _check_unseen(own, config):
-    """A run may not be tested on classes it was trained on."""
-    if config.benchmark == own.benchmark and config.fold != own.fold:
+def _check_unseen(own: Config, config: Config, benchmark: Benchmark) -> None:
+    """A run may not be tested on classes it was trained on, but for its own test."""
+    trained = BENCHMARKS[own.benchmark]()
+    if (own.benchmark, own.fold) == (config.benchmark, config.fold):
+        return
+    if seen := benchmark.seen(config.fold, trained, own.fold):
+        others = [(b(), f) for b in BENCHMARKS.values() for f in range(b.folds) if b.vocabulary == trained.vocabulary]
+        unseen = [f"--benchmark {b.name} --fold {f}" for b, f in others if not b.seen(f, trained, own.fold)]
         raise ValueError(
-            f"--fold {config.fold}: this run was trained on the classes of every fold of {own.benchmark} but {own.fold}"
-        )
-    if own.benchmark == "coco" and config.benchmark == "coco-to-pascal" and config.fold != own.fold:
-        raise ValueError(
-            f"--fold {config.fold}: this run was trained on classes of that fold. Of coco-to-pascal it can be tested on "
-            f"--fold {own.fold} alone"
-        )
-    shared = {"pascal", "coco", "coco-to-pascal"}
-    if {own.benchmark, config.benchmark} <= shared and (own.benchmark, config.benchmark) not in {
-        (own.benchmark, own.benchmark),
-        ("coco", "coco-to-pascal"),
-    }:
-        raise ValueError(
-            f"--benchmark {config.benchmark}: this run was trained on {own.benchmark}, which has classes of it"
-            + (". On PASCAL it can be tested as --benchmark coco-to-pascal" if own.benchmark == "coco" else "")
+            f"--benchmark {config.benchmark} --fold {config.fold}: this run was trained on {len(seen)} of its classes, such as "
+            f"{seen[0]}" + (f". It can be tested with {' or '.join(unseen)}" if unseen else "")
         )
 
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from .annotations import read_annotations
 from .baselines import Prototypes
+from .benchmarks.resize import resize_image, resize_mask
 from .devices import choose_device
-from .episodes import resize_image, resize_mask
 from .inputs import squeezed_size
 from .model import VOTE_RULES, HSNet, vote
 from .pictures import (

@@ -28,6 +28,7 @@ from typing import Any
 from torch import Tensor
 
 from . import figures, runs
+from .benchmarks import BENCHMARKS
 from .config import FREE, Config, add_settings, config_from, run_program
 from .devices import Memory, choose_device
 from .distributed import all_reduce, broadcast, process_group, rank, world
@@ -65,10 +66,10 @@ def train(config: Config, resume: bool = False, memory: bool = False) -> Path:
         OSError: a folder that cannot be written, a full disk, or (several processes) another one that ended.
         KeyboardInterrupt: after Ctrl-C; SystemExit(75) after SIGTERM. All is saved.
     """
-    if config.benchmark == "coco-to-pascal":
+    if trained_as := BENCHMARKS[config.benchmark].trained_as:
         raise ValueError(
-            "benchmark is coco-to-pascal, which only tests: train on coco, then "
-            "`python -m hsnet.evaluate RUN --benchmark coco-to-pascal`"
+            f"benchmark is {config.benchmark}, which only tests: train on {trained_as}, then "
+            f"`python -m hsnet.evaluate RUN --benchmark {config.benchmark}`"
         )
     with process_group(config.device) as name, ExitStack() as stack:
         folder = data_folder() / "runs" / config.run

@@ -37,7 +37,7 @@ def data(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory):
-    """PASCAL, COCO and FSS-1000 as small drawn trees, and their split lists."""
+    """PASCAL, COCO and FSS-1000 as small drawn data sets, and their split lists."""
     folder = tmp_path_factory.mktemp("drawn")
     for name, draw in DATASETS.items():
         draw(folder / name, folder / "splits")
@@ -45,7 +45,7 @@ def drawn(tmp_path_factory):
 
 
 @pytest.fixture
-def trees(drawn, tmp_path, monkeypatch):
+def datasets(drawn, tmp_path, monkeypatch):
     """A copy of them that a test may change, where the benchmarks look for it."""
     shutil.copytree(drawn, tmp_path / "images")
     monkeypatch.setenv("HSNET_IMAGES", str(tmp_path / "images"))

@@ -15,7 +15,7 @@ from kit.brush import Brush
 from PIL import Image
 
 from hsnet import Segmenter
-from hsnet.config import ROOT
+from hsnet.paths import ROOT
 from hsnet.runs import DEFAULT_RUN
 
 require_pages()

@@ -12,7 +12,7 @@ pytest.importorskip("anywidget", reason="the brush needs the extra `book`")
 from kit.brush import Brush, Workbench
 
 from hsnet import Segmenter
-from hsnet.config import ROOT
+from hsnet.paths import ROOT
 from hsnet.runs import DEFAULT_RUN
 
 RNG = np.random.default_rng(0)

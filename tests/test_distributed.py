@@ -11,7 +11,6 @@ from helpers import TINY, history, several
 from safetensors.torch import load_file
 
 from hsnet import Config, HSNet
-from hsnet.benchmarks import benchmark_of
 from hsnet.distributed import all_gather, part_of
 from hsnet.engine import test_run
 
@@ -57,7 +56,7 @@ def test_two_processes_train_as_one(data, monkeypatch):
     scores = json.loads((two / "test-1shot.json").read_text())
     assert scores["scores"]["HSNet"]["episodes"] == settings["test_episodes"]
     config = Config(**{**settings, "name": "two"})
-    again = test_run(HSNet.from_run("two"), config, benchmark_of(config), two, 1)
+    again = test_run(HSNet.from_run("two"), config, config.load_benchmark(), two, 1)
     assert again["areas"]["HSNet"] == scores["areas"]["HSNet"]
     assert again["scores"]["HSNet"]["miou"] == scores["scores"]["HSNet"]["miou"] > 0
 

@@ -1,18 +1,15 @@
-"""Episodes: the same whatever reads them, artists apart, masks exact; photographs through a small COCO tree."""
-
-import json
+"""Episodes of every benchmark: the same whatever reads them, classes and artists apart, masks exact."""
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from pycocotools import mask as rle
+from drawn_datasets import with_stand_ins
 
 from hsnet import BENCHMARKS, Batch, EpisodeDataset, test_episodes
 from hsnet.benchmarks import load_benchmark
-from hsnet.benchmarks.listed import pick
+from hsnet.benchmarks.emoji import Emoji
+from hsnet.benchmarks.resize import resize_mask
 from hsnet.benchmarks.scenes import LEAST_VISIBLE
-from hsnet.episodes import resize_mask
 
 
 @pytest.fixture
@@ -23,6 +20,63 @@ def shapes():
 def equal(a, b):
     tensors = [name for name, value in vars(a).items() if isinstance(value, torch.Tensor)]
     return all(torch.equal(getattr(a, name), getattr(b, name)) for name in tensors)
+
+
+def opened(name):
+    """Any benchmark at 64 px: its files are drawn, emoji have stand-ins."""
+    kind = BENCHMARKS[name]
+    return with_stand_ins(kind) if issubclass(kind, Emoji) else load_benchmark(name, size=64)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_keeps_the_contract(datasets, name):
+    benchmark = opened(name)
+    assert BENCHMARKS[name].name == name == benchmark.name
+    assert benchmark.title
+    for fold in range(benchmark.folds):
+        train, test = (set(benchmark.classes(fold, split)) for split in ("train", "test"))
+        assert train <= set(range(len(benchmark.class_names)))
+        assert train - test or not benchmark.paper_settings  # all but emoji-photo hold classes out
+        for shot, place in ((1, None), (5, None), (1, 0), (3, benchmark.training_queries(fold) - 1)):
+            first, again = (benchmark.draw(np.random.default_rng(7), fold, shot, place) for _ in range(2))
+            assert first == again
+            assert len(first.supports) == shot
+            assert first.query not in first.supports
+            assert first.class_id in train
+        for split in ("val", "test"):
+            episodes = test_episodes(benchmark, fold=fold, shot=2, count=9, split=split)
+            assert episodes == test_episodes(opened(name), fold=fold, shot=2, count=9, split=split)
+            assert {e.class_id for e in episodes} <= set(benchmark.classes(fold, split))
+        benchmark.check(fold, "train")
+    sample = benchmark.read(first.query, first.class_id)
+    assert sample.image.shape == (*sample.mask.shape, 3)
+    assert sample.image.dtype == np.uint8
+    assert all(m.dtype == bool and m.shape == sample.mask.shape for m in (sample.mask, sample.objects, sample.ignored))
+    assert not (sample.mask & ~sample.objects).any()
+    assert benchmark.read_square(first.query, first.class_id, 32).image.shape == (3, 32, 32)
+    assert benchmark.flaws(first.query, 64) == []
+    assert benchmark.digest() == opened(name).digest()
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_an_epoch_can_ask_for_each_query_once(datasets, monkeypatch, name):
+    benchmark = opened(name)
+    monkeypatch.setattr(benchmark, "each_query_once", True)
+    count = min(benchmark.training_queries(0), 300)
+    drawn = [EpisodeDataset(benchmark, 64, fold=0, count=count).episode(i) for i in range(count)]
+    assert len({(e.query, e.class_id) for e in drawn}) == count
+
+
+def test_what_a_run_was_trained_on():
+    pascal, coco, transfer = (BENCHMARKS[name]() for name in ("pascal", "coco", "coco-to-pascal"))
+    assert transfer.seen(1, coco, 1) == []
+    assert transfer.seen(2, coco, 1) == [transfer.class_names[c] for c in transfer.classes(2, "test")]
+    assert pascal.seen(0, coco, 0) == ["bicycle", "bird", "bottle"]
+    assert len(coco.seen(0, pascal, 1)) == 5
+    assert coco.seen(0, BENCHMARKS["fss"](), 0) == BENCHMARKS["emoji"]().seen(0, coco, 1) == []
+    photo, emoji = BENCHMARKS["emoji-photo"](), BENCHMARKS["emoji"]()
+    assert len(emoji.seen(0, photo, 0)) == len(emoji.classes(0, "test"))
+    assert emoji.seen(0, emoji, 0) == []
 
 
 def test_test_episodes_go_round_the_classes(shapes):
@@ -89,7 +143,8 @@ def test_digest_changes_with_what_decides_a_scene(shapes, monkeypatch):
 
 def test_errors(shapes):
     with pytest.raises(
-        ValueError, match="unknown benchmark 'voc': choose one of emoji, emoji-photo, shapes, pascal, coco, fss"
+        ValueError,
+        match="unknown benchmark 'voc': choose one of coco, emoji, emoji-photo, fss, pascal, coco-to-pascal, shapes",
     ):
         load_benchmark("voc", size=64)
     with pytest.raises(ValueError, match="fold is 7: shapes has the folds 0 to 3"):
@@ -100,115 +155,9 @@ def test_errors(shapes):
         test_episodes(shapes, fold=0, shot=1, protocol="mine")
     with pytest.raises(ValueError, match="split is 'training'"):
         shapes.classes(0, "training")
-    assert set(BENCHMARKS) == {"emoji", "emoji-photo", "shapes", "pascal", "coco", "fss", "coco-to-pascal"}
 
 
 def test_masks_are_resized_to_the_nearest_rounding_down():
     mask = np.array([[True, False, False], [False, False, True], [False, True, False]])
     index = np.arange(2) * 3 // 2
     np.testing.assert_array_equal(resize_mask(mask, 2).numpy(), mask[np.ix_(index, index)])
-
-
-# A COCO tree of twelve drawn images, each with two classes.
-
-
-@pytest.fixture
-def coco_root(tmp_path):
-    root = tmp_path / "coco"
-    (root / "annotations").mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    categories = [{"id": 2 * c + 1, "name": f"thing {c}"} for c in range(8)]  # ids with gaps, as COCO's
-    for split in ("train", "val"):
-        (root / f"{split}2017").mkdir()
-        images, annotations = [], []
-        for i in range(12):
-            h, w = (60, 80) if i % 2 else (90, 70)
-            Image.fromarray(rng.integers(0, 255, (h, w, 3), np.uint8)).save(root / f"{split}2017" / f"{i:03d}.jpg")
-            images.append({"id": 100 + i, "file_name": f"{i:03d}.jpg", "height": h, "width": w})
-            for j, category in enumerate((i % 8, (i + 3) % 8)):
-                x, y = 5 + 30 * j, 10
-                polygon = [x, y, x + 30, y, x + 30, y + 40, x, y + 40]
-                annotations.append(
-                    {
-                        "id": 2 * i + j + 1,
-                        "image_id": 100 + i,
-                        "category_id": 2 * category + 1,
-                        "iscrowd": 0,
-                        "area": 1200.0,
-                        "segmentation": [polygon],
-                    }
-                )
-        if split == "val":  # a crowd, as COCO stores it, and an object too small to count
-            crowd = np.zeros((60, 80), np.uint8, order="F")
-            crowd[50:, 40:] = 1
-            code = rle.encode(crowd)
-            annotations.append(
-                {
-                    "id": 98,
-                    "image_id": 101,
-                    "category_id": 3,
-                    "iscrowd": 1,
-                    "area": 400.0,
-                    "segmentation": {"size": code["size"], "counts": code["counts"].decode()},
-                }
-            )
-            annotations.append(
-                {
-                    "id": 99,
-                    "image_id": 101,
-                    "category_id": 13,
-                    "iscrowd": 0,
-                    "area": 9.0,
-                    "segmentation": [[0, 0, 3, 0, 3, 3, 0, 3]],
-                }
-            )
-        (root / "annotations" / f"instances_{split}2017.json").write_text(
-            json.dumps({"images": images, "annotations": annotations, "categories": categories})
-        )
-    return root
-
-
-def test_coco_reads_photographs(coco_root):
-    coco = load_benchmark("coco", size=64, root=str(coco_root))
-    assert coco.class_names[6] == "thing 6"
-    assert coco.classes(2, "test") == [2, 6]
-    assert coco.classes(2, "train") == [0, 1, 3, 4, 5, 7]
-    assert coco.images(1, "test") == {
-        1: ["val2017/001.jpg", "val2017/006.jpg", "val2017/009.jpg"],
-        5: ["val2017/002.jpg", "val2017/005.jpg", "val2017/010.jpg"],
-    }
-    sample = coco.read("val2017/001.jpg", 1)
-    expected = np.zeros((60, 80), bool)
-    expected[10:50, 5:35] = True
-    expected[50:, 40:] = True  # the crowd is part of the class
-    np.testing.assert_array_equal(sample.mask, expected)
-    assert sample.objects.sum() > sample.mask.sum()
-    batch = EpisodeDataset(coco, 64, fold=0, count=3)[0]
-    assert batch.query.shape == (1, 3, 64, 64)
-    assert batch.support_mask.any()
-
-
-def test_coco_episodes_are_the_official_draw(coco_root):
-    coco = load_benchmark("coco", size=64, root=str(coco_root))
-    episodes = test_episodes(coco, fold=1, shot=5, count=20)
-    lists = coco.images(1, "test")
-    np.random.seed(0)  # the protocol is written in calls of the legacy generator
-    for episode in episodes:
-        class_id = np.random.choice(list(lists), 1, replace=False)[0]
-        query = np.random.choice(lists[class_id], 1, replace=False)[0]
-        supports = []
-        while len(supports) < 5:
-            name = np.random.choice(lists[class_id], 1, replace=False)[0]
-            if name != query:
-                supports.append(name)
-        assert (episode.class_id, episode.query, list(episode.supports)) == (class_id, query, supports)
-    assert pick(np.random.RandomState(3), [4, 5, 6]) == np.random.RandomState(3).choice([4, 5, 6], 1, replace=False)[0]
-
-
-def test_coco_that_is_not_there(coco_root, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no annotations/instances_train\*.json under .*--root"):
-        load_benchmark("coco", size=64, root=str(tmp_path / "nowhere"))
-    (coco_root / "val2017" / "001.jpg").unlink()
-    coco = load_benchmark("coco", size=64, root=str(coco_root))
-    with pytest.raises(FileNotFoundError, match=r"001.jpg is listed but not there"):
-        coco.read("val2017/001.jpg", 1)

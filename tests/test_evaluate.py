@@ -46,7 +46,7 @@ def run(monkeypatch):
     return call
 
 
-def test_a_run_under_the_strict_protocol(trees, data, run, capsys):
+def test_a_run_under_the_strict_protocol(datasets, data, run, capsys):
     folder = train(
         Config(**TINY, benchmark="pascal", protocol="strict", novel_images="drop", boundary="ignore", rule="majority")
     )
@@ -76,10 +76,13 @@ def test_a_run_under_the_strict_protocol(trees, data, run, capsys):
         )  # each counted pixel is in one intersection or the other union
 
     assert run(folder.name, "--benchmark", "coco-to-pascal") == 2
-    assert "trained on pascal, which has classes of it" in capsys.readouterr().err
+    assert (
+        "was trained on 4 of its classes, such as chair. It can be tested with --benchmark pascal --fold 0\n"
+        in capsys.readouterr().err
+    )
 
 
-def test_a_run_of_coco_on_pascal(trees, data, run, capsys):
+def test_a_run_of_coco_on_pascal(datasets, data, run, capsys):
     folder = train(Config(**TINY, benchmark="coco", fold=1))
     assert json.loads((folder / "test-1shot.json").read_text())["source"]["source"] == "ours"
     assert run(folder.name, "--benchmark", "coco-to-pascal", "--original-size") == 0
@@ -87,9 +90,15 @@ def test_a_run_of_coco_on_pascal(trees, data, run, capsys):
     assert test["source"]["episodes"] == "ours"
     assert {row[0] for row in test["areas"]["HSNet"]} <= {1, 5, 12, 17}  # bicycle, bus, horse, sofa
     for options, message in (
-        (("--benchmark", "coco-to-pascal", "--fold", "2"), "trained on classes of that fold"),
-        (("--benchmark", "pascal"), "On PASCAL it can be tested as --benchmark coco-to-pascal"),
-        (("--fold", "0"), "trained on the classes of every fold of coco but 1"),
+        (
+            ("--benchmark", "coco-to-pascal", "--fold", "2"),
+            "--benchmark coco-to-pascal --fold 2: this run was trained on 6 of its classes, such as bird",
+        ),
+        (
+            ("--benchmark", "pascal"),
+            ". It can be tested with --benchmark coco --fold 1 or --benchmark coco-to-pascal --fold 1",
+        ),
+        (("--fold", "0"), "--fold 0: this run was trained on 20 of its classes, such as person"),
         (("--protocol", "mine"), "protocol is 'mine': choose one of official, strict"),
         (("--rule", "mine"), "rule is 'mine': choose one of paper, majority"),
         (("--precision", "half"), "precision is 'half': choose one of auto, float32, bfloat16, float16"),
@@ -99,12 +108,12 @@ def test_a_run_of_coco_on_pascal(trees, data, run, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_coco_to_pascal_does_not_train(trees):
+def test_coco_to_pascal_does_not_train(datasets):
     with pytest.raises(ValueError, match="coco-to-pascal, which only tests: train on coco"):
         train(Config(**TINY, benchmark="coco-to-pascal"))
 
 
-def test_the_authors_weights(trees, data, tmp_path, run):
+def test_the_authors_weights(datasets, data, tmp_path, run):
     path = tmp_path / "best_model.pt"
     torch.save(reference_state_dict("resnet50", "module."), path)
     options = ("--reference-checkpoint", path, "--benchmark", "pascal", "--backbone", "resnet50", "--fold", "2")
@@ -133,17 +142,17 @@ def test_the_authors_weights(trees, data, tmp_path, run):
     ("options", "message"),
     [
         (["--benchmark", "pascal"], "no file FILE: the authors link"),
-        ([], "--benchmark is None: say what the checkpoint was trained on, pascal, coco, fss"),
+        ([], "--benchmark is None: say what the checkpoint was trained on, coco, fss, pascal"),
         (["--benchmark", "pascal", "--backbone", "resnet7"], "backbone is 'resnet7': choose one of"),
         (["--benchmark", "pascal", "--controls"], "has no --controls"),
     ],
 )
-def test_reference_mistakes(trees, options, message, run, capsys):
+def test_reference_mistakes(datasets, options, message, run, capsys):
     assert run("--reference-checkpoint", "FILE", *options) == 2
     assert message in capsys.readouterr().err
 
 
-def test_what_is_no_checkpoint(trees, tmp_path):
+def test_what_is_no_checkpoint(datasets, tmp_path):
     path = tmp_path / "page.pt"
     path.write_text("<html>not found</html>")
     with pytest.raises(ValueError, match=r"page.pt is no checkpoint, or damaged"):

@@ -14,7 +14,6 @@ import torch
 from helpers import TINY, history, several
 
 from hsnet import Config, HSNet, Segmenter
-from hsnet.benchmarks import benchmark_of
 from hsnet.devices import choose_device, computing_in, exact_float32
 from hsnet.engine import pixel_loss
 from hsnet.engine import test_run as rerun
@@ -77,7 +76,7 @@ def test_a_training_that_is_resumed_and_tested_elsewhere(data, precision):
     assert [line["epoch"] for line in history(folder)] == [1, 2]
     there = json.loads((folder / "test-1shot.json").read_text())
     here = rerun(
-        HSNet.from_run("tiny"), replace(config, device="cpu", precision="float32"), benchmark_of(config), folder, 1
+        HSNet.from_run("tiny"), replace(config, device="cpu", precision="float32"), config.load_benchmark(), folder, 1
     )
     for ours, theirs in zip(there["areas"]["HSNet"], here["areas"]["HSNet"], strict=True):
         assert np.abs(np.subtract(ours, theirs)).max() <= 0.02 * TINY["size"] ** 2

@@ -16,9 +16,14 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 from scipy.io import savemat
 
+from hsnet.benchmarks import coco as coco_module
 from hsnet.benchmarks import load_benchmark, splits
+from hsnet.benchmarks import pascal as pascal_module
+from hsnet.benchmarks.coco import Coco
+from hsnet.benchmarks.fss import Fss
+from hsnet.benchmarks.pascal import Pascal
 from hsnet.prepare import __main__ as prepare
-from hsnet.prepare import checks, masks
+from hsnet.prepare import masks
 from hsnet.prepare.downloads import RemoteFile
 
 
@@ -44,12 +49,12 @@ def serve(monkeypatch, own_folders):
             return RemoteFile(file.name, (base + file.name,), f"md5:{hashlib.md5(content).hexdigest()}", len(content))
 
         for name in ("VOC", "SBD"):
-            if getattr(prepare, name).name in files:
-                monkeypatch.setattr(prepare, name, remote(getattr(prepare, name)))
-        for name, file in prepare.COCO.items():
+            if getattr(pascal_module, name).name in files:
+                monkeypatch.setattr(pascal_module, name, remote(getattr(pascal_module, name)))
+        for name, file in coco_module.FILES.items():
             if file.name in files:
-                monkeypatch.setitem(prepare.COCO, name, remote(file))
-        monkeypatch.setattr(prepare, "REPOSITORY", (base,))
+                monkeypatch.setitem(coco_module.FILES, name, remote(file))
+        monkeypatch.setattr(splits, "REPOSITORY", (base,))
         return server
 
     yield start
@@ -102,20 +107,19 @@ def labels_of(class_ids, boundary=False):
     return labels
 
 
-def write_lists(monkeypatch, counts, files):
-    """Official lists of a small made-up world: files in the lists' folder, their checksums and counts."""
+def write_lists(monkeypatch, benchmark, counts, files):
+    """Official lists of a small made-up benchmark: files in the lists' folder, their checksums and counts."""
     folder = splits.splits_folder()
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)
     digests = {n: hashlib.sha256(c.encode()).hexdigest() for n, c in files.items() if n.endswith(".txt")}
-    for name in list(checks.LISTS):
-        if name.partition("/")[0] in {n.partition("/")[0] for n in files}:
-            monkeypatch.delitem(checks.LISTS, name)
+    for name in list(splits.LISTS):
+        if name.startswith(benchmark.name):
+            monkeypatch.delitem(splits.LISTS, name)
     for name, digest in digests.items():
-        monkeypatch.setitem(checks.LISTS, name, digest)
-    for what, count in counts.items():
-        monkeypatch.setitem(checks.COUNTS, what, count)
+        monkeypatch.setitem(splits.LISTS, name, digest)
+    monkeypatch.setattr(benchmark, "counts", counts)
 
 
 def run(monkeypatch, capsys, *arguments):
@@ -149,11 +153,10 @@ def pascal(monkeypatch, serve, tmp_path):
     voc["VOCdevkit/VOC2012/Annotations/1.xml"] = b"<a/>"
     server = serve({"VOCtrainval_11-May-2012.tar": tar(voc), "benchmark.tgz": tar(sbd, "w:gz")})
     counts = {
-        f"pascal {s}": tuple(len(lines[f"pascal/{n}/fold{f}.txt"]) for f in range(4))
-        for s, n in (("train", "trn"), ("val", "val"))
+        s: tuple(len(lines[f"pascal/{n}/fold{f}.txt"]) for f in range(4)) for s, n in (("train", "trn"), ("val", "val"))
     }
     files = {name: "".join(found) for name, found in lines.items()}
-    write_lists(monkeypatch, {**counts, "pascal images": 20, "pascal masks": 20}, files)
+    write_lists(monkeypatch, Pascal, {**counts, "images": 20, "masks": 20}, files)
     return tmp_path / "pascal", server
 
 
@@ -201,15 +204,24 @@ def test_a_damaged_pascal_folder(pascal, monkeypatch, capsys):
     assert "more)" in out  # three are named, the others counted
     assert f"delete {augmented}, and run `python -m hsnet.prepare pascal --root {root}`" in out
 
-    def flaws(*names):
-        monkeypatch.setattr(checks, "_draw", lambda pairs, _: [p for p in pairs if p[0] in names])
-        return "\n".join(finding.text for finding in checks.check_pascal(root))
 
-    assert "2007_000004.png is 9 × 9 pixels, its image 30 × 20" in flaws("2007_000004")
-    assert "2007_000005.png lacks class 14, for which its image is listed" in flaws("2007_000005")
-    assert "2007_000006.png cannot be read" in flaws("2007_000006")
-    assert "2007_000007.png holds the label 31" in flaws("2007_000007")
-    assert "2007_000008.jpg cannot be read" in flaws("2007_000008")
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("2007_000004.png", palette_mask(np.zeros((9, 9), np.uint8)), "is 9 × 9 pixels, its image 30 × 20"),
+        ("2007_000005.png", palette_mask(labels_of([5])), "lacks class 14, for which its image is listed"),
+        ("2007_000006.png", b"half", "cannot be read"),
+        ("2007_000007.png", palette_mask(labels_of([7, 15, 30])), "holds the label 31"),
+        ("2007_000008.jpg", photograph(8)[:200], "cannot be read"),
+    ],
+)
+def test_each_damaged_file_is_named(pascal, monkeypatch, capsys, file, content, message):
+    root, _ = pascal
+    run(monkeypatch, capsys, "pascal", "--root", root)
+    (root / ("JPEGImages" if file.endswith("jpg") else "SegmentationClassAug") / file).write_bytes(content)
+    status, out = run(monkeypatch, capsys, "pascal", "--root", root, "--check")
+    assert status == 1
+    assert f"{file} {message}" in out
 
 
 def test_lists_that_are_not_the_official_ones(pascal, monkeypatch, capsys):
@@ -283,13 +295,13 @@ def coco(monkeypatch, serve, tmp_path):
         members[f"annotations/captions_{year}.json"] = b"{}"
         files[f"{year}.zip"] = zipped({f"{year}/{name}": photograph(k) for k, name in names})
         table = {str(c): {0: [1, 2, 3, 4], 1: [1, 2], 2: [4, 3, 2, 1]}.get(c, []) for c in range(80)}
-        write_lists(monkeypatch, {}, {f"coco/{split}.json": json.dumps(table)})
-    monkeypatch.setattr(checks, "CONTENT", dict.fromkeys(checks.CONTENT, checks.content_digest(table)))
-    counts = {"coco train2014": 4, "coco val2014": 4, "coco categories": 3}
-    for split, of in (("train", (4, 4, 4, 4)), ("val", (4, 2, 4, 0))):
-        counts[f"coco {split}"] = of
-    for what, count in counts.items():
-        monkeypatch.setitem(checks.COUNTS, what, count)
+        counts = {"train2014": 4, "val2014": 4, "categories": 3, "train": (4, 4, 4, 4), "val": (4, 2, 4, 0)}
+        write_lists(monkeypatch, Coco, counts, {f"coco/{split}.json": json.dumps(table)})
+    monkeypatch.setattr(
+        splits,
+        "CONTENT",
+        dict.fromkeys(splits.CONTENT, splits.content_digest({int(c): ids for c, ids in table.items()})),
+    )
     server = serve(files | {"annotations_trainval2014.zip": zipped(members)})
     return tmp_path / "coco", server
 
@@ -331,7 +343,7 @@ def test_the_authors_coco_masks_are_compared_with_ours(coco, monkeypatch, capsys
     labels = np.asarray(Image.open(half)).copy()
     labels[:10] = 0
     Image.fromarray(labels).save(half)
-    monkeypatch.setattr(checks, "COVERED", 1.0)
+    monkeypatch.setattr(coco_module, "COVERED", 1.0)
     status, out = run(monkeypatch, capsys, "coco", "--root", root, "--masks", theirs)
     assert status == 0, out
     assert json.loads((root / "masks" / "source.json").read_text())["source"] == "authors"
@@ -359,7 +371,7 @@ def test_a_damaged_coco_folder(coco, monkeypatch, capsys):
     assert "listed images that instances_val2014.json does not know: 4" in out
     annotations.write_text(annotations.read_text()[:500])
     _, out = run(monkeypatch, capsys, "coco", "--root", root, "--check")
-    assert "instances_val2014.json is no whole instances file" in out
+    assert "instances_val2014.json is no complete instances file" in out
 
 
 def test_another_year_has_no_official_lists(coco, monkeypatch, capsys):
@@ -421,7 +433,7 @@ def fss(monkeypatch, tmp_path, own_folders):
                 mask[5:9, 5:9, :3], mask[..., 3] = 255, 255
                 (root / name / f"{k}.png").write_bytes(encoded(Image.fromarray(mask), "PNG"))
     files = {f"fss/{split}.txt": "\n".join(names) + "\n" for split, names in listed.items()}
-    write_lists(monkeypatch, {"fss train": 2, "fss val": 1, "fss test": 1}, files)
+    write_lists(monkeypatch, Fss, {"train": 2, "val": 1, "test": 1}, files)
     return root
 
 
@@ -454,7 +466,7 @@ def test_fss_unpacked_too_deep(fss, monkeypatch, capsys):
 
 
 def test_options_that_do_not_fit(monkeypatch, capsys, tmp_path):
-    with pytest.raises(ValueError, match="--masks is for pascal and coco"):
+    with pytest.raises(ValueError, match="--masks is for coco and pascal"):
         run(monkeypatch, capsys, "fss", "--masks", tmp_path)
 
 
@@ -466,16 +478,16 @@ class Evil:
 @pytest.mark.parametrize("content", [Evil(), {0: [Evil()]}, {0: (1, 2)}, {0: {1.5}}, [b"bytes"], True, None])
 def test_pickles_of_anything_else_are_refused(content):
     with pytest.raises(ValueError, match="this pickle holds"):
-        prepare.read_plain_pickle(pickle.dumps(content))
+        splits.read_plain_pickle(pickle.dumps(content))
     assert not hasattr(builtins, "evil_ran")
     with pytest.raises(ValueError, match="or is damaged"):
-        prepare.read_plain_pickle(pickle.dumps({0: ["a"]})[:-3])
+        splits.read_plain_pickle(pickle.dumps({0: ["a"]})[:-3])
 
 
 def test_plain_pickles_are_read():
     content = {0: ["val2014/COCO_val2014_000000000009.jpg"], "a": {"b": [1, 2**70]}}
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        assert prepare.read_plain_pickle(pickle.dumps(content, protocol)) == content
+        assert splits.read_plain_pickle(pickle.dumps(content, protocol)) == content
 
 
 def coco_pickles(folds):
@@ -499,9 +511,9 @@ def test_the_official_lists_are_fetched_checked_and_stored(serve, monkeypatch, c
     }
     made |= {f"fss/{s}.txt": b"cup\n" for s in ("trn", "val", "test")}
     for name, content in made.items():
-        monkeypatch.setitem(checks.LISTS, name, hashlib.sha256(content).hexdigest())
-    digest = checks.content_digest({str(c): ids for c, ids in table.items()})
-    monkeypatch.setattr(checks, "CONTENT", {"train": digest, "val": digest})
+        monkeypatch.setitem(splits.LISTS, name, hashlib.sha256(content).hexdigest())
+    digest = splits.content_digest(table)
+    monkeypatch.setattr(splits, "CONTENT", {"train": digest, "val": digest})
     server = serve(made)
     status, out = run(monkeypatch, capsys, "splits")
     assert status == 0, out
@@ -521,9 +533,9 @@ def test_the_official_lists_are_fetched_checked_and_stored(serve, monkeypatch, c
 
 def test_lists_that_contradict_each_other_are_refused():
     with pytest.raises(ValueError, match="differ for class 3"):
-        prepare.merge_coco_lists([{3: ["a/a_1.jpg"]}, {3: ["a/a_2.jpg"]}])
+        splits.merge_coco_lists([{3: ["a/a_1.jpg"]}, {3: ["a/a_2.jpg"]}])
     with pytest.raises(ValueError, match="no list holds the classes"):
-        prepare.merge_coco_lists([{3: ["a/a_1.jpg"]}])
+        splits.merge_coco_lists([{3: ["a/a_1.jpg"]}])
 
 
 def test_a_genuine_pickle_holds_the_lists_that_are_read(request):
@@ -531,8 +543,8 @@ def test_a_genuine_pickle_holds_the_lists_that_are_read(request):
     pickled = folder / "val" / "fold3.pkl"
     if not pickled.exists():
         pytest.skip("no official COCO pickle under HSNET_SPLITS")
-    assert hashlib.sha256(pickled.read_bytes()).hexdigest() == checks.LISTS["coco/val/fold3.pkl"]
-    read = prepare.read_plain_pickle(pickled.read_bytes())
+    assert hashlib.sha256(pickled.read_bytes()).hexdigest() == splits.LISTS["coco/val/fold3.pkl"]
+    read = splits.read_plain_pickle(pickled.read_bytes())
     numbers = {c: [int(name[-16:-4]) for name in names] for c, names in read.items() if names}
     assert numbers == {c: ids for c, ids in splits.read_coco("val").items() if c % 4 == 3}
 
@@ -540,13 +552,13 @@ def test_a_genuine_pickle_holds_the_lists_that_are_read(request):
 def test_the_official_lists_are_those_of_the_reference():
     if not (splits.splits_folder() / "fss").exists():
         pytest.skip("no official lists: HSNET_SPLITS is not set")
-    assert [f.text for f in checks.check_splits(splits.splits_folder()) if f.remedy] == []
+    assert [f.text for f in splits.verify_lists() if f.remedy] == []
     for split in ("train", "val"):
         for fold in range(4):
-            assert len(splits.read_pascal(split, fold)) == checks.COUNTS[f"pascal {split}"][fold]
+            assert len(splits.read_pascal(split, fold)) == Pascal.counts[split][fold]
             table = splits.read_coco(split)
             images = {i for c, ids in table.items() if (c % 4 == fold) == (split == "val") for i in ids}
-            assert len(images) == checks.COUNTS[f"coco {split}"][fold]
+            assert len(images) == Coco.counts[split][fold]
     assert [len(splits.read_fss(s)) for s in ("train", "val", "test")] == [520, 240, 240]
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from hsnet.benchmarks import load_benchmark
 from hsnet.benchmarks.sprites import SpriteError
-from hsnet.config import ROOT
 from hsnet.episodes import test_episodes
+from hsnet.paths import ROOT
 
 GOLDEN = Path(__file__).parent / "golden" / "scenes.json"
 GRID = 4  # parts a side, whose mean colours stand for the pixels: renderers may round them by a level

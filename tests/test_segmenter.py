@@ -14,10 +14,10 @@ from PIL import Image
 import hsnet.predict as program
 from hsnet import HSNet, Segmenter
 from hsnet.baselines import Prototypes
-from hsnet.benchmarks.resize import Sample
-from hsnet.config import ROOT, run_program
-from hsnet.episodes import resize_image, resize_mask
+from hsnet.benchmarks.resize import Sample, resize_image, resize_mask
+from hsnet.config import run_program
 from hsnet.model import vote
+from hsnet.paths import ROOT
 from hsnet.pictures import BEHIND, read_image
 from hsnet.predict import _names
 from hsnet.runs import DEFAULT_RUN, WEIGHTS, run_folder, save_model

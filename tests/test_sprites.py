@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kit import sheets
 
 from hsnet.benchmarks import sprites
 from hsnet.benchmarks.sprites import IconSet, SpriteError, Sprites, icon_svg, load_concepts, prepare_sprites
@@ -295,25 +296,8 @@ def test_two_first_uses_at_once_agree(workshop, tmp_path):
 # Looking
 
 
-def test_contact_sheet_shows_every_drawing(workshop, tmp_path):
-    cached = Sprites(tmp_path / "cache", progress=False)
-    sheet = np.asarray(sprites.contact_sheet(load_concepts(), cached))
-    assert sheet.ndim == 3
-    assert sheet.dtype == np.uint8
+def test_contact_sheet_shows_every_drawing(workshop, tmp_path, monkeypatch):
+    monkeypatch.setattr(sheets, "SETS", sprites.SETS)
+    sheet = np.asarray(sheets.contact_sheet(load_concepts(), Sprites(tmp_path / "cache", progress=False)))
     assert (sheet == [255, 0, 0]).all(-1).sum() == 96 * 96
     assert sheet[-32:].min() < 100  # the attribution
-
-
-def test_command_line_writes_sheets(workshop, tmp_path, monkeypatch, capsys):
-    folders = ["--folder", str(tmp_path / "cache"), "--sheets", str(tmp_path / "sheets")]
-    monkeypatch.setattr(sys, "argv", ["sprites", *folders])
-    sprites.main()
-    assert "2 concepts, 2 drawings" in capsys.readouterr().out
-    assert [path.name for path in (tmp_path / "sheets").iterdir()] == ["sheet-000.png"]
-
-
-def test_command_line_says_what_failed(workshop, tmp_path, monkeypatch):
-    workshop("exit 1")
-    monkeypatch.setattr(sys, "argv", ["sprites", "--folder", str(tmp_path / "cache")])
-    with pytest.raises(SystemExit, match="--benchmark shapes"):
-        sprites.main()

@@ -28,10 +28,11 @@ from PIL import Image
 from hsnet.benchmarks import Episode, load_benchmark
 from hsnet.benchmarks.drawn import DrawnBenchmark
 from hsnet.benchmarks.sprites import SpriteError, _npm_pack
-from hsnet.config import data_folder, run_program
+from hsnet.config import run_program
 from hsnet.episodes import test_episodes
 from hsnet.export import GRAPHS, export
 from hsnet.model import HSNet
+from hsnet.paths import data_folder
 from hsnet.runs import DEFAULT_RUN, run_folder
 from kit.pages import THREAD
 

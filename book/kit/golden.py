@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hsnet.config import ROOT
 from hsnet.model import HSNet
+from hsnet.paths import ROOT
 
 FOLDER = ROOT / "tests" / "golden"
 FORMULA = runpy.run_path(str(FOLDER / "formula.py"))

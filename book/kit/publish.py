@@ -5,7 +5,8 @@ import json
 import re
 from pathlib import Path
 
-from hsnet.config import ROOT, run_program
+from hsnet.config import run_program
+from hsnet.paths import ROOT
 
 # The address is a plain string in it, for Colab is given the notebook alone.
 FIRST_CELL = """\

@@ -1,14 +1,19 @@
-"""What every benchmark answers: which classes a fold holds out, which episodes test it, what a picture and its mask are."""
+"""What every benchmark answers: its classes and folds, its episodes, its pictures, its settings in the paper, and where its files come from."""
 
 from abc import ABC, abstractmethod
+from argparse import Namespace
+from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from ..prepare.findings import Finding
 from .resize import Sample, Square, resize_sample
 
 SPLITS = ("train", "val", "test")
+BENCHMARKS: dict[str, type["Benchmark"]] = {}  # by name, as on the command line
 
 
 @dataclass(frozen=True)
@@ -30,27 +35,67 @@ class UnreadableFileError(OSError):
     """An image or a mask that is there but cannot be used; the message names its path and what is wrong."""
 
 
+def register(benchmark: type["Benchmark"]) -> type["Benchmark"]:
+    """Enter a class in `BENCHMARKS`, a decorator: the command lines, tables and checks then know it."""
+    benchmark.vocabulary = benchmark.vocabulary or benchmark.name
+    benchmark.title = benchmark.title or benchmark.name
+    BENCHMARKS[benchmark.name] = benchmark
+    return benchmark
+
+
 class Benchmark(ABC):
-    """Classes in folds, pictures by name, episodes.
+    """Classes in folds, pictures by name, episodes. Making one reads no file; `open` does.
+
+    Args:
+        size: side of drawn scenes in pixels; of images, the side at which a cache is looked for.
+        root: folder of the files; empty for the usual one.
+        novel_images: whether to "keep" or "drop" training images that also show a held-out class.
 
     Attributes:
         name: as on the command line.
+        title: as in tables; by default its name.
+        summary: what the name does not say, for `--help`.
+        vocabulary: shared by benchmarks whose classes are the same things; by default its name.
+        folds: how many groups of classes there are.
         class_names: by class id.
         protocols: the rules by which its episodes can be drawn; `protocol` is the one in force, see `under`.
+        trained_as: the benchmark whose runs it tests, where it has no training of its own.
+        paper_settings: what the paper's training on it sets otherwise than `hsnet.paper`; None where the paper has none.
+        preparation: what `hsnet.prepare` does for it; empty for nothing.
+        builds_masks: whether `hsnet.prepare` builds masks, for which the authors' can stand in.
+        drawn: whether scenes are drawn, so that any object of a query can be asked for (`other_questions`).
         each_query_once: whether an epoch asks for each training query once, instead of drawing them.
         cacheable: whether `build_cache` can keep its pictures.
         resample_classes: whether intervals resample classes too, see `SegmentationScore`.
+        attribution: a line that pictures of it must carry.
     """
 
     name: str
-    folds: int = 4
+    title = ""
+    summary = ""
+    vocabulary = ""
+    folds = 4
+    class_names: list[str]
     protocols: tuple[str, ...] = ("official",)
     protocol = "official"
+    trained_as = ""
+    paper_settings: dict | None = None
+    preparation = ""
+    builds_masks = False
+    drawn = False
     each_query_once = False
     cacheable = False
-    class_names: list[str]
     resample_classes = False
-    attribution = ""  # a line that pictures of it must carry
+    attribution = ""
+    root: Path
+
+    def __init__(self, size: int = 256, root: str | Path = "", novel_images: str = "keep"):
+        self.size, self.novel_images = size, novel_images
+
+    @classmethod
+    def open(cls, *, size: int, root: str | Path = "", novel_images: str = "keep") -> "Benchmark":
+        """The benchmark with what it needs of its files. Arguments are the constructor's; errors name the next step."""
+        return cls(size, root, novel_images)
 
     def under(self, protocol: str) -> "Benchmark":
         """The same benchmark under another protocol.
@@ -64,6 +109,8 @@ class Benchmark(ABC):
         other = copy(self)
         other.protocol = protocol
         return other
+
+    # Classes
 
     def classes(self, fold: int, split: str) -> list[int]:
         """Class ids of a split: those that a fold trains on, chooses the epoch by ("val"), and is tested on.
@@ -81,13 +128,36 @@ class Benchmark(ABC):
     @abstractmethod
     def _classes(self, fold: int, split: str) -> list[int]: ...
 
+    def common_name(self, class_id: int) -> str:
+        """What a class is called in the `vocabulary`."""
+        return self.class_names[class_id]
+
+    def seen(self, fold: int, run: "Benchmark", run_fold: int) -> list[str]:
+        """Names of the test classes of `fold` that a run on the benchmark `run`, holding out `run_fold`, was trained on."""
+        if self.vocabulary != run.vocabulary:
+            return []
+        trained = {run.common_name(c) for c in run.classes(run_fold, "train")}
+        return [self.class_names[c] for c in self.classes(fold, "test") if self.common_name(c) in trained]
+
+    # Episodes
+
     @abstractmethod
-    def draw(self, rng: np.random.Generator, fold: int, shot: int = 1) -> Episode:
-        """One training episode."""
+    def draw(self, rng: np.random.Generator, fold: int, shot: int = 1, place: int | None = None) -> Episode:
+        """One training episode.
+
+        Args:
+            place: its query among the `training_queries`; None draws one.
+        """
+
+    @abstractmethod
+    def training_queries(self, fold: int) -> int:
+        """How many episodes an epoch has unless a number is asked for."""
 
     @abstractmethod
     def test_episodes(self, fold: int, shot: int, count: int, seed: int, split: str) -> list[Episode]:
         """The episodes of "val" or "test": a function of the arguments alone."""
+
+    # Pictures
 
     @abstractmethod
     def read(self, name: str, class_id: int) -> Sample:
@@ -95,7 +165,7 @@ class Benchmark(ABC):
 
         Raises:
             FileNotFoundError: a picture that is not there, saying how to get it.
-            UnreadableFileError: one that cannot be read, or a mask that does not fit it.
+            UnreadableFileError: one that cannot be read, or a mask of another size.
         """
 
     def read_square(self, name: str, class_id: int, size: int) -> Square:
@@ -109,7 +179,7 @@ class Benchmark(ABC):
             tolerated: how many may be missing.
 
         Raises:
-            FileNotFoundError: a tree that is not there or not whole, saying the next step.
+            FileNotFoundError: a folder that is not there or lacks files, saying the next step.
         """
 
     def flaws(self, name: str, size: int) -> list[str]:
@@ -119,9 +189,7 @@ class Benchmark(ABC):
         """
         return []
 
-    @abstractmethod
-    def training_queries(self, fold: int) -> int:
-        """How many episodes an epoch has unless a number is asked for."""
+    # Records and files
 
     def digest(self) -> str:
         """What must be equal for two scores to be compared: a hash of everything that decides the test pictures."""
@@ -130,3 +198,14 @@ class Benchmark(ABC):
     def source(self) -> dict:
         """Where lists and masks come from, for the records of a test."""
         return {}
+
+    def prepare(self, options: Namespace) -> None:  # noqa: B027 - most need nothing
+        """Fetch and build the files in `root`; every step that is done is skipped.
+
+        Args:
+            options: of the command line, see `hsnet.prepare.__main__`.
+        """
+
+    def verify(self, sample: int) -> Iterator[Finding]:
+        """What `root` holds, compared with what it must hold, and a sample of so many images and masks."""
+        yield from ()

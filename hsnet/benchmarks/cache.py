@@ -101,7 +101,7 @@ def build_cache(benchmark, size: int, *, threads: int = 0) -> Path:
     left out: an episode that needs one fails or passes it over as it does without a cache.
 
     Args:
-        benchmark: one of photographs with maps of labels, see `ListedBenchmark`.
+        benchmark: a `ListedBenchmark` with maps of labels.
         threads: how many decode at once; 0 for one a core.
 
     Raises:

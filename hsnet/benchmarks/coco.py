@@ -3,17 +3,32 @@
 import contextlib
 import io
 import re
+from argparse import Namespace
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from pycocotools.coco import COCO
 
-from ..paths import images_folder
-from .base import Sample, UnreadableFileError
+from ..prepare.downloads import RemoteFile, fetch_and_unpack
+from ..prepare.findings import Finding, OpenedSample, anew, counted, draw, first_of, missing, stems
+from ..prepare.masks import (
+    agreement,
+    begin_masks,
+    build_coco_masks,
+    image_instances,
+    makers,
+    paint,
+    read_instances,
+    read_source,
+    take_authors_masks,
+)
+from .base import Sample, UnreadableFileError, register
 from .listed import ListedBenchmark, open_image
 from .resize import Square, resize_sample
-from .splits import read_coco
+from .splits import OTHER_LISTS, fetch_lists, read_coco, verify_lists
 
 NAMES = (
     "person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant stop_sign parking_meter bench "
@@ -26,12 +41,39 @@ NAMES = (
 CLASSES = [name.replace("_", " ") for name in NAMES.split()]
 # An image of a sample counts for a class if the class covers at least this many pixels: COCO's own bound of a small object.
 LEAST_AREA = 32 * 32
+COVERED = 0.02  # share of masks in which a smaller instance may hide the listed class altogether
+# Checksums are the same in several independent projects, and are the tags under which the files are served.
+FILES = {
+    "annotations": RemoteFile(
+        "annotations_trainval2014.zip",
+        ("http://images.cocodataset.org/annotations/annotations_trainval2014.zip",),
+        "md5:0a379cfc70b0e71301e0f377548639bd",
+        size=252_872_794,
+        unpacked=900_000_000,
+    ),
+    "train2014": RemoteFile(
+        "train2014.zip",
+        ("http://images.cocodataset.org/zips/train2014.zip",),
+        "md5:0da8c0bd3d6becc4dcb32757491aca88",
+        size=13_510_573_713,
+        unpacked=13_600_000_000,
+    ),
+    "val2014": RemoteFile(
+        "val2014.zip",
+        ("http://images.cocodataset.org/zips/val2014.zip",),
+        "md5:a3d79f5ed8d289b7a7554ce06a5782b3",
+        size=6_645_013_297,
+        unpacked=6_700_000_000,
+    ),
+}
 
 
 class CocoFolds(ListedBenchmark):
     """COCO's classes in folds: fold f holds out those whose id, 0 to 79, is f modulo 4."""
 
     name = "coco"
+    title = "COCO-20i"
+    vocabulary = "coco"
     kept_back = 3
     class_first = True
 
@@ -44,6 +86,7 @@ class CocoFolds(ListedBenchmark):
         return self.root / name
 
 
+@register
 class Coco(CocoFolds):
     """COCO-20i: the official lists of COCO 2014, and class masks that `hsnet.prepare` has made, or the authors'.
 
@@ -52,6 +95,24 @@ class Coco(CocoFolds):
     """
 
     class_names = CLASSES
+    paper_settings: ClassVar = {"batch": 40}
+    preparation = "COCO 2014: download (20 GB), build the masks, verify"
+    builds_masks = True
+    # What is to be there: images by folder; images of the classes that a fold trains on, or is tested on.
+    counts: ClassVar = {
+        "train2014": 82_783,
+        "val2014": 40_504,
+        "categories": 80,
+        "train": (62_040, 74_381, 73_035, 73_808),
+        "val": (26_052, 15_305, 13_138, 12_640),
+    }
+
+    @classmethod
+    def open(cls, **arguments) -> CocoFolds:
+        """COCO-20i where the masks of 2014 have been made, else what the annotations give. Raises as `AnnotatedCoco` does."""
+        benchmark = cls(**arguments)
+        made = any((benchmark.masks / f"{part}2014").is_dir() for part in cls.parts)
+        return super().open(**arguments) if made else AnnotatedCoco(**arguments)
 
     def listed(self, part: str) -> list[tuple[str, int]]:
         """Class after class, in the authors' order."""
@@ -62,13 +123,111 @@ class Coco(CocoFolds):
         ]
 
     @property
-    def source_path(self) -> Path:
-        """Written by `hsnet.prepare`."""
-        return self.root / "masks" / "source.json"
+    def masks(self) -> Path:
+        """Written by `prepare`, with the note of their source."""
+        return self.root / "masks"
 
     def mask_path(self, name: str) -> Path:
         """masks/ and the image's own name, as PNG."""
-        return (self.root / "masks" / name).with_suffix(".png")
+        return (self.masks / name).with_suffix(".png")
+
+    def _annotations(self):
+        files = sorted((self.root / "annotations").glob("instances_*.json"))
+        return {path.stem.removeprefix("instances_"): path for path in files}
+
+    def prepare(self, options: Namespace) -> None:
+        """Images and annotations of COCO 2014 (of another year, if they are there already), and a class mask of each image."""
+        root, annotations, keep = self.root, self.root / "annotations", options.keep_archives
+        if not self._annotations():
+            if annotations.exists():
+                raise ValueError(f"{annotations} holds no instances_*.json: delete it and run the same command again")
+            fetch_and_unpack(FILES["annotations"], {"annotations": annotations}, root, keep_archive=keep)
+        folders = self._annotations()
+        for folder in (f for f in folders if f in FILES):
+            fetch_and_unpack(FILES[folder], {folder: root / folder}, root, keep_archive=keep)
+        if options.masks:
+            take_authors_masks({self.masks / folder: options.masks / folder for folder in folders}, self.masks)
+        else:
+            how = {"source": "ours", "crowd": options.crowd, "order": "smaller instances over larger ones"}
+            begin_masks(self.masks, how)
+            for folder, path in folders.items():
+                if not (self.masks / folder).exists():
+                    build_coco_masks(path, self.masks / folder, crowd=options.crowd, workers=options.workers)
+        if "train2014" in folders:
+            fetch_lists("coco")
+
+    def verify(self, sample: int) -> Iterator[Finding]:
+        """See `Benchmark.verify`. For COCO of another year there are no official lists."""
+        again = f"run `python -m hsnet.prepare coco --root {self.root}`"
+        files, lists = self._annotations(), {}
+        if not files:
+            yield Finding(f"no {self.root / 'annotations'}/instances_*.json", again)
+        elif {"train2014", "val2014"} <= set(files):
+            yield from verify_lists("coco")
+            for split in self.parts:
+                try:
+                    lists[f"{split}2014"] = table = read_coco(split)
+                except (FileNotFoundError, ValueError):
+                    continue  # said above
+                for fold, expected in enumerate(self.counts[split]):
+                    found = {i for c, ids in table.items() if (c % 4 == fold) == (split == "val") for i in ids}
+                    what = f"images in the {split} lists of fold {fold}"
+                    yield counted(what, len(found), expected, OTHER_LISTS, exactly=True)
+        else:
+            yield Finding(
+                f"{', '.join(files)}: not COCO 2014, so without the official lists; scores are not COCO-20i's"
+            )
+        for folder, path in files.items():
+            yield from self._verify_folder(folder, path, lists.get(folder), sample, again)
+
+    def _verify_folder(self, folder, path, table, sample, again):
+        images, masks = self.root / folder, self.masks / folder
+        get_images, get_masks, get_annotations = (anew(f, again) for f in (images, masks, path.parent))
+        try:
+            instances = read_instances(path)
+        except ValueError as error:
+            yield Finding(str(error), get_annotations)
+            return
+        by_id = {image["id"]: image for image in instances["images"]}
+        names = {i: Path(image["file_name"]).stem for i, image in by_id.items()}
+        expected = self.counts.get(folder, len(names))
+        yield counted(f"images in {path.name}", len(names), expected, get_annotations)
+        if len(instances["categories"]) != self.counts["categories"]:
+            what = f"categories in {path.name}"
+            yield counted(what, len(instances["categories"]), self.counts["categories"], get_annotations, exactly=True)
+        there, masked = stems(images, ".jpg"), stems(masks, ".png")
+        yield from missing(f"images of {folder}", set(names.values()), there, get_images)
+        yield from missing(f"masks of {folder} ({makers(self.masks)})", set(names.values()), masked, get_masks)
+        source = read_source(self.masks)
+        found = image_instances(instances, source.get("crowd", True))
+        if table is None:
+            pairs = [(i, label - 1) for i, parts in found.items() for label in {part[0] for part in parts}]
+        else:
+            pairs = [(i, c) for c, ids in table.items() for i in ids]
+            if unknown := {str(i) for i, _ in pairs if i not in names}:
+                yield Finding(f"listed images that {path.name} does not know: {first_of(unknown)}", get_annotations)
+        opened, hidden, sums = OpenedSample(self, get_images, get_masks), 0, np.zeros((2, 4), int)
+        authors = source.get("source") == "authors"
+        without = image_instances(instances, crowd=False) if authors else {}
+        for image_id, class_id in draw([(i, c) for i, c in pairs if names.get(i) in there & masked], sample):
+            image = by_id[image_id]
+            labels = opened.labels(f"{folder}/{image['file_name']}")
+            if labels is None:
+                continue
+            hidden += not (labels == class_id + 1).any()
+            for k, parts in enumerate((found[image_id], without[image_id]) if authors else ()):
+                sums[k] += agreement(paint(image["height"], image["width"], parts), labels)
+        yield from opened.findings()
+        if opened.opened:
+            text = f"in {hidden} of {opened.opened} sampled masks of {folder} the listed class does not show"
+            yield Finding(text, get_masks if hidden > COVERED * opened.opened else "")
+        for (equal, pixels, equal_objects, objects), crowd in zip(sums, ("with", "without"), strict=True):
+            if pixels:
+                yield Finding(
+                    f"the authors' masks of {folder} and ours, {crowd} crowds, agree in {100 * equal / pixels:.2f} % of the "
+                    f"pixels, and in {100 * equal_objects / max(objects, 1):.2f} % of those that either calls an object "
+                    f"({opened.opened} masks)"
+                )
 
 
 class AnnotatedCoco(CocoFolds):
@@ -77,9 +236,8 @@ class AnnotatedCoco(CocoFolds):
     Class masks are the union of a class's instances, crowds included. Training images come from `train*`, test ones from
     `val*`. An image counts for a class that covers at least 32 × 32 of its pixels; classes of a single image are left out.
 
-    Args:
-        root: a folder with `annotations/instances_train*.json`, `annotations/instances_val*.json` and the image folders
-            they are named after (`train2017`, `val2017`, …). Empty: the usual one, see `images_folder`.
+    Expected in `root`: `annotations/instances_train*.json`, `annotations/instances_val*.json` and the image folders they
+    are named after (`train2017`, `val2017`, …).
 
     Raises:
         FileNotFoundError: annotations that are not there, saying what is expected.
@@ -87,8 +245,8 @@ class AnnotatedCoco(CocoFolds):
 
     cacheable = False  # instances overlap: one map of labels cannot hold them
 
-    def __init__(self, root: str | Path = "", novel_images: str = "keep"):
-        super().__init__(root, novel_images)
+    def __init__(self, size: int = 256, root: str | Path = "", novel_images: str = "keep"):
+        super().__init__(size, root, novel_images)
         self._annotations = {split: self._load(split) for split in self.parts}
         coco = next(iter(self._annotations.values()))[1]
         self.category_ids = sorted(coco.cats)  # class id = place in this order, 0 to 79
@@ -173,12 +331,6 @@ class AnnotatedCoco(CocoFolds):
             for folder, coco in self._annotations.values()
             for i, image in coco.imgs.items()
         }
-
-
-def open_coco(root: str | Path = "", novel_images: str = "keep") -> CocoFolds:
-    """COCO-20i where the masks of 2014 have been made, else what the annotations give. Raises as `AnnotatedCoco` does."""
-    prepared = any((images_folder("coco", root) / "masks" / year).is_dir() for year in ("train2014", "val2014"))
-    return (Coco if prepared else AnnotatedCoco)(root, novel_images)
 
 
 def _quietly(load, path):

@@ -18,16 +18,11 @@ class DrawnBenchmark(Benchmark):
 
     A name is "split.fold.class.artist.key": what the target is, who drew it, and the key from which everything else of
     the scene follows (the distractors, of the same split's classes, among it).
-
-    Args:
-        size: side of the scenes in pixels.
     """
 
+    drawn = True
     resample_classes = True
     scenes_version = 1
-
-    def __init__(self, size: int = 256):
-        self.size = size
 
     @abstractmethod
     def artists(self, class_id: int, split: str) -> list[str]:
@@ -57,10 +52,15 @@ class DrawnBenchmark(Benchmark):
             return sorted(set(range(len(self.class_names))) - set(held_out))
         return held_out[:validation] if split == "val" else held_out[validation:]
 
-    def draw(self, rng: np.random.Generator, fold: int, shot: int = 1) -> Episode:
-        """One training episode: a class, then an artist for the query and others for the supports."""
+    def draw(self, rng: np.random.Generator, fold: int, shot: int = 1, place: int | None = None) -> Episode:
+        """One training episode: a class, then an artist for the query and others for the supports.
+
+        Args:
+            place: goes round the classes; None draws one.
+        """
         classes = self.classes(fold, "train")
-        return self._episode(rng, fold, "train", classes[rng.integers(len(classes))], shot)
+        class_id = classes[rng.integers(len(classes)) if place is None else place % len(classes)]
+        return self._episode(rng, fold, "train", class_id, shot)
 
     def test_episodes(self, fold: int, shot: int, count: int, seed: int, split: str) -> list[Episode]:
         """Episodes that go round the classes, so that each occurs equally often (±1). Fewer are the first of more."""

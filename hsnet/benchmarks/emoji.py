@@ -1,33 +1,69 @@
 """The embedded benchmark `emoji`: scenes of drawings of real things by seven artists, one of whom is never trained on."""
 
+from argparse import Namespace
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
 import numpy as np
 
 from ..paths import data_folder
+from ..prepare.findings import Finding
+from .base import register
 from .drawn import DrawnBenchmark
-from .sprites import ATTRIBUTION, Sprites, drawings_digest, load_concepts
+from .sprites import ATTRIBUTION, Sprites, are_prepared, drawings_digest, load_concepts
 
 UNSEEN_ARTIST = "streamline-emojis"
 
 
+@register
 class Emoji(DrawnBenchmark):
-    """557 concepts in four folds; see data/emoji/README.md. The drawings are fetched at first use.
-
-    Raises:
-        SpriteError: the drawings are not there and cannot be fetched.
-    """
+    """557 concepts in four folds; see data/emoji/README.md. The drawings are fetched at first use, into `root`."""
 
     name = "emoji"
+    vocabulary = "emoji"
     attribution = ATTRIBUTION
+    preparation = "the drawings of the embedded benchmark: download (9 MB), render"
 
-    def __init__(self, size: int = 256):
-        super().__init__(size)
+    def __init__(self, size: int = 256, root: str | Path = "", novel_images: str = "keep"):
+        super().__init__(size, root, novel_images)
+        self.root = Path(root or data_folder() / "emoji")
         self.concepts = load_concepts()
         self.class_names = [concept.name for concept in self.concepts]
-        self.sprites = Sprites(data_folder() / "emoji")
         families: dict[str, set[int]] = {}
         for concept in self.concepts:
             families.setdefault(concept.family, set()).add(concept.id)
         self._related = [families[concept.family] for concept in self.concepts]
+
+    @classmethod
+    def open(cls, **arguments) -> "Emoji":
+        """The benchmark with its drawings.
+
+        Raises:
+            SpriteError: the drawings are not there and cannot be fetched.
+        """
+        benchmark = cls(**arguments)
+        benchmark.prepare()
+        return benchmark
+
+    @cached_property
+    def sprites(self) -> Sprites:
+        """The drawings, fetched and rendered if need be."""
+        return Sprites(self.root)
+
+    def prepare(self, options: Namespace | None = None) -> None:
+        """Fetch and render the drawings that are not there. Raises as `open` does."""
+        self.sprites  # noqa: B018 - made at its first use
+
+    def verify(self, sample: int) -> Iterator[Finding]:
+        """See `Benchmark.verify`."""
+        count = sum(len(concept.drawings) for concept in self.concepts)
+        if are_prepared(self.root):
+            yield Finding(f"{count:,} drawings of {len(self.concepts)} concepts in {self.root}")
+        else:
+            yield Finding(
+                f"no drawings of the present list of concepts in {self.root}", "run `python -m hsnet.prepare emoji`"
+            )
 
     def fold_of(self, class_id: int) -> int:
         """As listed: siblings share a fold."""

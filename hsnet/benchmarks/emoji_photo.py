@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from . import scenes
-from .base import Episode
+from .base import Episode, register
 from .emoji import Emoji
-from .scenes import Scene, _paste, _Place
+from .scenes import Place, Scene, hue_turn, paste, shows_target
 
 LEVELS = 8  # of difficulty: 0 is a scene of `emoji`; below are the ranges of the highest
 OBJECT_SIZE = (0.12, 1.6)  # longest side of an object over the side of the scene; uniform in its logarithm
@@ -35,6 +35,7 @@ LEAST_UNCOVERED = 0.25
 SLOPE = (0.8, 1.6)  # amplitude of a texture's wave of frequency f: f^-slope; photographs have about 1
 
 
+@register
 class EmojiPhoto(Emoji):
     """`emoji` with training scenes that resemble photographs, of all concepts: no fold is held out.
 
@@ -42,14 +43,16 @@ class EmojiPhoto(Emoji):
     of those scenes were trained on.
     """
 
-    name = "emoji-photo"
+    name = title = "emoji-photo"
+    summary = "trains all concepts in scenes nearer to photographs"
+    preparation = ""  # the drawings are those of `emoji`
 
     def _classes(self, fold, split):
         return list(range(len(self.class_names))) if split == "train" else super()._classes(fold, split)
 
-    def draw(self, rng: np.random.Generator, fold: int, shot: int = 1) -> Episode:
+    def draw(self, rng: np.random.Generator, fold: int, shot: int = 1, place: int | None = None) -> Episode:
         """One training episode, all of whose scenes have one level of difficulty: the remainder of their keys."""
-        episode, level = super().draw(rng, fold, shot), int(rng.integers(LEVELS))
+        episode, level = super().draw(rng, fold, shot, place), int(rng.integers(LEVELS))
 
         def at_level(name):
             start, _, key = name.rpartition(".")
@@ -108,39 +111,20 @@ def compose(rng: np.random.Generator, sprites: list[np.ndarray], size: int, stre
     for _ in range(20):  # the target may end up covered or outside
         places = [_place(rng, size, strength) for _ in sprites]
         order = rng.permutation(len(sprites))
-        if _shows_target(sprites, places, order, size):
+        if shows_target(sprites, places, order, size, LEAST_VISIBLE, LEAST_UNCOVERED, border_hides=True):
             break
     textures = _texture(rng, size, 2)
     picture = np.clip(_ground(rng, size, textures), 0, 255).astype(np.uint8)
     labels = np.zeros((size, size), np.uint8)
     for i in order:
-        _paste(_relit(rng, sprites[i], textures[0], strength), places[i], picture, labels, i + 1)
+        paste(_relit(rng, sprites[i], textures[0], strength), places[i], picture, labels, i + 1)
     return Scene(_photographed(rng, picture, strength), labels)
 
 
 def _place(rng, size, strength):
     side = size * np.exp(rng.uniform(*_between(np.log(scenes.OBJECT_SIZE), np.log(OBJECT_SIZE), strength)))
     x, y = rng.uniform(*MIDDLE, 2) * size
-    return _Place(x, y, side, rng.uniform(-TILT, TILT), int(rng.choice([-1, 1])))
-
-
-def _shows_target(sprites, places, order, size):
-    """Whether enough of the target shows, seen on every fourth pixel."""
-    n, target, area = size // 4, None, 0
-    for i in order:  # from the bottom to the top
-        if target is None and i != 0:
-            continue  # below the target
-        alpha = Image.fromarray(sprites[i][::4, ::4, 3])
-        drawn = (
-            np.asarray(alpha.transform((n, n), Image.Transform.AFFINE, places[i].matrix(alpha.width, step=4))) >= 128
-        )
-        if i == 0:
-            # Of the whole object, what lies beyond the border counts as hidden.
-            target, area = drawn, np.count_nonzero(np.asarray(alpha) >= 128) * (places[i].side / 4 / alpha.width) ** 2
-        else:
-            target = target & ~drawn
-    visible = np.count_nonzero(target)
-    return visible >= LEAST_VISIBLE * n**2 and visible >= LEAST_UNCOVERED * area
+    return Place(x, y, side, rng.uniform(-TILT, TILT), int(rng.choice([-1, 1])))
 
 
 def _texture(rng, size, planes):
@@ -188,11 +172,9 @@ def _relit(rng, sprite, texture, strength):
     """A cut-out with other colours, a texture of its own, and light from one side; premultiplied RGBa."""
     rgb, alpha = sprite[..., :3].astype(np.float32), sprite[..., 3:].astype(np.float32)
     angle = strength * HUE_SHIFT * rng.uniform(-1, 1) ** 3
-    c, s = np.cos(angle), np.sin(angle) / np.sqrt(3)
-    turn = np.full((3, 3), (1 - c) / 3) + c * np.eye(3) + s * np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
     grey = np.full((3, 3), 1 / 3)
     saturation = rng.uniform(*_between((1, 1), SATURATION, strength))
-    rgb = rgb @ ((saturation * np.eye(3) + (1 - saturation) * grey) @ turn).T.astype(np.float32)
+    rgb = rgb @ ((saturation * np.eye(3) + (1 - saturation) * grey) @ hue_turn(angle)).T.astype(np.float32)
     n = len(sprite)
     ramp, light = np.linspace(-1, 1, n, dtype=np.float32), rng.uniform(0, 2 * np.pi)
     shade = 1 + rng.uniform(0, 0.5 * strength) * (np.cos(light) * ramp[:, None] + np.sin(light) * ramp[None])

@@ -1,17 +1,28 @@
 """FSS-1000: a thousand classes of ten images each, with training, validation and test classes of its own."""
 
 import re
+from argparse import Namespace
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
+from ..prepare.findings import Finding, OpenedSample, counted, draw, first_of, missing
+from .base import register
 from .listed import ListedBenchmark, open_image
-from .splits import read_fss
+from .splits import OTHER_LISTS, fetch_lists, read_fss, verify_lists
 
 IMAGES = 10  # of each class
+BY_HAND = """FSS-1000 has no stable public address; its makers share it through a link that a person must follow.
+  1. Open https://github.com/HKUSTCV/FSS-1000 and follow the download link of its README (fewshot_data.zip).
+  2. Unpack it, and move the folders of the 1000 classes (abacus, ab_wheel, …) into {root}, so that there are
+     {root}/abacus/1.jpg … 10.jpg and 1.png … 10.png.
+  3. Run `python -m hsnet.prepare fss` again: it verifies what is there."""
 
 
+@register
 class Fss(ListedBenchmark):
     """520 training, 240 validation and 240 test classes; one fold.
 
@@ -19,9 +30,13 @@ class Fss(ListedBenchmark):
     """
 
     name = "fss"
+    title = "FSS-1000"
     folds = 1
     parts = ("train", "val", "test")
     each_query_once = True
+    paper_settings: ClassVar = {"val_episodes": 2400, "test_episodes": 2400}  # each image of the test classes once
+    preparation = "says where FSS-1000 is to be had and where it goes, and verifies it"
+    counts: ClassVar = {"train": 520, "val": 240, "test": 240}  # classes
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -77,3 +92,43 @@ class Fss(ListedBenchmark):
         first = np.asarray(image.convert(plain) if plain else image)
         first = first[..., 0] if first.ndim == 3 else first
         return (first >= 128).astype(np.uint8)
+
+    def prepare(self, options: Namespace) -> None:
+        """The lists; the images are fetched by hand.
+
+        Raises:
+            FileNotFoundError: no class is there; the message says how to get them.
+        """
+        if not any(self.root.glob("*/1.jpg")):
+            raise FileNotFoundError(BY_HAND.format(root=self.root))
+        fetch_lists("fss")
+
+    def verify(self, sample: int) -> Iterator[Finding]:
+        """See `Benchmark.verify`."""
+        root, classes = self.root, []
+        yield from verify_lists("fss")
+        for split in self.parts:
+            try:
+                listed = read_fss(split)
+            except FileNotFoundError:
+                continue  # said above
+            yield counted(f"classes in the {split} list", len(listed), self.counts[split], OTHER_LISTS, exactly=True)
+            classes += listed
+        there = {path.name for path in root.glob("*/")} if root.is_dir() else set()
+        by_hand = f"unpack FSS-1000 so that {root}/abacus/1.jpg is there; `python -m hsnet.prepare fss` says how"
+        if nested := next((p for depth in ("*/*", "*/*/*") for p in root.glob(f"{depth}/1.jpg")), None):
+            by_hand = f"the classes lie too deep: move the folders in {nested.parent.parent} into {root}"
+        yield from missing("listed classes", set(classes), there, by_hand)
+        found = sorted(set(classes) & there)
+        pairs = [f"{name}/{k}" for name in found for k in range(1, IMAGES + 1)]
+        lacking = {f"{p}{suffix}" for p in pairs for suffix in (".jpg", ".png") if not (root / f"{p}{suffix}").exists()}
+        if lacking:
+            yield Finding(f"{len(lacking):,} files are missing: {first_of(lacking)}", by_hand)
+        elif found:
+            yield Finding(f"{IMAGES} images and masks in each of {len(found):,} classes")
+        opened = OpenedSample(self, by_hand, by_hand)
+        for name in draw([p for p in pairs if not {f"{p}.jpg", f"{p}.png"} & lacking], sample):
+            labels = opened.labels(f"{name}.jpg")
+            if labels is not None and not labels.any():
+                opened.wrong(f"{name}.jpg", "marks nothing")
+        yield from opened.findings()

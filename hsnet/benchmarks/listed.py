@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..paths import images_folder
+from ..prepare.masks import SOURCE, read_source
 from .base import Benchmark, Episode, Sample, UnreadableFileError
 from .cache import Cache
 from .resize import Square, resize_image, resize_labels
@@ -24,27 +25,35 @@ class ListedBenchmark(Benchmark):
     training fold the `kept_back` classes with the highest ids are left out of training, and episodes of them, in
     training images, choose the epoch; the supports of an episode are distinct.
 
-    Args:
-        root: folder of the images; empty for the usual one, see `images_folder`.
-        novel_images: whether to "keep" or "drop" training images that also show a class the fold does not train on.
+    Attributes:
+        parts: of the lists.
+        kept_back: see above.
+        class_first: whether a query is drawn by drawing its class first.
+        has_boundary: whether label 255 marks pixels of no class.
+        prepared: what `hsnet.prepare` and the folder of images are called, where that is not the benchmark's name.
     """
 
     protocols = ("official", "strict")
-    parts: tuple[str, ...] = ("train", "val")  # of the lists
-    kept_back = 1
     cacheable = True
-    class_first = False  # whether a query is drawn by drawing its class first
-    has_boundary = False  # whether label 255 marks pixels of no class
+    parts: tuple[str, ...] = ("train", "val")
+    kept_back = 1
+    class_first = False
+    has_boundary = False
+    prepared = ""
 
-    def __init__(self, root: str | Path = "", novel_images: str = "keep"):
+    def __init__(self, size: int = 256, root: str | Path = "", novel_images: str = "keep"):
+        super().__init__(size, root, novel_images)
+        self.prepared = self.prepared or self.name
         self.root = images_folder(self.prepared, root)
-        self.novel_images = novel_images
         self.cache: Cache | None = None
 
-    @property
-    def prepared(self) -> str:
-        """What `hsnet.prepare` and the folder of images are called."""
-        return self.name
+    @classmethod
+    def open(cls, **arguments) -> "ListedBenchmark":
+        """The benchmark, and its cache where there is one. Raises as `Cache.of` does."""
+        benchmark = cls(**arguments)
+        if benchmark.cacheable:
+            benchmark.cache = Cache.of(benchmark, benchmark.size)
+        return benchmark
 
     @abstractmethod
     def fold_of(self, class_id: int) -> int:
@@ -101,13 +110,9 @@ class ListedBenchmark(Benchmark):
         return lists
 
     def draw(self, rng: np.random.Generator, fold: int, shot: int = 1, place: int | None = None) -> Episode:
-        """One training episode: a query, its class, other images of that class.
-
-        Args:
-            place: the query's place in `pairs`; None draws one.
-        """
+        """One training episode: a query, its class, other images of that class; `place` is the query's in `pairs`."""
         lists = self._lists(fold, "train", shot)
-        if self.class_first:
+        if self.class_first and place is None:
             class_id = list(lists)[rng.integers(len(lists))]
             query = lists[class_id][rng.integers(len(lists[class_id]))]
         else:
@@ -213,7 +218,7 @@ class ListedBenchmark(Benchmark):
 
         Raises:
             FileNotFoundError: a file that is not there.
-            UnreadableFileError: one that cannot be read, or a mask that does not fit; both name the path.
+            UnreadableFileError: one that cannot be read, or a mask of another size; both name the path.
         """
         image = open_image(self.image_path(name)).convert("RGB")
         labels = self.read_labels(self.mask_path(name))
@@ -262,8 +267,8 @@ class ListedBenchmark(Benchmark):
         return labels == self.label(class_id), objects, ignored if self.has_boundary else ignored & False
 
     @property
-    def source_path(self) -> Path | None:
-        """The file that says whose masks these are, if there can be one."""
+    def masks(self) -> Path | None:
+        """The folder of the masks and of the note whose they are, where `prepare` builds them."""
         return None
 
     def source(self) -> dict:
@@ -272,14 +277,12 @@ class ListedBenchmark(Benchmark):
         Raises:
             ValueError: a damaged record.
         """
-        if self.source_path is None or not self.source_path.exists():
-            return {"lists": "official"}
         try:
-            record = json.loads(self.source_path.read_text())
+            record = read_source(self.masks) if self.masks else {}
             return {"lists": "official"} | {k: record[k] for k in ("source", "crowd") if k in record}
         except (ValueError, TypeError) as error:
             raise ValueError(
-                f"{self.source_path} is damaged ({error}): write it again with `python -m hsnet.prepare {self.prepared}`"
+                f"{self.masks / SOURCE} is damaged ({error}): write it again with `python -m hsnet.prepare {self.prepared}`"
             ) from error
 
     def digest(self) -> str:

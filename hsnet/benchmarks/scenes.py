@@ -34,27 +34,8 @@ class Scene:
     labels: np.ndarray
 
 
-def compose(rng: np.random.Generator, sprites: list[np.ndarray], size: int) -> Scene:
-    """Draw a scene of `size` pixels a side.
-
-    Args:
-        rng: decides background, places, sizes, colours and which object lies over which.
-        sprites: premultiplied uint8 RGBA (n, n, 4), the target first.
-    """
-    for _ in range(20):  # the target may end up covered or outside
-        places = [_place(rng, size) for _ in sprites]
-        order = rng.permutation(len(sprites))
-        if _shows_target(sprites, places, order, size):
-            break
-    image = _background(rng, size)  # three planes: arithmetic on long rows is faster than on RGB triples
-    labels = np.zeros((size, size), np.uint8)
-    for i in order:
-        _paste(_recolour(rng, sprites[i]), places[i], image, labels, i + 1)
-    return Scene(np.ascontiguousarray(image.transpose(1, 2, 0)), labels)
-
-
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where an object lies: its centre and side in pixels, its tilt in radians, 1 or -1 for mirrored."""
 
     x: float
@@ -71,15 +52,48 @@ class _Place:
         return (m * c * step, m * s * step, m * (c * dx + s * dy) + n / 2, -s * step, c * step, c * dy - s * dx + n / 2)
 
 
+def compose(rng: np.random.Generator, sprites: list[np.ndarray], size: int) -> Scene:
+    """Draw a scene of `size` pixels a side.
+
+    Args:
+        rng: decides background, places, sizes, colours and which object lies over which.
+        sprites: premultiplied uint8 RGBA (n, n, 4), the target first.
+    """
+    for _ in range(20):  # the target may end up covered or outside
+        places = [_place(rng, size) for _ in sprites]
+        order = rng.permutation(len(sprites))
+        if shows_target(sprites, places, order, size):
+            break
+    image = _background(rng, size)  # three planes: arithmetic on long rows is faster than on RGB triples
+    labels = np.zeros((size, size), np.uint8)
+    for i in order:
+        paste(_recolour(rng, sprites[i]), places[i], image, labels, i + 1)
+    return Scene(np.ascontiguousarray(image.transpose(1, 2, 0)), labels)
+
+
 def _place(rng, size):
     side = size * np.exp(rng.uniform(*np.log(OBJECT_SIZE)))
     x, y = rng.uniform(MARGIN, 1 - MARGIN, 2) * size
-    return _Place(x, y, side, rng.uniform(-TILT, TILT), int(rng.choice([-1, 1])))
+    return Place(x, y, side, rng.uniform(-TILT, TILT), int(rng.choice([-1, 1])))
 
 
-def _shows_target(sprites, places, order, size):
-    """Whether enough of the target shows, seen on every fourth pixel: drawing in full only to throw away would be slow."""
-    n, target = size // 4, None
+def shows_target(
+    sprites: list[np.ndarray],
+    places: list[Place],
+    order: np.ndarray,
+    size: int,
+    least_visible: float = LEAST_VISIBLE,
+    least_uncovered: float = LEAST_UNCOVERED,
+    *,
+    border_hides: bool = False,
+) -> bool:
+    """Whether enough of the target shows, seen on every fourth pixel: drawing in full only to throw away would be slow.
+
+    Args:
+        least_visible, least_uncovered: shares of the scene and of the target.
+        border_hides: whether what lies beyond the scene's border counts as covered.
+    """
+    n, target, area = size // 4, None, 0
     for i in order:  # from the bottom to the top
         if target is None and i != 0:
             continue  # below the target
@@ -88,13 +102,21 @@ def _shows_target(sprites, places, order, size):
         inside = np.asarray(drawn) >= 128
         if i == 0:
             target, area = inside, np.count_nonzero(inside)
+            if border_hides:
+                area = np.count_nonzero(np.asarray(alpha) >= 128) * (places[i].side / 4 / alpha.width) ** 2
         else:
             target = target & ~inside
     visible = np.count_nonzero(target)
-    return visible >= LEAST_VISIBLE * n**2 and visible >= LEAST_UNCOVERED * area
+    return bool(visible >= least_visible * n**2 and visible >= least_uncovered * area)
 
 
-def _paste(drawing, place, image, labels, label):
+def hue_turn(angle: float) -> np.ndarray:
+    """The 3 × 3 matrix that turns RGB by an angle in radians around the grey axis."""
+    c, s = np.cos(angle), np.sin(angle) / np.sqrt(3)
+    return np.full((3, 3), (1 - c) / 3) + c * np.eye(3) + s * np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
+
+
+def paste(drawing, place, image, labels, label):
     """Draw one object over what is there."""
     size = labels.shape[0]
     # Only the part of the scene that the turned square can reach.
@@ -114,9 +136,7 @@ def _paste(drawing, place, image, labels, label):
 def _recolour(rng, sprite):
     """A turn of the hue around the grey axis and a gain: a 3 × 3 matrix on premultiplied colours, clipped to alpha."""
     angle, gain = rng.uniform(-HUE_SHIFT, HUE_SHIFT), rng.uniform(*GAIN)
-    c, s = np.cos(angle), np.sin(angle) / np.sqrt(3)
-    turn = np.full((3, 3), (1 - c) / 3) + c * np.eye(3) + s * np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
-    matrix = np.concatenate([gain * turn, np.zeros((3, 1))], axis=1)
+    matrix = np.concatenate([gain * hue_turn(angle), np.zeros((3, 1))], axis=1)
     # "RGBa" is premultiplied, so that edges mix without halos.
     *colours, alpha = Image.frombuffer("RGBa", sprite.shape[:2], sprite).split()
     colours = Image.merge("RGB", colours).convert("RGB", tuple(matrix.flatten())).split()
@@ -131,10 +151,9 @@ def _background(rng, size):
     angle = rng.uniform(0, 2 * np.pi)
     gradient = np.cos(angle) * ramp[:, None] + np.sin(angle) * ramp[None]
     gradient = (gradient - gradient.min()) / np.ptp(gradient)
-    cells = int(rng.integers(2, 12))
-    patches = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32)).resize(
-        (coarse, coarse), Image.Resampling.BICUBIC
-    )
+    side = int(rng.integers(2, 12))
+    patches = Image.fromarray(rng.uniform(-1, 1, (side, side)).astype(np.float32))
+    patches = patches.resize((coarse, coarse), Image.Resampling.BICUBIC)
     patches = np.clip(np.asarray(patches) * rng.uniform(0.5, 4), 0, 1) * rng.uniform(0.2, 1)
     mix = (1 - patches) * gradient
     picture = first + mix[..., None] * (second - first) + patches[..., None] * (third - first)

@@ -8,22 +8,21 @@ from functools import cache
 
 import numpy as np
 
+from .base import register
 from .drawn import DrawnBenchmark
 
-CLASSES = 48
+CLASSES = [f"shape {i}" for i in range(48)]
 ARTISTS = ("flat", "outlined", "shaded", "grainy")
 RESOLUTION = 128  # of a cut-out
 TEXTURES = ("plain", "stripes", "rings", "checks", "dots")
 
 
+@register
 class Shapes(DrawnBenchmark):
     """48 classes in four folds of 12, of which 4 validate and 8 test."""
 
     name = "shapes"
-
-    def __init__(self, size: int = 256):
-        super().__init__(size)
-        self.class_names = [f"shape {i}" for i in range(CLASSES)]
+    class_names = CLASSES
 
     def fold_of(self, class_id: int) -> int:
         """Classes are dealt to the folds in turn."""

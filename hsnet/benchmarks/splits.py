@@ -1,4 +1,4 @@
-"""The official split lists: which images belong to which class of which fold.
+"""The official split lists, which say which images belong to which class of which fold: read, fetched and verified.
 
 They are the authors' and are not shipped; `python -m hsnet.prepare splits` fetches them. Expected in `splits_folder()`:
 
@@ -8,14 +8,32 @@ They are the authors' and are not shipped; `python -m hsnet.prepare splits` fetc
 """
 
 import gzip
+import hashlib
+import io
 import json
 import os
+import pickle
+import shutil
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from ..paths import data_folder
+from ..paths import SHIPPED, data_folder
+from ..prepare.downloads import RemoteFile, fetch, write_json
+from ..prepare.findings import Finding
 
 PASCAL_CLASSES, COCO_CLASSES = 20, 80
+REPOSITORY = tuple(
+    f"https://raw.githubusercontent.com/juhongm999/hsnet/{version}/data/splits/" for version in ("6b1bc12", "main")
+)
+# The published files: name -> sha256.
+LISTS: dict[str, str] = json.loads((SHIPPED / "splits-sha256.json").read_text())
+# Of the COCO pickles' content, read: class id -> image numbers.
+CONTENT = {
+    "train": "7c586c779480fce1122c016eb55bdc3cb431d6855ce045d6622df9e56dec40ce",
+    "val": "b74ea15f954a7552a515ec917ac625c84321c205d8219c49404275098b4ccc64",
+}
+OTHER_LISTS = "these are not the official lists: delete them and run `python -m hsnet.prepare splits`"
 _FILE_NAMES = {"train": "trn", "val": "val", "test": "test"}
 _FETCH = "fetch the official lists with `python -m hsnet.prepare splits`, or set HSNET_SPLITS to their folder"
 
@@ -89,3 +107,121 @@ def _version(path):
     except OSError as error:
         raise FileNotFoundError(f"no list {path}: {_FETCH}") from error
     return status.st_mtime_ns, status.st_size
+
+
+def fetch_lists(which: str = "") -> None:
+    """Fetch the official lists that `splits_folder()` lacks: text files as they are, the COCO pickles as two JSON tables.
+
+    Args:
+        which: "pascal", "coco" or "fss"; empty for all.
+
+    Raises:
+        ConnectionError, ValueError: lists that cannot be fetched, or are not those that were published.
+    """
+    folder = splits_folder()
+    for name in _names(which, ".txt"):
+        fetch(_remote(name), (folder / name).parent)
+    for split in ("trn", "val"):
+        target = folder / "coco" / f"{split}.json"
+        pickles = _names(which, ".pkl", f"coco/{split}/")
+        if pickles and not (target.exists() or target.with_suffix(".json.gz").exists()):
+            parts = [read_plain_pickle(fetch(_remote(name), (folder / name).parent).read_bytes()) for name in pickles]
+            write_json(target, merge_coco_lists(parts))
+            shutil.rmtree(folder / "coco" / split)
+
+
+def _names(which, suffix, start=""):
+    return [name for name in LISTS if name.startswith(which) and name.startswith(start) and name.endswith(suffix)]
+
+
+def _remote(name):
+    return RemoteFile(Path(name).name, tuple(base + name for base in REPOSITORY), f"sha256:{LISTS[name]}")
+
+
+def merge_coco_lists(parts: list[dict]) -> dict[str, list[int]]:
+    """One table from the lists of four folds: class id -> image numbers, in the order of the lists.
+
+    Raises:
+        ValueError: two folds that list other images for one class, or a class that none lists.
+    """
+    table: dict[int, list[int]] = {}
+    for part in parts:
+        for class_id, names in part.items():
+            numbers = [int(Path(name).stem.rpartition("_")[2]) for name in names]
+            if numbers and table.setdefault(class_id, numbers) != numbers:
+                raise ValueError(
+                    f"the lists of two folds differ for class {class_id}: these are not the official lists"
+                )
+    missing = sorted(set(range(COCO_CLASSES)) - set(table))
+    if missing or len(table) > COCO_CLASSES:
+        raise ValueError(
+            f"no list holds the classes {missing}, or some hold classes beyond 79: these are not the official lists"
+        )
+    return {str(class_id): table[class_id] for class_id in range(COCO_CLASSES)}
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads dicts, lists, strings and integers; whatever would import or call something is refused."""
+
+    def find_class(self, module, name):
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+    def persistent_load(self, _):
+        raise pickle.UnpicklingError("it asks for an object outside of the file")
+
+
+def read_plain_pickle(content: bytes) -> dict | list | str | int:
+    """What a pickle holds, if that is dicts, lists, strings and integers only.
+
+    Raises:
+        ValueError: a pickle that holds anything else, such as one that would run code, or a damaged one.
+    """
+    try:
+        value = _PlainUnpickler(io.BytesIO(content)).load()
+    except Exception as error:  # a damaged pickle raises any kind
+        raise ValueError(f"this pickle holds more than lists, strings and numbers, or is damaged ({error})") from error
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        if type(part) is dict:
+            waiting += [*part.keys(), *part.values()]
+        elif type(part) is list:
+            waiting += part
+        elif type(part) not in (str, int):
+            raise ValueError(
+                f"this pickle holds a {type(part).__name__}: only dicts, lists, strings and integers are read"
+            )
+    return value
+
+
+def verify_lists(which: str = "") -> Iterator[Finding]:
+    """Are the lists in `splits_folder()` those that were published? `which` as in `fetch_lists`."""
+    folder, good = splits_folder(), 0
+    again = "fetch it with `python -m hsnet.prepare splits`, or name another folder with HSNET_SPLITS"
+    for name in _names(which, ".txt"):
+        path = folder / name
+        if not path.exists():
+            yield Finding(f"{path} is missing", again)
+        elif hashlib.sha256(path.read_bytes()).hexdigest() != LISTS[name]:
+            yield Finding(f"{path} is not the official list", f"delete it, then {again}")
+        else:
+            good += 1
+    for split, digest in CONTENT.items() if "coco".startswith(which) else ():
+        try:
+            right = content_digest(read_coco(split)) == digest
+        except (FileNotFoundError, ValueError) as error:
+            yield Finding(str(error), again)
+            continue
+        if right:
+            good += 1
+        else:
+            text = f"the lists of {split} in {folder / 'coco'} are not the official ones"
+            yield Finding(text, f"delete that folder, then {again}")
+    if good:
+        yield Finding(f"{good} lists in {folder} are those that were published")
+
+
+def content_digest(table: dict[int, list[int]]) -> str:
+    """sha256 of a table of lists, however it is stored."""
+    content = json.dumps({str(c): ids for c, ids in table.items()}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(content.encode()).hexdigest()

@@ -1,17 +1,13 @@
 """The drawings of the emoji benchmark: seven artists, one small picture of each concept by each of them.
 
-    python -m hsnet.benchmarks.sprites                      fetch and render the drawings (once, about a minute)
-    python -m hsnet.benchmarks.sprites --sheets FOLDER      write contact sheets of all concepts
-
-The list of concepts is tracked (`data/emoji/concepts.csv`); the drawings are fetched with npm at first use and cached.
+The list of concepts is tracked (`data/emoji/concepts.csv`); the drawings are fetched with npm at first use, which takes
+about a minute, and cached; `python -m hsnet.prepare emoji` does it beforehand.
 """
 
-import argparse
 import csv
 import hashlib
 import io
 import json
-import os
 import shutil
 import subprocess
 import tarfile
@@ -20,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from tqdm import tqdm
 
 from ..paths import SHIPPED
@@ -116,7 +112,7 @@ def prepare_sprites(folder: Path, progress: bool = True) -> Path:
     """
     folder = Path(folder)
     digest = drawings_digest()
-    if _cached_digest(folder) == digest:
+    if are_prepared(folder):
         return folder / "sprites.npy"
     folder.mkdir(parents=True, exist_ok=True)
     # Everything is made in a folder of this process and renamed when complete: an interruption leaves no half cache,
@@ -265,29 +261,6 @@ class Sprites:
         return [icons.name for icons in SETS if (concept_id, icons.name) in self._rows]
 
 
-def contact_sheet(concepts: list[Concept], sprites: Sprites) -> Image.Image:
-    """An RGB picture to look at: a row for each concept, a column for each set, the attribution below."""
-    cell, label, header = 96, 170, 20
-    background = np.array([214, 190, 240])  # a colour no artist uses much, so holes in a drawing show
-    sheet = Image.new("RGB", (label + len(SETS) * (cell + 4), header + len(concepts) * (cell + 4) + 32), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
-    for column, icons in enumerate(SETS):
-        pen.text((label + column * (cell + 4), 4), icons.name, "black", font)
-    for row, concept in enumerate(concepts):
-        y = header + row * (cell + 4)
-        text = f"{concept.id}  {concept.name}\n{concept.group}\nfamily: {concept.family}\nfold {concept.fold}"
-        pen.text((4, y + 16), text, "black", font)
-        for column, icons in enumerate(SETS):
-            if icons.name in sprites.sets(concept.id):
-                sprite = sprites.image(concept.id, icons.name).astype(float)
-                pixels = sprite[..., :3] + background * (1 - sprite[..., 3:] / 255)
-                drawing = Image.fromarray(pixels.round().astype(np.uint8)).resize((cell, cell))
-                sheet.paste(drawing, (label + column * (cell + 4), y))
-    half = ATTRIBUTION.index("Firefox")
-    pen.text((4, sheet.height - 30), ATTRIBUTION[:half] + "\n" + ATTRIBUTION[half:], "black", font)
-    return sheet
-
-
 def _read_package(tarball: Path) -> dict:
     with tarfile.open(tarball) as archive:
         return json.load(archive.extractfile("package/icons.json"))
@@ -303,38 +276,14 @@ def drawings_digest() -> str:
     return hashlib.sha256(CONCEPTS_FILE.read_bytes() + " ".join(rest).encode()).hexdigest()
 
 
+def are_prepared(folder: Path) -> bool:
+    """Whether `folder` holds the sprites of the present list of concepts."""
+    return _cached_digest(folder) == drawings_digest()
+
+
 def _cached_digest(folder: Path) -> str | None:
     try:
         index = json.loads((folder / "sprites.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     return index["digest"] if (folder / "sprites.npy").exists() else None
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m hsnet.benchmarks.sprites",
-        description="Fetch and render the drawings of the emoji benchmark, and write sheets to look at them.",
-    )
-    cache = Path(os.environ.get("HSNET_DATA", CONCEPTS_FILE.parents[1])) / "emoji"
-    for name, default, text in (
-        ("--sheets", None, "write contact sheets into this folder: a row for each concept, a column for each artist"),
-        ("--folder", cache, "where the drawings are cached (default: emoji/ in $HSNET_DATA, else data/emoji/)"),
-    ):
-        parser.add_argument(name, type=Path, metavar="FOLDER", default=default, help=text)
-    arguments = parser.parse_args()
-    try:
-        sprites = Sprites(arguments.folder)
-    except SpriteError as error:
-        raise SystemExit(str(error)) from None
-    concepts = load_concepts()
-    drawings = sum(len(concept.drawings) for concept in concepts)
-    print(f"{len(concepts)} concepts, {drawings} drawings in {arguments.folder}")
-    if arguments.sheets:
-        arguments.sheets.mkdir(parents=True, exist_ok=True)
-        for first in tqdm(range(0, len(concepts), 14), "writing sheets", unit="sheet"):
-            contact_sheet(concepts[first : first + 14], sprites).save(arguments.sheets / f"sheet-{first:03d}.png")
-
-
-if __name__ == "__main__":
-    main()

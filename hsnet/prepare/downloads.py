@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import gzip
+import json
 import shutil
 import tarfile
 import zipfile
@@ -161,6 +162,19 @@ def _explained(error: OSError, path: Path) -> OSError:
     return error
 
 
+def fetch_and_unpack(file: RemoteFile, wanted: dict[str, Path], folder: Path, *, keep_archive: bool = False) -> None:
+    """Fetch an archive into `folder`/downloads and unpack it as `unpack` does, unless all that is wanted is there."""
+    if all(target.exists() for target in wanted.values()):
+        return
+    require_space(folder, file.unpacked, f"unpacking {file.name}")
+    archive = fetch(file, folder / "downloads")
+    for target in wanted.values():
+        target.parent.mkdir(parents=True, exist_ok=True)
+    unpack(archive, wanted)
+    if not keep_archive:
+        archive.unlink()
+
+
 def unpack(archive: Path, wanted: dict[str, Path]) -> None:
     """Unpack folders of a tar or zip archive.
 
@@ -234,3 +248,10 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes] | None, int]]:
                 yield member.name, opened.extractfile(member) if member.isreg() else None, member.size
         while content.read(PIECE):  # to the end, where gzip's checksum stands
             pass
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write JSON under a temporary name, then rename it."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content) + "\n")
+    temporary.replace(path)

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,8 @@ from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 from pycocotools import mask as coco_masks
 from tqdm import tqdm
+
+from .downloads import write_json
 
 SOURCE = "source.json"  # beside the masks: who made them and how
 
@@ -46,31 +48,38 @@ def build_pascal_masks(voc: Path, sbd: Path, target: Path) -> int:
     """
     from scipy.io import loadmat
 
-    own = {path.stem: path for path in voc.glob("*.png")}
-    files = own | {path.stem: path for path in sbd.glob("*.mat") if path.stem not in own}
+    own = {path.name: path for path in voc.glob("*.png")}
+    theirs = {f"{path.stem}.png": path for path in sbd.glob("*.mat")}
+    palette = voc_palette()
+
+    def write(path, made):
+        if path.suffix == ".png":
+            shutil.copyfile(path, made)
+            return
+        try:
+            labels = loadmat(path)["GTcls"][0, 0]["Segmentation"]
+            image = Image.fromarray(np.asarray(labels, np.uint8), "P")
+        except Exception as error:  # scipy raises many kinds for a damaged file
+            raise ValueError(
+                f"{path} is damaged ({error}): delete {sbd} and run the same command again, it unpacks it anew"
+            ) from error
+        image.putpalette(palette)
+        image.save(made, "PNG")
+
+    return _write_all(theirs | own, target, write, "building masks")
+
+
+def _write_all(sources: dict[str, Path], target: Path, write: Callable[[Path, Path], object], title: str) -> int:
+    """Make a file of each source; `target` appears when all are there, what an interrupted call made is kept."""
     part = target.with_name(target.name + ".part")
     part.mkdir(parents=True, exist_ok=True)
-    palette = voc_palette()
-    for stem, path in tqdm(sorted(files.items()), "building masks", unit="mask"):
-        made = part / f"{stem}.png"
-        if made.exists():
-            continue
-        temporary = part / f"{stem}.tmp"
-        if path.suffix == ".png":
-            shutil.copyfile(path, temporary)
-        else:
-            try:
-                labels = loadmat(path)["GTcls"][0, 0]["Segmentation"]
-                image = Image.fromarray(np.asarray(labels, np.uint8), "P")
-            except Exception as error:  # scipy raises many kinds for a damaged file
-                raise ValueError(
-                    f"{path} is damaged ({error}): delete {sbd} and run the same command again, it unpacks it anew"
-                ) from error
-            image.putpalette(palette)
-            image.save(temporary, "PNG")
-        temporary.replace(made)
+    for name, source in tqdm(sorted(sources.items()), title, unit="mask"):
+        if not (part / name).exists():
+            temporary = (part / name).with_suffix(".tmp")
+            write(source, temporary)
+            temporary.replace(part / name)
     part.replace(target)
-    return len(files)
+    return len(sources)
 
 
 def paint(height: int, width: int, instances: Iterable[Instance]) -> UInt8[np.ndarray, "h w"]:
@@ -102,7 +111,7 @@ def read_instances(annotations: Path) -> dict:
         return {key: content[key] for key in ("images", "annotations", "categories")}
     except (json.JSONDecodeError, KeyError) as error:
         raise ValueError(
-            f"{annotations} is no whole instances file ({error}): delete {annotations.parent} and run "
+            f"{annotations} is no complete instances file ({error}): delete {annotations.parent} and run "
             "`python -m hsnet.prepare coco`"
         ) from error
 
@@ -168,15 +177,54 @@ def take_masks(folder: Path, target: Path) -> int:
     files = sorted(folder.glob("*.png"))
     if not files:
         raise FileNotFoundError(f"no PNG files in {folder}: give the folder of the authors' masks with --masks")
-    part = target.with_name(target.name + ".part")
-    part.mkdir(parents=True, exist_ok=True)
-    for path in tqdm(files, f"copying {target.name}", unit="mask"):
-        if not (part / path.name).exists():
-            temporary = part / (path.stem + ".tmp")
-            shutil.copyfile(path, temporary)
-            temporary.replace(part / path.name)
-    part.replace(target)
-    return len(files)
+    return _write_all({path.name: path for path in files}, target, shutil.copyfile, f"copying {target.name}")
+
+
+def take_authors_masks(folders: dict[Path, Path], masks: Path) -> None:
+    """Copy the authors' masks and note whose they are.
+
+    Args:
+        folders: where to -> where from.
+        masks: the folder of the note.
+
+    Raises:
+        ValueError: masks of our own that are there already.
+    """
+    if masks.exists() and read_source(masks).get("source") != "authors":
+        raise ValueError(
+            f"{masks} holds masks that were built here: rename or delete it, then run the same command again"
+        )
+    for target, folder in folders.items():
+        if not target.exists():
+            take_masks(folder, target)
+    write_json(masks / SOURCE, {"source": "authors", "folder": next(iter(folders.values())).name})
+
+
+def begin_masks(masks: Path, source: dict) -> None:
+    """Note how masks are made before the first is.
+
+    Raises:
+        ValueError: masks that were made in another way, both named.
+    """
+    before = read_source(masks)
+    if before and before != source:
+        raise ValueError(
+            f"{masks} was made as {before}, asked for is {source}: delete {masks} to build it anew, or keep the option"
+        )
+    masks.mkdir(exist_ok=True)
+    write_json(masks / SOURCE, source)
+
+
+def read_source(masks: Path) -> dict:
+    """Who made the masks in a folder, and how: {} where nothing says it."""
+    return json.loads((masks / SOURCE).read_text()) if (masks / SOURCE).exists() else {}
+
+
+def makers(masks: Path) -> str:
+    """The same in words."""
+    source = read_source(masks)
+    crowd = {True: ", with crowds", False: ", without crowds"}.get(source.get("crowd"), "")
+    return {"ours": "built here", "authors": "the authors'"}.get(source.get("source"), "of unknown origin") + crowd
 
 
 def agreement(ours: UInt8[np.ndarray, "h w"], theirs: UInt8[np.ndarray, "h w"]) -> Int[np.ndarray, " 4"]:

@@ -18,7 +18,6 @@ from dataclasses import replace
 
 import torch
 
-from ..benchmarks import benchmark_of
 from ..config import TEST_LISTS, Config, run_program
 from ..devices import choose_device
 from ..distributed import broadcast, process_group, rank, world
@@ -86,7 +85,7 @@ def fill(experiment: Experiment, config: Config) -> None:
     """
     train(config)
     tested = replace(config, benchmark=experiment.tested_on, root="") if experiment.tested_on else config
-    benchmark, device, prototypes = benchmark_of(tested), choose_device(config.device), None
+    benchmark, device, prototypes = tested.load_benchmark(), choose_device(config.device), None
     for last, original_size in experiment.kinds:
         there = broadcast(list(experiment.tests(last, original_size)) if rank() == 0 else None)
         missing = [shot for shot in experiment.shots if shot not in there]

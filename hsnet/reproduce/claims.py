@@ -19,9 +19,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..benchmarks import Emoji
 from ..benchmarks.drawn import DrawnBenchmark
-from ..benchmarks.emoji import UNSEEN_ARTIST
+from ..benchmarks.emoji import UNSEEN_ARTIST, Emoji
 from ..benchmarks.scenes import Scene
 from ..config import Config
 from ..devices import choose_device, choose_precision, computing_in

@@ -14,19 +14,12 @@ from pathlib import Path
 import torch
 
 from ..backbone import backbone_row, pyramid_layers
-from ..config import FREE, TRAINING_SEEDS, Config, data_folder, paper
+from ..benchmarks import BENCHMARKS
+from ..config import FREE, TRAINING_SEEDS, Config, paper
 from ..model import ContextDecoder, HSNet, PyramidEncoder
-from ..paths import SHIPPED
+from ..paths import SHIPPED, data_folder
 from ..runs import lock_holder
 
-BENCHMARKS = {
-    "pascal": "PASCAL-5i",
-    "coco": "COCO-20i",
-    "fss": "FSS-1000",
-    "coco-to-pascal": "COCO to PASCAL",
-    "emoji": "emoji",
-    "shapes": "shapes",
-}
 PUBLISHED = ""  # the variant that is the published network
 # The paper's ablations: as `results.csv` names them -> the settings that differ.
 ABLATIONS: dict[str, dict] = {
@@ -74,7 +67,7 @@ class Experiment:
     @property
     def benchmark(self) -> str:
         """The benchmark of the tests, as tables call it."""
-        return BENCHMARKS[self.tested_on or self.config.benchmark]
+        return BENCHMARKS[self.tested_on or self.config.benchmark].title
 
     @property
     def row(self) -> str:
@@ -166,7 +159,7 @@ def expected_hours(config: Config) -> float:
     if config.minutes:
         return config.minutes / 60
     facts = {row["benchmark"]: row for row in read_paper("training")}
-    if row := facts.get(BENCHMARKS[config.benchmark]):
+    if row := facts.get(BENCHMARKS[config.benchmark].title):
         return 24 * float(row["days"]) * float(row["gpus"])
     more = CLAIMS_COST.get(config.kernel, 1.0) * (CLAIMS_COST["backbone"] if config.train_backbone else 1)
     return config.epochs * config.epoch_episodes * CLAIMS_SECONDS * more / 3600
@@ -199,7 +192,7 @@ def _experiments(benchmark: str, backbones: tuple[str, ...], protocol: str, vari
     """By backbone, training seed and fold."""
     found = []
     for backbone, seed in product(backbones, range(TRAINING_SEEDS[protocol])):
-        for fold in range(1 if benchmark == "fss" else 4):
+        for fold in range(BENCHMARKS[benchmark].folds):
             config = replace(paper(benchmark, backbone, fold), protocol=protocol, seed=seed, **ABLATIONS[variant])
             marks = [variant.replace(" ", "-")] * bool(variant) + [f"seed{seed}"] * bool(seed)
             config = replace(config, name="-".join([config.run, *marks]) if marks else "")

@@ -9,7 +9,8 @@ import re
 from collections.abc import Callable, Iterable
 
 from ..backbone import backbone_row
-from ..config import ROOT, data_folder, run_program
+from ..config import run_program
+from ..paths import ROOT, data_folder
 from ..runs import markdown, read_tests, scores_table
 from ..speed.report import memory_table, precision_table, read_speed, speed_table, step_memory_table
 from .experiments import (

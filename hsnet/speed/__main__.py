@@ -17,10 +17,11 @@ import json
 
 import torch
 
-from ..config import data_folder, run_program
+from ..config import run_program
 from ..devices import choose_device
 from ..engine import choose_workers
 from ..figures import save
+from ..paths import data_folder
 from ..runs import write_json
 from .measure import about, measure, measure_consumption, measure_one, measure_score
 from .reading import measure_reading

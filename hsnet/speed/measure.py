@@ -28,7 +28,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from .. import naive
-from ..benchmarks import benchmark_of
 from ..config import Config
 from ..conv4d import KERNELS
 from ..correlation import hypercorrelation_pyramid, mask_features, unit_vectors
@@ -347,7 +346,7 @@ def measure_score(run: str, device: torch.device) -> dict:
     """The 1-shot test of a run in float32 and in the precision that is fast here: the same episodes, the same weights."""
     folder = run_folder(run)
     config = Config.load(folder / "config.json")
-    benchmark = benchmark_of(config)
+    benchmark = config.load_benchmark()
     model = HSNet.from_run(folder).to(device).eval()
     predictors = {str(dtype)[6:]: predictor(model, device, dtype, rule=config.rule) for dtype in precisions_of(device)}
     episodes = test_episodes(benchmark, fold=config.fold, shot=1, count=config.test_episodes)

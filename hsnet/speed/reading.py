@@ -3,7 +3,6 @@
 import os
 import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -49,7 +48,7 @@ def measure_reading(size: int, episodes: int, workers: list[int]) -> dict:
     """
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        benchmark = _Generated(Path(folder))
+        benchmark = _Generated(root=folder)
         benchmark.write()
         files = benchmark.files()
         pairs = [(files[i % len(files)], files[(i + 1) % len(files)]) for i in range(episodes)]

@@ -4,7 +4,7 @@ import json
 
 import matplotlib.pyplot as plt
 
-from ..config import data_folder
+from ..paths import data_folder
 from ..runs import markdown
 
 

@@ -1,0 +1,145 @@
+"""Caches of resized images and labels."""
+
+import shutil
+
+import pytest
+import torch
+from drawn_datasets import DATASETS
+
+from hsnet import EpisodeDataset, test_episodes
+from hsnet.benchmarks import UnreadableFileError, load_benchmark
+from hsnet.benchmarks import cache as caching
+from hsnet.benchmarks.cache import Cache, build_cache
+
+
+@pytest.mark.parametrize("name", sorted(DATASETS))
+def test_cached_pixels_are_those_of_the_files(datasets, name):
+    plain = load_benchmark(name, size=48)
+    folder = build_cache(plain, 48)
+    assert folder == datasets / name / "cache-48"
+    cached = load_benchmark(name, size=48)
+    assert cached.cache is not None
+    assert load_benchmark(name, size=50).cache is None  # another size: read from the files
+    pairs = [pair for split in ("train", "test") for pair in plain.pairs(0, split)]
+    for image, class_id in pairs[:: max(1, len(pairs) // 60)]:
+        # Of its own class, and of one that it does not show.
+        for c in (class_id, (class_id + 1) % len(plain.class_names)):
+            ours, expected = cached.read_square(image, c, 48), plain.read_square(image, c, 48)
+            for part in ("image", "mask", "objects", "ignored"):
+                assert torch.equal(getattr(ours, part), getattr(expected, part)), (image, c, part)
+    (datasets / name / "cache-48" / "images.uint8").open("ab").write(b"more")
+    with pytest.raises(ValueError, match=r"images.uint8 has not the .* bytes .* delete that folder"):
+        load_benchmark(name, size=48)
+
+
+def test_an_episode_from_the_cache_is_the_same_batch(datasets):
+    build_cache(load_benchmark("pascal", size=48), 48)
+    plain, cached = load_benchmark("pascal", size=48), load_benchmark("pascal", size=48)
+    plain.cache = None
+    shutil.rmtree(datasets / "pascal" / "JPEGImages")  # nothing of it is opened
+    episodes = test_episodes(cached, fold=2, shot=2, count=5)
+    assert all(len(b.class_id) for b in EpisodeDataset(cached, 48, episodes).loader(2, workers=2))
+    with pytest.raises(FileNotFoundError):
+        EpisodeDataset(plain, 48, episodes)[0]
+
+
+def test_coco_to_pascal_shares_the_cache(datasets):
+    build_cache(load_benchmark("pascal", size=48), 48)
+    transfer = load_benchmark("coco-to-pascal", size=48)
+    assert transfer.pairs(0, "test")[0][0] in transfer.cache
+
+
+def test_a_cache_that_was_cut_off_goes_on(datasets, monkeypatch):
+    benchmark = load_benchmark("fss", size=32)
+    read, calls = benchmark.read_labelled_square, []
+
+    def cut_off(name, size):
+        calls.append(name)
+        if len(calls) > 20:
+            raise KeyboardInterrupt
+        return read(name, size)
+
+    monkeypatch.setattr(benchmark, "read_labelled_square", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        build_cache(benchmark, 32, threads=1)
+    growing = datasets / "fss" / "cache-32.tmp"
+    assert growing.exists()
+    assert not (datasets / "fss" / "cache-32").exists()  # what is not whole has not the name
+    assert load_benchmark("fss", size=32).cache is None
+    done = (growing / "labels.uint8").stat().st_size // 32**2
+    (growing / "labels.uint8").open("ab").write(b"half an image")
+    monkeypatch.setattr(benchmark, "read_labelled_square", lambda name, size: (calls.append(name), read(name, size))[1])
+    calls.clear()
+    folder = build_cache(benchmark, 32, threads=1)
+    assert done > 0
+    assert calls == benchmark.names()[done:]
+    whole = load_benchmark("fss", size=32)
+    for name in benchmark.names():
+        assert torch.equal(whole.read_square(name, 0, 32).image, benchmark.read_square(name, 0, 32).image)
+    assert build_cache(benchmark, 32) == folder  # is there
+
+
+def test_a_cache_leaves_out_what_cannot_be_read(datasets, capsys):
+    broken = datasets / "fss" / "bus" / "3.jpg"
+    broken.write_bytes(broken.read_bytes()[:300])
+    build_cache(load_benchmark("fss", size=32), 32)
+    assert f"left out: {broken} cannot be read" in capsys.readouterr().out
+    benchmark = load_benchmark("fss", size=32)
+    assert "bus/3.jpg" not in benchmark.cache
+    assert "bus/4.jpg" in benchmark.cache
+    with pytest.raises(UnreadableFileError, match=r"3.jpg cannot be read"):
+        benchmark.read_square("bus/3.jpg", 2, 32)
+
+
+def test_a_cache_without_space(datasets, monkeypatch):
+    monkeypatch.setattr(
+        caching.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**6, 10**6 - 5000, 5000)
+    )
+    with pytest.raises(
+        OSError, match=r"a cache at 400 px needs 0.0 GB more in .*fss, 0.0 GB are free: free space, or move"
+    ):
+        build_cache(load_benchmark("fss", size=400), 400)
+
+
+def test_a_disk_that_fills_up_while_the_cache_grows(datasets, monkeypatch):
+    class Full:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def write(self, content):
+            raise OSError(28, "No space left on device")
+
+    opened = caching.Path.open
+    monkeypatch.setattr(caching.Path, "open", lambda p, mode="r", **k: Full() if mode == "ab" else opened(p, mode, **k))
+    with pytest.raises(
+        OSError, match=r"cache-32.tmp cannot grow \(No space left on device\): free space and run the same"
+    ):
+        build_cache(load_benchmark("fss", size=32), 32)
+
+
+def test_a_cache_of_other_masks(datasets):
+    build_cache(load_benchmark("coco", size=32), 32)
+    (datasets / "coco" / "masks" / "source.json").write_text('{"source": "authors", "crowd": true}')
+    with pytest.raises(ValueError, match=r"cache-32 was built from other masks, .*ours.*now, .*authors.*--cache 32"):
+        load_benchmark("coco", size=32)
+
+
+def test_no_cache_of_what_has_no_maps_of_labels():
+    with pytest.raises(ValueError, match="shapes has no maps of labels to keep"):
+        build_cache(load_benchmark("shapes", size=32), 32)
+
+
+def test_a_cache_travels_to_another_process_as_a_name(datasets):
+    import pickle
+
+    build_cache(load_benchmark("fss", size=32), 32)
+    cache = Cache.of(load_benchmark("fss", size=32), 32)
+    image, labels = cache.read("bus/1.jpg")
+    sent = pickle.dumps(cache)
+    assert len(sent) < 10_000
+    again = pickle.loads(sent).read("bus/1.jpg")
+    assert torch.equal(again[0], image)
+    assert torch.equal(again[1], labels)

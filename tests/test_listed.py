@@ -1,0 +1,291 @@
+"""Images and masks of PASCAL, COCO and FSS-1000: what is read, and files that are missing or broken."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from drawn_datasets import DATASETS
+from PIL import Image
+
+from hsnet import Batch, Config, EpisodeDataset, SegmentationScore, test_episodes
+from hsnet.baselines import any_object
+from hsnet.benchmarks import UnreadableFileError, coco, listed, load_benchmark
+from hsnet.benchmarks.cache import build_cache
+from hsnet.benchmarks.resize import resize_image, resize_labels, resize_mask
+from hsnet.engine import Learner, evaluate, pixel_loss, pixel_weight
+from hsnet.episodes import load_episode, require_readable
+from hsnet.train import train
+
+
+def names(episode):
+    return [episode.query, *episode.supports]
+
+
+def test_pascal_masks_with_palette_or_grey(datasets):
+    benchmark = load_benchmark("pascal", size=64)
+    for i in (0, 1):
+        name = f"2007_{i:06d}"
+        assert Image.open(benchmark.mask_path(name)).mode == ("P" if i else "L")
+        sample = benchmark.read(name, i)
+        expected = np.zeros(sample.mask.shape, bool)
+        expected[23:67, 8:42] = True
+        np.testing.assert_array_equal(sample.mask, expected)
+        assert sample.objects.sum() == 2 * sample.mask.sum()
+        outline = np.zeros_like(expected)
+        outline[20:70, 5:45] = outline[20:70, 50:90] = True
+        np.testing.assert_array_equal(sample.ignored, outline & ~sample.objects)
+
+
+def test_fss_masks_of_any_mode(datasets):
+    benchmark = load_benchmark("fss", size=64)
+    modes = set()
+    for i in range(1, 11):
+        modes.add(Image.open(benchmark.mask_path(f"bus/{i}.jpg")).mode)
+        sample = benchmark.read(f"bus/{i}.jpg", 2)
+        expected = np.zeros((60, 60), bool)
+        expected[10 : 30 + i, 15:45] = True
+        expected[0, 1] = True  # 128; its neighbour, 127, is background
+        np.testing.assert_array_equal(sample.mask, expected)
+        assert not sample.ignored.any()
+    assert modes == {"L", "RGB", "RGBA"}
+    # A palette's numbers are no channels.
+    Image.open(datasets / "fss/bus/1.png").convert("RGB").quantize(2).save(datasets / "fss/bus/2.png")
+    np.testing.assert_array_equal(benchmark.read("bus/2.jpg", 2).mask, benchmark.read("bus/1.jpg", 2).mask)
+
+
+def test_coco_reads_the_masks_that_were_prepared(datasets):
+    benchmark = load_benchmark("coco", size=64)
+    assert isinstance(benchmark, coco.Coco)
+    name = benchmark.listed("val")[0][0]
+    assert name == "val2014/COCO_val2014_000000000003.jpg"
+    sample = benchmark.read(name, 0)
+    assert sample.mask[5:25, 3:16].all()
+    assert sample.mask.sum() == 20 * 13
+    assert sample.objects.sum() == 2 * 20 * 13
+    assert benchmark.source() == {"lists": "official", "source": "ours", "crowd": True}
+    before = benchmark.digest()
+    (datasets / "coco" / "masks" / "source.json").write_text('{"source": "authors"}')
+    assert load_benchmark("coco", size=64).digest() != before
+    (datasets / "coco" / "masks" / "source.json").write_text("{")
+    with pytest.raises(ValueError, match=r"source.json is damaged .*prepare coco"):
+        benchmark.source()
+
+
+def test_the_query_can_be_scored_at_its_own_size(datasets):
+    benchmark = load_benchmark("pascal", size=64)
+    episode = test_episodes(benchmark, fold=0, shot=2, count=1)[0]
+    batch = load_episode(benchmark, episode, 64, original_size=True)
+    sample = benchmark.read(episode.query, episode.class_id)
+    assert batch.query.shape == (1, 3, 64, 64)
+    assert batch.support_mask.shape == (1, 2, 64, 64)
+    for ours, theirs in ((batch.query_mask, sample.mask), (batch.ignored, sample.ignored)):
+        np.testing.assert_array_equal(ours[0].numpy(), theirs)
+    dataset = EpisodeDataset(benchmark, 64, test_episodes(benchmark, fold=0, shot=1, count=4), original_size=True)
+    scores = evaluate(
+        lambda b: {"objects": any_object(b)}, dataset, benchmark.classes(0, "test"), batch=3, workers=0, title=""
+    )
+    areas = [benchmark.read(e.query, e.class_id).mask.sum() for e in dataset.episodes]
+    assert [
+        row[2] for row in scores["objects"].rows
+    ] == areas  # intersections of the foreground, in the image's own pixels
+
+
+def test_boundaries_count_in_the_loss_only_if_asked_for():
+    logits = torch.tensor([0.0, 0.3]).view(1, 2, 1, 1).expand(1, 2, 4, 4)
+    truth, ignored = torch.zeros(2, 1, 4, 4, dtype=torch.bool)
+    truth[0, 0], ignored[0, 1] = True, True
+    weight = torch.tensor([1.0, 2.0])
+    loss = {
+        option: (pixel_loss(logits, truth, weight, pixels) / pixel_weight(truth, weight, pixels)).item()
+        for option, pixels in (("background", None), ("ignore", ignored))
+    }
+    foreground, background = np.log1p(np.exp(-0.3)), np.log1p(np.exp(0.3))
+    assert loss["background"] == pytest.approx((2 * 4 * foreground + 12 * background) / 20, rel=1e-5)
+    assert loss["ignore"] == pytest.approx((2 * 4 * foreground + 8 * background) / 16, rel=1e-5)
+
+
+def breaks(datasets, name, kind):
+    image = datasets / "pascal" / "JPEGImages" / f"{name}.jpg"
+    mask = datasets / "pascal" / "SegmentationClassAug" / f"{name}.png"
+    if kind == "missing":
+        image.unlink()
+    elif kind == "broken off":
+        image.write_bytes(image.read_bytes()[:400])
+    elif kind == "no image":
+        image.write_text("404 not found")
+    elif kind == "empty":
+        mask.write_bytes(b"")
+    elif kind == "another size":
+        Image.open(mask).resize((50, 50), Image.Resampling.NEAREST).save(mask)
+    elif kind == "colours":
+        Image.open(mask).convert("RGB").save(mask)
+    elif kind == "labels":
+        Image.fromarray(np.full((130, 100), 21, np.uint8)).save(mask)
+
+
+KINDS = {
+    "missing": (FileNotFoundError, r"2007_000000.jpg is listed but not there"),
+    "broken off": (UnreadableFileError, r"2007_000000.jpg cannot be read \(.*[Tt]runcated"),
+    "no image": (UnreadableFileError, r"2007_000000.jpg cannot be read \(cannot identify"),
+    "empty": (UnreadableFileError, r"2007_000000.png cannot be read"),
+    "another size": (UnreadableFileError, r"2007_000000.png is 50 × 50 pixels, its image 100 × 130"),
+    "colours": (UnreadableFileError, r"2007_000000.png is a RGB image: a mask holds labels"),
+    "labels": (UnreadableFileError, r"2007_000000.png holds the label 21: pascal has 1 to 20"),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_bad_file_is_named(datasets, kind):
+    breaks(datasets, "2007_000000", kind)
+    error, message = KINDS[kind]
+    benchmark = load_benchmark("pascal", size=64)
+    with pytest.raises(error, match=message):
+        benchmark.read_square("2007_000000", 0, 64)
+    (flaw,) = benchmark.flaws("2007_000000", 64)
+    assert re.search(message, flaw)
+    assert benchmark.flaws("2007_000001", 64) == []
+
+
+def test_training_passes_bad_files_over(datasets, capsys):
+    benchmark = load_benchmark("pascal", size=64)
+    whole = EpisodeDataset(benchmark, 64, fold=0, count=60)
+    expected = [whole[i] for i in range(60)]
+    bad = {"2007_000006": "broken off", "2007_000011": "missing", "2007_000028": "another size"}
+    for name, kind in bad.items():
+        breaks(datasets, name, kind)
+    batches = {}
+    for workers in (0, 2):
+        dataset = EpisodeDataset(benchmark, 64, fold=0, count=60, bad_files=3)
+        batches[workers] = Batch.stack([*dataset.loader(4, workers)])
+        assert len(dataset.passed_over) == 3
+        out = capsys.readouterr().out
+        assert all(out.count(f"{name}.") == 1 for name in bad), out  # each named once
+    ours = batches[0]
+    assert torch.equal(ours.query, batches[2].query)  # the same replacements in any process
+    replaced = [bool({*names(whole.episode(i))} & set(bad)) for i in range(60)]
+    assert any(replaced)
+    same = [torch.equal(ours.query[i : i + 1], expected[i].query) for i in range(60)]
+    assert all(s for s, r in zip(same, replaced, strict=True) if not r)
+    dataset = EpisodeDataset(benchmark, 64, fold=0, count=60, bad_files=2)
+    with pytest.raises(UnreadableFileError, match=r"3 training files cannot be used, 2 are passed over") as error:
+        list(dataset.loader(4))
+    assert all(name in str(error.value) for name in bad)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_test_does_not_pass_bad_files_over(datasets, workers):
+    benchmark = load_benchmark("pascal", size=64)
+    episodes = test_episodes(benchmark, fold=0, shot=1, count=10)
+    breaks(datasets, episodes[3].query, "broken off")
+    with pytest.raises(
+        UnreadableFileError, match=rf"^\S+{episodes[3].query}.jpg cannot be read \(.*\): fetch it again$"
+    ):
+        list(EpisodeDataset(benchmark, 64, episodes, bad_files=20).loader(2, workers))
+
+
+SMALL = {
+    "benchmark": "pascal",
+    "backbone": "efficientnet_lite0",
+    "size": 64,
+    "batch": 2,
+    "epochs": 1,
+    "epoch_episodes": 2,
+    "val_episodes": 20,
+    "test_episodes": 2,
+    "shot": "1",
+    "workers": 0,
+    "device": "cpu",
+    "precision": "float32",
+    "name": "bad",
+}
+
+
+def test_bad_files_of_validation_are_all_named_before_the_first_step(datasets, data, monkeypatch):
+    config = Config(**SMALL)
+    episodes = test_episodes(config.load_benchmark(), fold=0, shot=1, count=20, split="val")
+    image = datasets / "pascal" / "JPEGImages" / f"{episodes[3].query}.jpg"
+    mask = datasets / "pascal" / "SegmentationClassAug" / f"{episodes[12].supports[0]}.png"
+    whole = {path: path.read_bytes() for path in (image, mask)}
+    for path, content in whole.items():
+        path.write_bytes(content[: 3 * len(content) // 4])
+    Image.open(image)  # its header is whole, which tells nothing
+    steps, log = [], Learner.log
+    monkeypatch.setattr(Learner, "log", lambda *a: (steps.append(1), log(*a))[1])
+    with pytest.raises(
+        UnreadableFileError, match=r"^2 of the files that validation needs.*prepare pascal --check.*same command"
+    ) as error:
+        train(config)
+    lines = str(error.value).splitlines()[1:]
+    assert sorted(line.split()[0] for line in lines) == sorted(map(str, whole))
+    assert not steps
+    for path, content in whole.items():
+        path.write_bytes(content)
+    train(config)
+    assert steps
+
+
+def test_an_image_and_its_mask_are_both_named(datasets):
+    breaks(datasets, "2007_000000", "broken off")
+    breaks(datasets, "2007_000000", "empty")
+    found = load_benchmark("pascal", size=64).flaws("2007_000000", 64)
+    assert [("jpg cannot be read" in flaw, "png cannot be read" in flaw) for flaw in found] == [(1, 0), (0, 1)]
+
+
+def test_what_a_cache_holds_is_not_read(datasets, monkeypatch):
+    folder = datasets / "pascal" / "SegmentationClassAug"
+    episodes = test_episodes(load_benchmark("pascal", size=32), fold=0, shot=1, count=20)
+    left_out, broken = episodes[0].query, episodes[1].query
+    (folder / f"{left_out}.png").write_bytes(b"")
+    build_cache(load_benchmark("pascal", size=32), 32)
+    (folder / f"{broken}.png").write_bytes(b"")
+    opened, look = [], listed.open_image
+    monkeypatch.setattr(listed, "open_image", lambda path: (opened.append(path), look(path))[1])
+    dataset = EpisodeDataset(load_benchmark("pascal", size=32), 32, episodes)
+    with pytest.raises(UnreadableFileError, match=rf"^1 of the files[^\n]*\n  \S+{left_out}.png cannot be read"):
+        require_readable(dataset)
+    assert {path.stem for path in opened} == {left_out}  # only what the cache lacks
+    other_size = EpisodeDataset(load_benchmark("pascal", size=48), 48, episodes)
+    with pytest.raises(UnreadableFileError, match=r"^2 of the files"):
+        require_readable(other_size, threads=2)
+
+
+def test_data_sets_that_are_incomplete(datasets, tmp_path):
+    for name in (*DATASETS, "coco-to-pascal"):
+        for split in ("train", "val", "test"):
+            load_benchmark(name, size=64).check(0, split)
+    with pytest.raises(
+        FileNotFoundError, match=r"no folder /nowhere for pascal: name it with --root, or `python -m hsnet.prep"
+    ):
+        load_benchmark("pascal", size=64, root="/nowhere").check(0, "test")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(
+        FileNotFoundError, match=r"(\d+) of the \1 images and masks of coco-to-pascal's.*prepare pascal --check"
+    ):
+        load_benchmark("coco-to-pascal", size=64, root=str(tmp_path / "empty")).check(3, "train")
+    breaks(datasets, "2007_000000", "missing")
+    benchmark = load_benchmark("pascal", size=64)
+    with pytest.raises(
+        FileNotFoundError, match=r"1 of the .*pascal's train episodes.*2007_000000.jpg: half a download\?"
+    ):
+        benchmark.check(1, "train")
+    benchmark.check(1, "train", tolerated=1)
+    (datasets / "coco" / "masks" / "source.json").unlink()
+    shutil.rmtree(datasets / "coco" / "masks")
+    with pytest.raises(FileNotFoundError, match=r"no annotations/instances_train\*.json .*prepare coco"):
+        load_benchmark("coco", size=64)
+
+
+def test_labels_are_squashed_as_masks_are():
+    rng = np.random.default_rng(0)
+    for size in ((333, 500), (375, 17), (31, 640)):
+        labels = rng.integers(0, 21, size, dtype=np.uint8)
+        square = resize_labels(labels, 400)
+        # The reference's own operation, on floats.
+        mask = torch.from_numpy(labels == 7).float()[None, None]
+        expected = torch.nn.functional.interpolate(mask, (400, 400), mode="nearest")[0, 0] > 0
+        assert torch.equal(square == 7, expected)
+        assert torch.equal(resize_mask(labels == 7, 400), expected)
+    assert resize_image(np.zeros((30, 20, 3), np.uint8), 10).shape == (3, 10, 10)
+    assert SegmentationScore([1]).absent() == [1]

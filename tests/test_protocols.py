@@ -1,0 +1,264 @@
+"""PASCAL-5i, COCO-20i and FSS-1000: official and strict episodes, and the files behind them. Data sets are drawn by the tests.
+
+The authors' own episodes are compared where their lists are at hand: set HSNET_SPLITS.
+"""
+
+import gzip
+import json
+import os
+import re
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from drawn_datasets import DATASETS
+from kit.golden import FOLDER
+
+from hsnet import Batch, EpisodeDataset, paper, test_episodes
+from hsnet.benchmarks import coco, load_benchmark, pascal
+from hsnet.benchmarks.splits import read_coco, read_fss, read_pascal
+from hsnet.config import TEST_LISTS
+from hsnet.episodes import shard, test_lists
+from hsnet.paths import images_folder
+
+OFFICIAL_LISTS = os.environ.get("HSNET_SPLITS")
+
+
+needs_lists = pytest.mark.skipif(
+    not OFFICIAL_LISTS,
+    reason="the official split lists are not shipped: `python -m hsnet.prepare splits`, set HSNET_SPLITS",
+)
+
+
+@pytest.fixture
+def official(tmp_path, monkeypatch):
+    """The official lists without any image; COCO is asked for with masks."""
+    monkeypatch.setenv("HSNET_SPLITS", OFFICIAL_LISTS)
+    monkeypatch.setenv("HSNET_IMAGES", str(tmp_path))
+    (tmp_path / "coco" / "masks" / "val2014").mkdir(parents=True)
+
+
+def names(episode):
+    return [episode.query, *episode.supports]
+
+
+def golden_lists():
+    files = ("episodes.json.gz", "episodes_fss.json.gz")
+    return {k: v for file in files for k, v in json.loads(gzip.decompress((FOLDER / file).read_bytes())).items()}
+
+
+@needs_lists
+@pytest.mark.parametrize("case", sorted(golden_lists()))
+def test_official_episodes_are_the_authors(official, case):
+    """Every fold and shot, from the lists alone: no pixel is read, there is no image."""
+    benchmark, fold, shot = re.fullmatch(r"(\w+?)(?:-fold(\d))?-(\d)shot", case).groups()
+    theirs = golden_lists()[case]
+    ours = test_episodes(load_benchmark(benchmark, size=400), fold=int(fold or 0), shot=int(shot), count=len(theirs))
+    assert [[e.query, e.class_id, *e.supports] for e in ours] == theirs
+
+
+@needs_lists
+def test_an_epoch_is_as_long_as_the_papers(official):
+    iterations = {
+        name: [
+            -(-load_benchmark(name, size=400).training_queries(fold) // paper(name).batch)
+            for fold in range(load_benchmark(name, size=400).folds)
+        ]
+        for name in ("pascal", "coco", "fss")
+    }
+    assert iterations == {"pascal": [570, 513, 390, 580], "coco": [1551, 1860, 1826, 1846], "fss": [260]}
+
+
+@needs_lists
+def test_five_shot_supports_repeat_officially_and_never_strictly(official):
+    def repeats(name, fold, protocol):
+        episodes = test_episodes(load_benchmark(name, size=400), fold=fold, shot=5, protocol=protocol)
+        return sum(len(set(e.supports)) < 5 for e in episodes)
+
+    assert [repeats("pascal", fold, "official") for fold in range(4)] == [133, 112, 53, 133]
+    for name, folds in (("pascal", 4), ("coco", 4), ("fss", 1)):
+        assert sum(repeats(name, fold, "strict") for fold in range(folds)) == 0
+
+
+@needs_lists
+def test_how_many_pairs_show_novel_classes(official):
+    keep, drop = (load_benchmark("pascal", size=400, novel_images=option) for option in ("keep", "drop"))
+    share = [1 - drop.training_queries(f) / keep.training_queries(f) for f in range(4)]
+    assert [round(100 * s) for s in share] == [7, 17, 29, 10]
+
+
+@pytest.mark.parametrize("name", ["pascal", "coco"])
+def test_strict_keeps_the_highest_classes_of_each_training_fold_back(datasets, name):
+    benchmark = load_benchmark(name, size=64, protocol="strict")
+    back = 1 if name == "pascal" else 3
+    for fold in range(4):
+        train, val, test = (set(benchmark.classes(fold, split)) for split in ("train", "val", "test"))
+        every = {c for c in range(len(benchmark.class_names)) if benchmark.fold_of(c) != fold}
+        by_fold = [sorted(c for c in every if benchmark.fold_of(c) == f)[-back:] for f in range(4) if f != fold]
+        assert val == {c for kept in by_fold for c in kept}
+        assert len(val) == 3 * back
+        assert train == every - val
+        assert test == {c for c in range(len(benchmark.class_names)) if benchmark.fold_of(c) == fold}
+        # Validation asks for them in training images: no pixel of a test image is seen before the test.
+        asked = {n for e in test_episodes(benchmark, fold=fold, shot=1, split="val", count=100) for n in names(e)}
+        assert asked <= {n for n, _ in benchmark.listed("train")}
+        assert not asked & {n for n, _ in benchmark.listed("val")}
+        for i in range(50):
+            assert benchmark.draw(np.random.default_rng(i), fold).class_id in train
+
+
+def test_strict_asks_five_lists_with_distinct_supports(datasets):
+    for name in DATASETS:
+        benchmark = load_benchmark(name, size=64, protocol="strict")
+        lists = test_lists(benchmark, fold=0, shot=4, count=60)
+        assert len(lists) == TEST_LISTS["strict"] == 5
+        assert all(a != b for a, b in pairwise(lists))
+        assert all(len({*names(e)}) == 5 for episodes in lists for e in episodes)
+        official = test_lists(benchmark.under("official"), fold=0, shot=4, count=60)
+        assert len(official) == 1
+        assert any(len(set(e.supports)) < 4 for e in official[0])
+        assert benchmark.digest() != benchmark.under("official").digest()  # never in one table
+
+
+def test_strict_needs_enough_images(datasets):
+    with pytest.raises(
+        ValueError, match=r"fss, fold 0, test: class 2 \(bus\) has 10 images, an episode of 10 supports needs 11"
+    ):
+        test_episodes(load_benchmark("fss", size=64), fold=0, shot=10, protocol="strict")
+    assert len(test_episodes(load_benchmark("fss", size=64), fold=0, shot=10, count=3)) == 3
+    with pytest.raises(ValueError, match="protocol is 'strict': shapes has official"):
+        load_benchmark("shapes", size=64, protocol="strict")
+
+
+def test_a_class_without_images(datasets):
+    path = datasets / "splits" / "pascal" / "val" / "fold1.txt"
+    path.write_text("".join(line for line in path.open() if not line.endswith("__07\n")))
+    with pytest.raises(ValueError, match=r"pascal, fold 1, test: class 6 \(car\) has 0 images, .*prepare splits"):
+        test_episodes(load_benchmark("pascal", size=64), fold=1, shot=1)
+
+
+def test_dropping_that_leaves_nothing(datasets):
+    path = datasets / "splits" / "pascal" / "trn" / "fold0.txt"
+    every = {line.split("__")[0] for fold in range(4) for line in (path.parent / f"fold{fold}.txt").open()}
+    path.write_text("".join(f"{name}__01\n" for name in sorted(every)))
+    with pytest.raises(
+        ValueError, match=r"pascal, fold 0, train: class 5 \(bus\) has 0 images.*take --novel-images keep"
+    ):
+        load_benchmark("pascal", size=64, novel_images="drop").check(0, "train")
+
+
+def test_shards_hold_every_episode_once(datasets):
+    episodes = test_episodes(load_benchmark("pascal", size=64), fold=0, shot=1, count=21)
+    for world in (1, 2, 4, 32):
+        parts = [shard(episodes, rank, world) for rank in range(world)]
+        assert sum(map(len, parts)) == 21
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        assert all(parts[i % world][i // world] == e for i, e in enumerate(episodes))
+    with pytest.raises(ValueError, match="rank is 2 of a world of 2"):
+        shard(episodes, 2, 2)
+
+
+def test_an_epoch_asks_for_each_query_once(datasets):
+    for name in ("pascal", "fss"):
+        benchmark = load_benchmark(name, size=64)
+        dataset = EpisodeDataset(benchmark, 64, fold=0, count=benchmark.training_queries(0))
+        first = [dataset.episode(i) for i in range(len(dataset))]
+        assert sorted((e.query, e.class_id) for e in first) == sorted(benchmark.pairs(0, "train"))
+        assert all(
+            e.query not in e.supports and e.supports[0] in benchmark.images(0, "train")[e.class_id] for e in first
+        )
+        dataset.epoch = 1
+        assert [dataset.episode(i) for i in range(len(dataset))] != first
+
+
+def test_coco_draws_the_class_first(datasets):
+    benchmark = load_benchmark("coco", size=64)
+    assert benchmark.training_queries(0) == 240 == len({n for n, _ in benchmark.pairs(0, "train")})
+    drawn = [benchmark.draw(np.random.default_rng(i), 0) for i in range(300)]
+    counts = np.bincount([e.class_id for e in drawn], minlength=80)
+    assert counts.reshape(20, 4)[:, 0].sum() == 0
+    assert 45 <= (counts > 0).sum() <= 60
+    assert all(e.query in benchmark.images(0, "train")[e.class_id] for e in drawn)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_is_the_same_for_any_number_of_workers(datasets, workers):
+    dataset = EpisodeDataset(load_benchmark("pascal", size=64), 64, fold=1, count=7)
+    one = Batch.stack([dataset[i] for i in range(7)])
+    many = Batch.stack([*dataset.loader(3, workers)])
+    assert all(torch.equal(getattr(one, n), getattr(many, n)) for n in ("query", "query_mask", "support", "class_id"))
+
+
+@pytest.mark.parametrize("name", ["pascal", "coco"])
+@pytest.mark.parametrize("protocol", ["official", "strict"])
+def test_dropping_images_that_show_novel_classes(datasets, name, protocol):
+    keep, drop = (load_benchmark(name, size=64, novel_images=option, protocol=protocol) for option in ("keep", "drop"))
+    for fold in range(4):
+        trained = {c + 1 for c in drop.classes(fold, "train")}
+        for image, _ in drop.pairs(fold, "train"):
+            assert set(np.unique(drop.picture(image)[1])) - {0, 255} <= trained
+        assert 0 < len(drop.pairs(fold, "train")) < len(keep.pairs(fold, "train"))
+        assert drop.pairs(fold, "test") == keep.pairs(fold, "test")
+
+
+def test_coco_to_pascal_asks_for_no_class_of_its_model():
+    for c, coco_id in enumerate(pascal.COCO_IDS):
+        same = {"aeroplane": "airplane", "diningtable": "dining table", "motorbike": "motorcycle", "sofa": "couch"}
+        same |= {"pottedplant": "potted plant", "tvmonitor": "tv"}
+        assert coco.CLASSES[coco_id] == same.get(pascal.CLASSES[c], pascal.CLASSES[c])
+
+
+def test_coco_to_pascal_folds(datasets):
+    transfer, source = load_benchmark("coco-to-pascal", size=64), load_benchmark("coco", size=64)
+    folds = [transfer.classes(fold, "test") for fold in range(4)]
+    assert [len(f) for f in folds] == [6, 4, 6, 4]
+    assert sorted(c for classes in folds for c in classes) == list(range(20))
+    for fold, classes in enumerate(folds):
+        trained = source.classes(fold, "train")
+        assert not {pascal.COCO_IDS[c] for c in classes} & set(trained)
+        episodes = test_episodes(transfer, fold=fold, shot=1, count=200)
+        assert {e.class_id for e in episodes} == set(classes)
+        assert {n for e in episodes for n in names(e)} <= {
+            n for n, _ in load_benchmark("pascal", size=64).listed("val")
+        }
+    assert transfer.source()["episodes"] == "ours"
+    assert transfer.root == images_folder("pascal")
+
+
+@needs_lists
+def test_coco_to_pascal_asks_for_every_validation_image(official):
+    transfer = load_benchmark("coco-to-pascal", size=400)
+    for fold in range(4):
+        episodes = test_episodes(transfer, fold=fold, shot=1)
+        assert {(e.query, e.class_id) for e in episodes} == set(transfer.pairs(fold, "test"))
+
+
+def test_lists_that_are_wrong(datasets):
+    splits = datasets / "splits"
+    (splits / "pascal/val/fold0.txt").write_text("2007_000100__01\n2007_000101__21\n")
+    with pytest.raises(
+        ValueError, match=r"fold0.txt, line 2: class 21 does not exist, they are 1 to 20.*prepare splits"
+    ):
+        read_pascal("val", 0)
+    (splits / "pascal/val/fold0.txt").write_text("<html>\n")
+    with pytest.raises(ValueError, match=r"fold0.txt, line 1: '<html>' is not IMAGE__CLASS"):
+        read_pascal("val", 0)
+    (splits / "coco/val.json").write_text(json.dumps({str(c): [1, 2] for c in range(81)}))
+    with pytest.raises(ValueError, match=r"val.json lists classes that do not exist, \[80\]: there are 0 to 79"):
+        read_coco("val")
+    (splits / "coco/val.json").write_text(json.dumps({str(c): [1, 2] for c in range(79)}))
+    with pytest.raises(ValueError, match=r"val.json has no list for the classes \[79\]"):
+        read_coco("val")
+    (splits / "coco/val.json").write_text("[1, 2]")
+    with pytest.raises(ValueError, match=r"val.json is damaged"):
+        read_coco("val")
+    (splits / "coco/val.json").unlink()
+    (splits / "coco/val.json.gz").write_bytes(gzip.compress(b'{"0": [1]}')[:15])
+    with pytest.raises(ValueError, match=r"val.json.gz is damaged"):
+        read_coco("val")
+    (splits / "fss/test.txt").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"no list .*test.txt: fetch .*hsnet.prepare splits`, or set HSNET_SPLITS"
+    ):
+        read_fss("test")
