@@ -70,7 +70,7 @@ def test_every_picture_is_asked_by_others_of_its_class(root, monkeypatch):
 def test_the_command_line_measures_and_keeps_other_variants(root, data, monkeypatch, capsys):
     monkeypatch.setattr(program, "CLASSES", 2)
     run = tiny(data, 64)
-    for aspect in ("squash", "pad"):
+    for aspect in ("resize", "pad"):
         monkeypatch.setattr(sys, "argv", ["photographs", "tiny", "--root", str(root), "--aspect", aspect])
         program.main()
     results = json.loads((run / "photographs.json").read_text())["results"]

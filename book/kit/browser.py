@@ -127,7 +127,7 @@ def write_episodes(out: Path, side: int, photographs: dict | None = None) -> Non
 
 
 def on_photographs(run: str, side: int) -> dict | None:
-    """The 1-shot mIoU on photographs, in percent, that `kit.photographs` measured at this size, squashed."""
+    """The 1-shot mIoU on photographs, in percent, that `kit.photographs` measured at this size, resized."""
     path = run_folder(run) / "photographs.json"
     results = json.loads(path.read_text())["results"] if path.exists() else []
     for result in results:

@@ -315,7 +315,7 @@ def scores_table(results: list[dict]) -> str:
 
 
 def aspects_table(results: list[dict]) -> str:
-    """Markdown: what padding adds to HSNet's mIoU on the same questions, with its 95 % interval: a squashed and a padded result."""
+    """Markdown: what padding adds to HSNet's mIoU on the same questions, with its 95 % interval: a resized and a padded result."""
     by_aspect = {result["aspect"]: result for result in results}
     rows = []
     for k in map(str, STORED):
@@ -324,7 +324,7 @@ def aspects_table(results: list[dict]) -> str:
             class_ids = [int(c) for c in result["classes"]]
             scores[aspect] = SegmentationScore.from_rows(result["areas"][k]["HSNet"], class_ids, resample_classes=True)
         rows.append([k, _with_interval(_difference(scores["pad"], scores["squash"]), "+")])
-    return markdown(["supports", "padded − squashed, mIoU [95 %]"], rows)
+    return markdown(["supports", "padded − resized, mIoU [95 %]"], rows)
 
 
 def sizes_table(result: dict) -> str:
@@ -374,7 +374,7 @@ def main() -> None:
     size = "side of the network's squares in pixels (default: the training's; above 512 the squeezed support grows)"
     parser.add_argument("run", nargs="?", default="emoji-photographs", help="trained run (default: emoji-photographs)")
     parser.add_argument("--root", help="folder of COCO; without it, what was measured is printed")
-    parser.add_argument("--aspect", default="squash", help="squash or pad (default: squash)")
+    parser.add_argument("--aspect", default="resize", help="resize or pad (default: resize)")
     parser.add_argument("--size", type=int, help=size)
     parser.add_argument("--features", action="store_true", help="measure what limits the scores instead")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
