@@ -1,8 +1,6 @@
 """From annotated pictures to masks: the class and the command line. The network is untrained: its answers are compared,
 not judged."""
 
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -15,7 +13,6 @@ import hsnet.predict as program
 from hsnet import HSNet, Segmenter
 from hsnet.baselines import Prototypes
 from hsnet.benchmarks.resize import Sample, resize_image, resize_mask
-from hsnet.config import run_program
 from hsnet.model import vote
 from hsnet.paths import ROOT
 from hsnet.pictures import BEHIND, read_image
@@ -225,28 +222,7 @@ def test_errors_name_what_is_wrong(run, tmp_path):
 # The command line
 
 
-def predict(*options):
-    return subprocess.run([sys.executable, "-m", "hsnet.predict", *map(str, options)], capture_output=True, text=True)
-
-
-@pytest.fixture
-def here(monkeypatch, capsys):
-    """The same in this process: a function that returns the exit status and what was printed to stdout and stderr."""
-    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # the program sets its own
-
-    def call(*options):
-        monkeypatch.setattr(sys, "argv", ["predict", *map(str, options)])
-        status = 0
-        try:
-            run_program(program.main)
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return call
-
-
-def test_the_command_line(run, tmp_path):
+def test_the_command_line(run, call, tmp_path):
     folder = tmp_path / "my photographs"
     folder.mkdir()
     image = picture()
@@ -257,7 +233,8 @@ def test_the_command_line(run, tmp_path):
     (tmp_path / "b").mkdir()
     Image.fromarray(picture()).save(tmp_path / "b" / "a.jpg")  # another a.jpg
     out = tmp_path / "masks"
-    result = predict(
+    result = call(
+        "predict",
         "--run", run, "--support", folder / "a.jpg", tmp_path / "a.png", "--query", folder, tmp_path / "b" / "a.jpg", "--out", out,
         "--aspect", "pad", "--rule", "mean", "--size", "96",
     )  # fmt: skip
@@ -282,7 +259,7 @@ def test_the_command_line(run, tmp_path):
     assert "3 pictures segmented" in page
 
 
-def test_errors_of_the_command_line(run, here, tmp_path):
+def test_errors_of_the_command_line(run, call, tmp_path):
     Image.fromarray(picture()).save(tmp_path / "a.png")
     for options, message in (
         (["--support", "a", "b", "c", "--query", tmp_path], "--support takes one picture and its mask, got 3 files"),
@@ -292,13 +269,13 @@ def test_errors_of_the_command_line(run, here, tmp_path):
         (["--support", "b.png", "--query", tmp_path, "--out", tmp_path / "a.png"], "--out must be a folder"),
         (["--support", tmp_path / "a.png", "--query", tmp_path], "not a cut-out"),
     ):
-        status, _, stderr = here("--run", run, "--out", tmp_path / "out", *options)
-        assert status == 2
-        assert stderr.splitlines()[-1].startswith("error: ")
-        assert message in stderr
+        result = call("predict", "--run", run, "--out", tmp_path / "out", *options)
+        assert result.returncode == 2
+        assert result.stderr.splitlines()[-1].startswith("error: ")
+        assert message in result.stderr
 
 
-def test_nothing_is_replaced_without_being_asked(run, here, tmp_path):
+def test_nothing_is_replaced_without_being_asked(run, call, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     for name in "ab":
@@ -307,26 +284,26 @@ def test_nothing_is_replaced_without_being_asked(run, here, tmp_path):
     Image.fromarray(mask_of(picture())).save(mask)
     out = tmp_path / "out"
     options = ["--run", run, "--support", images / "a.png", mask, "--query", images, "--out", out]
-    assert here(*options)[0] == 0
+    assert call("predict", *options).returncode == 0
     first = (out / "b-mask.png").read_bytes()
     (out / "b-mask.png").write_bytes(mask.read_bytes())  # retouched by hand
     (out / "mine.txt").write_text("notes")
-    status, _, stderr = here(*options)
-    assert (status, stderr.splitlines()) == (
+    result = call("predict", *options)
+    assert (result.returncode, result.stderr.splitlines()) == (
         2,
         [f"error: {out} holds files: choose another folder for --out, or replace them with --overwrite"],
     )
     assert (out / "b-mask.png").read_bytes() == mask.read_bytes()
-    assert here(*options, "--overwrite")[0] == 0
+    assert call("predict", *options, "--overwrite").returncode == 0
     assert (out / "b-mask.png").read_bytes() == first
     assert (out / "mine.txt").exists()
     # What is read is not written over, even so.
-    status, _, stderr = here(*options[:-1], images, "--overwrite")
-    assert status == 2
-    assert "is read, and lies in the folder of --out" in stderr
+    result = call("predict", *options[:-1], images, "--overwrite")
+    assert result.returncode == 2
+    assert "is read, and lies in the folder of --out" in result.stderr
 
 
-def test_ctrl_c_keeps_what_is_done(run, here, tmp_path, monkeypatch):
+def test_ctrl_c_keeps_what_is_done(run, call, tmp_path, monkeypatch):
     for name in "ab":
         Image.fromarray(picture()).save(tmp_path / f"{name}.png")
     Image.fromarray(mask_of(picture())).save(tmp_path / "mask.png")
@@ -343,14 +320,14 @@ def test_ctrl_c_keeps_what_is_done(run, here, tmp_path, monkeypatch):
     out = tmp_path / "out"
     queries = [tmp_path / "a.png", tmp_path / "b.png"]
     options = ["--support", tmp_path / "a.png", tmp_path / "mask.png", "--query", *queries, "--out", out]
-    status, _, stderr = here("--run", run, *options)
-    assert status == 130
-    assert f"1 mask of 2 stay in {out}: the same command with --overwrite" in stderr
+    result = call("predict", "--run", run, *options)
+    assert result.returncode == 130
+    assert f"1 mask of 2 stay in {out}: the same command with --overwrite" in result.stderr
     assert (out / "a-mask.png").exists()
     assert "1 picture segmented" in (out / "index.html").read_text()
 
 
-def test_masks_among_the_queries_are_noticed(run, here, tmp_path):
+def test_masks_among_the_queries_are_noticed(run, call, tmp_path):
     image = picture()
     Image.fromarray(image).save(tmp_path / "a.png")
     for name, mask in (("a-mask", ~mask_of(image)), ("other", mask_of(image))):
@@ -358,13 +335,13 @@ def test_masks_among_the_queries_are_noticed(run, here, tmp_path):
     out = tmp_path / "out"
     options = ["--support", tmp_path / "a.png", tmp_path / "a-mask.png", "--query", tmp_path, "--out", out]
     with pytest.warns(UserWarning, match="a-mask.png marks .* is it inverted"):
-        status, stdout, stderr = here("--run", run, *options)
-    assert status == 0, stderr
-    assert "left out of the queries: 1 mask of the supports" in stderr
-    assert "other.png is black and white only" in stderr
-    assert "a.png is black" not in stderr
+        result = call("predict", "--run", run, *options)
+    assert result.returncode == 0, result.stderr
+    assert "left out of the queries: 1 mask of the supports" in result.stderr
+    assert "other.png is black and white only" in result.stderr
+    assert "a.png is black" not in result.stderr
     assert not (out / "a-mask-mask.png").exists()
-    assert "2 masks in" in stdout
+    assert "2 masks in" in result.stdout
 
 
 def test_a_mask_of_nearly_everything_is_doubted(run):
@@ -406,10 +383,10 @@ def test_prototypes_are_those_that_photographs_are_compared_with(run, monkeypatc
         Segmenter(run, method="magic")
 
 
-def test_without_a_run_the_shipped_weights_are_used(data, tmp_path):
+def test_without_a_run_the_shipped_weights_are_used(data, call, tmp_path):
     image = picture()
     Image.fromarray(np.dstack([image, mask_of(image) * np.uint8(255)])).save(tmp_path / "a.png")
-    result = predict("--support", tmp_path / "a.png", "--query", tmp_path / "a.png", "--out", tmp_path / "out")
+    result = call("predict", "--support", tmp_path / "a.png", "--query", tmp_path / "a.png", "--out", tmp_path / "out")
     assert result.returncode == 0, result.stderr
     shipped = HSNet.from_run(ROOT / "data" / "runs" / DEFAULT_RUN)
     assert Segmenter().size == shipped.training_size
@@ -418,7 +395,7 @@ def test_without_a_run_the_shipped_weights_are_used(data, tmp_path):
     # A folder without weights of that name, as a training leaves it that has just begun, does not hide them.
     (data / "runs" / DEFAULT_RUN).mkdir(parents=True)
     assert run_folder(DEFAULT_RUN) == ROOT / "data" / "runs" / DEFAULT_RUN
-    with pytest.raises(FileNotFoundError, match=r"no run 'emoji'.*Shipped with the repository: emoji-photographs"):
+    with pytest.raises(FileNotFoundError, match=r"no run 'emoji'.*Shipped with the library: emoji-photographs"):
         Segmenter("emoji")
 
 
