@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .backbone import BACKBONES
 from .benchmarks import BENCHMARKS, Benchmark, load_benchmark
 
 # Benchmarks that the paper trains on: their command line starts from its settings.
@@ -66,8 +67,8 @@ class Config:
     fold: int = _setting(0, "the group of classes that is held out of training", (0, 1, 2, 3))
     backbone: str = _setting(
         "efficientnet_lite0",
-        "frozen network whose features are compared",
-        ("efficientnet_lite0", "vgg16", "resnet50", "resnet101"),
+        f"frozen network whose features are compared: {', '.join(BACKBONES)}, or timm:NAME for a network of timm with stages at "
+        "strides 8, 16 and 32",
     )
     pretrained: bool = _setting(True, "start from the backbone's ImageNet weights")
     start: str = _setting(
@@ -159,6 +160,8 @@ class Config:
         for name in ("learning_rate", "foreground_weight"):
             if not 0 < getattr(self, name) <= 1000:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0, at most 1000")
+        if self.backbone not in BACKBONES and not self.backbone.startswith("timm:"):
+            raise ValueError(f"backbone is {self.backbone!r}: choose one of {', '.join(BACKBONES)}, or timm:NAME")
         if self.name != Path(self.name).name or self.name == ".." or len(self.name.encode()) > 200:
             raise ValueError(
                 f"name is {self.name!r}: it must be a folder's name, without a path, of at most 200 letters"
@@ -180,7 +183,7 @@ class Config:
     def run(self) -> str:
         """The name of the run's folder."""
         strict = "" if self.protocol == "official" else f"-{self.protocol}"
-        return self.name or f"{self.benchmark}-fold{self.fold}-{self.backbone}{strict}"
+        return self.name or f"{self.benchmark}-fold{self.fold}-{self.backbone.replace(':', '-')}{strict}"
 
     def load_benchmark(self) -> Benchmark:
         """The benchmark of these settings. Raises as `hsnet.benchmarks.load_benchmark` does."""

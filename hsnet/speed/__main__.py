@@ -35,7 +35,7 @@ def main() -> None:
     )
     option = parser.add_argument
     option("--quick", action="store_true", help="fewer sizes and repetitions")
-    option("--backbone", default="resnet50", help="vgg16, resnet50, resnet101 or efficientnet_lite0")
+    option("--backbone", default="resnet50", help="as in hsnet.train (default: resnet50)")
     option("--size", type=int, default=400, help="side of the images in pixels (default: 400)")
     option("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
     option("--threads", type=int, default=0, help="threads on a CPU (default: PyTorch's choice)")
