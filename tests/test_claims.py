@@ -7,7 +7,7 @@ import pytest
 from conftest import table_rows
 
 from hsnet import HSNet
-from hsnet.benchmarks import Shapes
+from hsnet.benchmarks.shapes import Shapes
 from hsnet.config import Config
 from hsnet.episodes import test_episodes
 from hsnet.reproduce import claims
