@@ -183,10 +183,8 @@ def lock(folder: Path):
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system that has no locks
-                print(
-                    f"warning: {path} cannot be locked ({error.strerror}): start no other training there",
-                    file=sys.stderr,
-                )
+                message = f"{path} cannot be locked ({error.strerror}): start no other training there"
+                print(f"warning: {message}", file=sys.stderr)
                 break
             file.seek(0)
             holder = file.read().strip() or "another process"
@@ -433,11 +431,9 @@ def _row(folder):
         return {"state": str(error)}
     history, tests = read_history(folder), {test["shot"]: test for test in read_tests(folder)}
     row = {name: str(getattr(config, name)) for name in ("benchmark", "fold", "seed", "backbone", "kernel", "size")}
-    row["state"] = "stopped: the same command goes on" if (folder / LAST).exists() else "nothing saved yet"
-    if tests:
-        row["state"] = "finished"
-    if holder := lock_holder(folder):
-        row["state"] = f"running, {holder}"
+    saved = "stopped: the same command goes on" if (folder / LAST).exists() else "nothing saved yet"
+    holder = lock_holder(folder)
+    row["state"] = f"running, {holder}" if holder else "finished" if tests else saved
     row["epochs"] = f"{len(history)} of {config.epochs}"
     if history:
         best, last = max(history, key=lambda line: (line["val_miou"], line["epoch"])), history[-1]
@@ -449,6 +445,6 @@ def _row(folder):
     row |= {f"{shot}-shot mIoU [95 %]": score for shot, score in scores.items()}
     if tests:
         row["test mIoU [95 %]"] = ", ".join(f"{score} ({shot}-shot)" for shot, score in scores.items())
-        row["learned values"] = f"{next(iter(tests.values())).get('parameters', 0):,}"
-        row["computed by"] = next(iter(tests.values()))["device"]
+        test = next(iter(tests.values()))
+        row |= {"learned values": f"{test.get('parameters', 0):,}", "computed by": test["device"]}
     return row
