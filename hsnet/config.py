@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .backbone import BACKBONES
 from .benchmarks import BENCHMARKS, Benchmark, load_benchmark
+from .conv4d import KERNELS
 
 # Benchmarks that the paper trains on: their command line starts from its settings.
 OF_PAPER = tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.paper_settings is not None)
@@ -76,7 +77,7 @@ class Config:
         "run, by name or folder, whose weights the training starts from (empty: drawn at random); with its --seed, its "
         "episodes would come again: give another",
     )
-    kernel: str = _setting("center-pivot", "the 4D convolution", ("center-pivot", "separable", "dense"))
+    kernel: str = _setting("center-pivot", "the 4D convolution", tuple(KERNELS))
     layers: str = _setting(
         "all",
         "which layers of each level are correlated: all, the last (deep) or the first (shallow)",
