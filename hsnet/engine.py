@@ -100,6 +100,9 @@ class Learner:
         val_list = test_episodes(self.benchmark, fold=config.fold, shot=1, count=config.val_episodes, split="val")
         self.validation = EpisodeDataset(self.benchmark, config.size, val_list)
         require_readable(self.validation, max(1, self.workers))
+        for shot in config.shots:  # now, not after days of training
+            for tested in test_lists(self.benchmark, fold=config.fold, shot=shot, count=config.test_episodes):
+                require_readable(EpisodeDataset(self.benchmark, config.size, tested), max(1, self.workers), "the test")
         self.score = SegmentationScore(self.benchmark.classes(config.fold, "train"))
         self.epoch, self.step, self.losses = 0, 0, 0.0
 

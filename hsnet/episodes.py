@@ -207,7 +207,7 @@ class EpisodeDataset(torch.utils.data.Dataset):
             raise _too_many(self.passed_over, self.bad_files)
 
 
-def require_readable(dataset: EpisodeDataset, threads: int = 1) -> None:
+def require_readable(dataset: EpisodeDataset, threads: int = 1, what: str = "validation") -> None:
     """Read every file that a fixed list of episodes needs, once: what would end its scoring is said now.
 
     Files are decoded as a whole, since a header tells nothing of an end that is missing. That finds files that are not
@@ -222,12 +222,12 @@ def require_readable(dataset: EpisodeDataset, threads: int = 1) -> None:
     look = lambda name: dataset.benchmark.flaws(name, dataset.size)  # noqa: E731
     # Closed, so that Ctrl-C does not wait for what is left.
     with ThreadPoolExecutor(threads) as pool, closing(pool.map(look, own)) as looked_at:
-        title = "reading the validation's files"
+        title = f"reading the {what}'s files"
         bar = tqdm(looked_at, title, len(own), unit="picture", leave=False, delay=2, disable=rank() > 0)
         found = [flaw for flaws in all_gather(list(bar)) for flaw in flaws]
     if found:
         raise UnreadableFileError(
-            f"{len(found)} of the files that validation needs cannot be used, and a score must not leave any out: put them "
+            f"{len(found)} of the files that {what} needs cannot be used, and a score must not leave any out: put them "
             f"right (`python -m hsnet.prepare {dataset.benchmark.name} --check` says how), then start the same command "
             "again\n" + "\n".join(f"  {flaw}" for flaw in found)
         )

@@ -202,7 +202,10 @@ def test_a_damaged_pascal_folder(pascal, monkeypatch, capsys):
     assert "19 images in" in out
     assert "1 of 20 listed images are missing: 2007_000003" in out
     assert "more)" in out  # three are named, the others counted
-    assert f"delete {augmented}, and run `python -m hsnet.prepare pascal --root {root}`" in out
+    assert (
+        f"move {augmented} elsewhere if prepare has not fetched all of it, and run `python -m hsnet.prepare pascal --root {root}`"
+        in out
+    )
 
 
 @pytest.mark.parametrize(

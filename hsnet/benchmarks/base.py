@@ -206,6 +206,6 @@ class Benchmark(ABC):
             options: of the command line, see `hsnet.prepare.__main__`.
         """
 
-    def verify(self, sample: int) -> Iterator[Finding]:
+    def verify(self, sample: int | None) -> Iterator[Finding]:
         """What `root` holds, compared with what it must hold, and a sample of so many images and masks."""
         yield from ()

@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-import re
+import warnings
 from argparse import Namespace
 from collections.abc import Iterator
 from functools import cached_property
@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 from pycocotools.coco import COCO
 
+from ..pictures import image_of, load
 from ..prepare.downloads import RemoteFile, fetch_and_unpack
 from ..prepare.findings import Finding, OpenedSample, anew, counted, draw, first_of, missing, stems
 from ..prepare.masks import (
@@ -26,7 +27,7 @@ from ..prepare.masks import (
     take_authors_masks,
 )
 from .base import Sample, UnreadableFileError, register
-from .listed import ListedBenchmark, open_image
+from .listed import ListedBenchmark
 from .resize import Square, resize_sample
 from .splits import OTHER_LISTS, fetch_lists, read_coco, verify_lists
 
@@ -124,8 +125,14 @@ class Coco(CocoFolds):
 
     @property
     def masks(self) -> Path:
-        """Written by `prepare`, with the note of their source."""
-        return self.root / "masks"
+        """Written by `prepare`, with the note of their source; or as the authors lay theirs out, `annotations/train2014/*.png`."""
+        theirs = self.root / "annotations"
+        is_theirs = not (self.root / "masks").is_dir() and any((theirs / f"{part}2014").is_dir() for part in self.parts)
+        return theirs if is_theirs else self.root / "masks"
+
+    def source(self) -> dict:
+        """See `ListedBenchmark.source`; masks in the authors' layout are theirs."""
+        return super().source() | ({"source": "authors"} if self.masks.name == "annotations" else {})
 
     def mask_path(self, name: str) -> Path:
         """masks/ and the image's own name, as PNG."""
@@ -138,9 +145,20 @@ class Coco(CocoFolds):
     def prepare(self, options: Namespace) -> None:
         """Images and annotations of COCO 2014 (of another year, if they are there already), and a class mask of each image."""
         root, annotations, keep = self.root, self.root / "annotations", options.keep_archives
+        for path in self._annotations().values():
+            if text := self._not_coco(path, read_instances(path)):
+                raise ValueError(text)
+        if self.masks == annotations:
+            for folder in (f"{part}2014" for part in self.parts):
+                fetch_and_unpack(FILES[folder], {folder: root / folder}, root, keep_archive=keep)
+            fetch_lists("coco")
+            return
         if not self._annotations():
             if annotations.exists():
-                raise ValueError(f"{annotations} holds no instances_*.json: delete it and run the same command again")
+                raise ValueError(
+                    f"{annotations} holds neither instances_*.json, as COCO is published, nor train2014/*.png, as the authors' "
+                    "masks are: what is there is left alone; prepare in another folder with --root"
+                )
             fetch_and_unpack(FILES["annotations"], {"annotations": annotations}, root, keep_archive=keep)
         folders = self._annotations()
         for folder in (f for f in folders if f in FILES):
@@ -156,11 +174,13 @@ class Coco(CocoFolds):
         if "train2014" in folders:
             fetch_lists("coco")
 
-    def verify(self, sample: int) -> Iterator[Finding]:
+    def verify(self, sample: int | None) -> Iterator[Finding]:
         """See `Benchmark.verify`. For COCO of another year there are no official lists."""
         again = f"run `python -m hsnet.prepare coco --root {self.root}`"
         files, lists = self._annotations(), {}
-        if not files:
+        if not files and self.masks.name == "annotations":
+            yield from self._verify_authors(sample, again)
+        elif not files:
             yield Finding(f"no {self.root / 'annotations'}/instances_*.json", again)
         elif {"train2014", "val2014"} <= set(files):
             yield from verify_lists("coco")
@@ -180,6 +200,34 @@ class Coco(CocoFolds):
         for folder, path in files.items():
             yield from self._verify_folder(folder, path, lists.get(folder), sample, again)
 
+    def _not_coco(self, path, instances):
+        """What a file of instances is, where it has not COCO's number of categories; empty where it has."""
+        count = len(instances["categories"])
+        if count == self.counts["categories"]:
+            return ""
+        return (
+            f"{path}: COCO's format with {count} categories, which is not COCO-20i. Nothing is to be prepared: train with "
+            f"`python -m hsnet.train --benchmark coco --root {path.parent.parent}`, which reads it as it stands"
+        )
+
+    def _verify_authors(self, sample, again):
+        """The authors' masks beside the images, without instances: what the lists name must be there."""
+        yield from verify_lists("coco")
+        pairs = [pair for part in self.parts for pair in self.listed(part)]
+        theirs = f"copy the authors' masks into {self.masks}"
+        for folder in (f"{part}2014" for part in self.parts):
+            names = {Path(name).stem for name, _ in pairs if name.startswith(folder)}
+            yield from missing(f"listed images of {folder}", names, stems(self.root / folder, ".jpg"), again)
+            yield from missing(
+                f"listed masks of {folder} (the authors')", names, stems(self.masks / folder, ".png"), theirs
+            )
+        opened = OpenedSample(self, again, theirs)
+        for name, _ in draw(
+            [p for p in pairs if self.image_path(p[0]).exists() and self.mask_path(p[0]).exists()], sample
+        ):
+            opened.labels(name)
+        yield from opened.findings()
+
     def _verify_folder(self, folder, path, table, sample, again):
         images, masks = self.root / folder, self.masks / folder
         get_images, get_masks, get_annotations = (anew(f, again) for f in (images, masks, path.parent))
@@ -188,13 +236,13 @@ class Coco(CocoFolds):
         except ValueError as error:
             yield Finding(str(error), get_annotations)
             return
+        if text := self._not_coco(path, instances):
+            yield Finding(text)
+            return
         by_id = {image["id"]: image for image in instances["images"]}
         names = {i: Path(image["file_name"]).stem for i, image in by_id.items()}
         expected = self.counts.get(folder, len(names))
         yield counted(f"images in {path.name}", len(names), expected, get_annotations)
-        if len(instances["categories"]) != self.counts["categories"]:
-            what = f"categories in {path.name}"
-            yield counted(what, len(instances["categories"]), self.counts["categories"], get_annotations, exactly=True)
         there, masked = stems(images, ".jpg"), stems(masks, ".png")
         yield from missing(f"images of {folder}", set(names.values()), there, get_images)
         yield from missing(f"masks of {folder} ({makers(self.masks)})", set(names.values()), masked, get_masks)
@@ -234,7 +282,8 @@ class AnnotatedCoco(CocoFolds):
     """COCO of any year, or a sample of it, straight from the annotations: not the official lists.
 
     Class masks are the union of a class's instances, crowds included. Training images come from `train*`, test ones from
-    `val*`. An image counts for a class that covers at least 32 × 32 of its pixels; classes of a single image are left out.
+    `val*`. An image counts for one of COCO's classes that covers at least 32 × 32 of its
+    pixels; classes of a single image are left out. Categories are matched by their names.
 
     Expected in `root`: `annotations/instances_train*.json`, `annotations/instances_val*.json` and the image folders they
     are named after (`train2017`, `val2017`, …).
@@ -248,9 +297,27 @@ class AnnotatedCoco(CocoFolds):
     def __init__(self, size: int = 256, root: str | Path = "", novel_images: str = "keep"):
         super().__init__(size, root, novel_images)
         self._annotations = {split: self._load(split) for split in self.parts}
-        coco = next(iter(self._annotations.values()))[1]
-        self.category_ids = sorted(coco.cats)  # class id = place in this order, 0 to 79
-        self.class_names = [coco.cats[c]["name"] for c in self.category_ids]
+        train = self._annotations["train"][1].cats
+        self.class_names = [train[c]["name"] for c in sorted(train)]  # class id = place in this order
+        # Files may number their categories differently: names decide.
+        self._class_ids = {split: self._by_name(split) for split in self.parts}
+
+    def _by_name(self, split):
+        """The class id of each category of a file; ValueError where names do not tell."""
+        folder, coco = self._annotations[split]
+        names = [c["name"] for c in coco.cats.values()]
+        unknown = sorted(set(names) - set(self.class_names))
+        if unknown or len(set(names)) < len(names):
+            raise ValueError(
+                f"instances_{folder}.json "
+                + (
+                    f"has categories that the training's file lacks: {first_of(unknown)}"
+                    if unknown
+                    else "names a category twice"
+                )
+                + ": both files must use the same names, whatever their ids"
+            )
+        return {i: self.class_names.index(c["name"]) for i, c in coco.cats.items()}
 
     def _load(self, split):
         files = sorted((self.root / "annotations").glob(f"instances_{split}*.json"))
@@ -259,8 +326,18 @@ class AnnotatedCoco(CocoFolds):
                 f"no annotations/instances_{split}*.json under {self.root}: give the folder that holds COCO's "
                 "`annotations` and image folders with --root, or fetch them with `python -m hsnet.prepare coco`"
             )
-        folder = re.fullmatch(r"instances_(\w+)\.json", files[-1].name)[1]
-        return folder, _quietly(COCO, files[-1])
+        content = read_instances(files[-1])
+        outlined = [a for a in content["annotations"] if a.get("segmentation")]
+        if content["annotations"] and not outlined:
+            raise ValueError(f"{files[-1]} holds boxes only: outlines (polygons or run lengths) are needed to train on")
+        for image in content["images"]:
+            if min(image.get("width") or 0, image.get("height") or 0) <= 0:  # some tools write -1
+                image["height"], image["width"] = load(self.root / folder_of(files[-1]) / image["file_name"]).size
+        coco = COCO()
+        coco.dataset = content | {"annotations": outlined}
+        with contextlib.redirect_stdout(io.StringIO()):  # a program's output is ours to choose
+            coco.createIndex()
+        return folder_of(files[-1]), coco
 
     def listed(self, part: str) -> list[tuple[str, int]]:
         """Image after image."""
@@ -269,13 +346,16 @@ class AnnotatedCoco(CocoFolds):
     @cached_property
     def _listed(self):
         lists = {}
+        least = LEAST_AREA if set(self.class_names) <= set(CLASSES) else 1  # of a data set of one's own, small ones too
         for part, (folder, coco) in self._annotations.items():
             pairs = lists[part] = []
             for image_id, image in sorted(coco.imgs.items()):
                 annotations = coco.loadAnns(coco.getAnnIds(imgIds=image_id))
                 for category in sorted({a["category_id"] for a in annotations}):
-                    if sum(a["area"] for a in annotations if a["category_id"] == category) >= LEAST_AREA:
-                        pairs.append((f"{folder}/{image['file_name']}", self.category_ids.index(category)))
+                    own = [a for a in annotations if a["category_id"] == category]
+                    area = sum(a["area"] if "area" in a else coco.annToMask(a).sum() for a in own)
+                    if area >= least:
+                        pairs.append((f"{folder}/{image['file_name']}", self._class_ids[part][category]))
         return lists
 
     def images(self, fold: int, split: str) -> dict[int, list[str]]:
@@ -288,19 +368,35 @@ class AnnotatedCoco(CocoFolds):
 
     def read(self, name: str, class_id: int) -> Sample:
         """A photograph and the union of a class's instances in it."""
-        coco = next(c for f, c in self._annotations.values() if f == name.split("/")[0])
-        image = np.asarray(open_image(self.image_path(name)).convert("RGB"))
+        part = next(p for p, (folder, _) in self._annotations.items() if folder == name.split("/")[0])
+        coco, class_ids, path = self._annotations[part][1], self._class_ids[part], self.image_path(name)
         expected = coco.imgs[self._ids[name]]
-        if image.shape[:2] != (expected["height"], expected["width"]):
+        size = expected["height"], expected["width"]
+        try:
+            stored = load(path)
+            if stored.turn > 4 and stored.size != size:  # the annotations are for the pixels as they are stored
+                stored = load(path, exif="ignore")
+            elif stored.turn > 1 and (stored.turn <= 4 or size[0] == size[1]):
+                warnings.warn(
+                    f"{path} is turned by its EXIF orientation {stored.turn}, its annotations do not say whether they are: taken "
+                    "as drawn over the upright picture. If their tool ignores EXIF, store the picture upright",
+                    stacklevel=2,
+                )
+            image = image_of(stored)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{path} is listed but not there") from error
+        except ValueError as error:
+            raise UnreadableFileError(str(error)) from error
+        if image.shape[:2] != size:
             raise UnreadableFileError(
-                f"{self.image_path(name)} is {image.shape[1]} × {image.shape[0]} pixels, its annotations are for "
-                f"{expected['width']} × {expected['height']}: fetch it again"
+                f"{path} is {image.shape[1]} × {image.shape[0]} pixels, its annotations are for {size[1]} × {size[0]}: they are of "
+                "another picture, or of this one before it was resized"
             )
         mask, objects = np.zeros((2, *image.shape[:2]), bool)
         for annotation in coco.loadAnns(coco.getAnnIds(imgIds=self._ids[name])):
             instance = coco.annToMask(annotation).astype(bool)
             objects |= instance
-            if annotation["category_id"] == self.category_ids[class_id]:
+            if class_ids[annotation["category_id"]] == class_id:
                 mask |= instance
         return Sample(image, mask, objects, np.zeros_like(mask))
 
@@ -333,7 +429,6 @@ class AnnotatedCoco(CocoFolds):
         }
 
 
-def _quietly(load, path):
-    """pycocotools prints its progress; a program's output is ours to choose."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        return load(str(path))
+def folder_of(annotations: Path) -> str:
+    """The image folder that a file of instances is named after."""
+    return annotations.stem.removeprefix("instances_")

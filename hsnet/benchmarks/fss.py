@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+from PIL import Image
 
 from ..prepare.findings import Finding, OpenedSample, counted, draw, first_of, missing
-from .base import register
+from .base import Sample, register
 from .listed import ListedBenchmark, open_image
 from .splits import OTHER_LISTS, fetch_lists, read_fss, verify_lists
 
 IMAGES = 10  # of each class
+FLAW = "peregine_falcon/8"  # as published, its mask is 960 × 480 beside a picture of 224 × 224
 BY_HAND = """FSS-1000 has no stable public address; its makers share it through a link that a person must follow.
   1. Open https://github.com/HKUSTCV/FSS-1000 and follow the download link of its README (fewshot_data.zip).
   2. Unpack it, and move the folders of the 1000 classes (abacus, ab_wheel, …) into {root}, so that there are
@@ -26,7 +28,8 @@ BY_HAND = """FSS-1000 has no stable public address; its makers share it through 
 class Fss(ListedBenchmark):
     """520 training, 240 validation and 240 test classes; one fold.
 
-    Expected: `CLASS/N.jpg` and `CLASS/N.png`, N from 1 to 10; a mask is foreground where its first channel is at least 128.
+    Expected: `CLASS/N.jpg` and `CLASS/N.png`, N from 1 to 10; a mask is foreground where its grey is at
+    least 128, as the authors read it: it is resized to the square whatever its size, since one of them, `FLAW`, is published larger.
     """
 
     name = "fss"
@@ -86,12 +89,19 @@ class Fss(ListedBenchmark):
         return (self.root / name).with_suffix(".png")
 
     def read_labels(self, path: Path) -> np.ndarray:
-        """1 where the first channel of a mask, grey, RGB or RGBA, is at least 128."""
-        image = open_image(path)
-        plain = {"P": "RGB", "1": "L"}.get(image.mode)  # modes whose values are not channels
-        first = np.asarray(image.convert(plain) if plain else image)
-        first = first[..., 0] if first.ndim == 3 else first
-        return (first >= 128).astype(np.uint8)
+        """1 where the grey of a mask, whatever its mode, is at least 128."""
+        return (np.asarray(open_image(path).convert("L")) >= 128).astype(np.uint8)
+
+    def picture(self, name: str) -> tuple[Image.Image, np.ndarray]:
+        """An image and its labels, of their own sizes. Raises as `ListedBenchmark.picture` does."""
+        return open_image(self.image_path(name)).convert("RGB"), self.read_labels(self.mask_path(name))
+
+    def read(self, name: str, class_id: int) -> Sample:
+        """An image and its mask, at the image's size."""
+        image, labels = self.picture(name)
+        if labels.shape != image.size[::-1]:
+            labels = np.asarray(Image.fromarray(labels).resize(image.size, Image.Resampling.NEAREST))
+        return Sample(np.asarray(image), *self._masks(labels, class_id))
 
     def prepare(self, options: Namespace) -> None:
         """The lists; the images are fetched by hand.
@@ -103,8 +113,9 @@ class Fss(ListedBenchmark):
             raise FileNotFoundError(BY_HAND.format(root=self.root))
         fetch_lists("fss")
 
-    def verify(self, sample: int) -> Iterator[Finding]:
-        """See `Benchmark.verify`."""
+    def verify(self, sample: int | None) -> Iterator[Finding]:
+        """See `Benchmark.verify`; all 10,000 unless `sample` says how many."""
+        sample = 1000 * IMAGES if sample is None else sample
         root, classes = self.root, []
         yield from verify_lists("fss")
         for split in self.parts:
@@ -131,4 +142,12 @@ class Fss(ListedBenchmark):
             labels = opened.labels(f"{name}.jpg")
             if labels is not None and not labels.any():
                 opened.wrong(f"{name}.jpg", "marks nothing")
+            with Image.open(self.image_path(f"{name}.jpg")) as image:
+                size = image.size
+            if labels is not None and labels.shape != size[::-1]:
+                text = f"is {labels.shape[1]} × {labels.shape[0]} pixels, its image {size[0]} × {size[1]}"
+                if name == FLAW:
+                    yield Finding(f"{name}.png {text}: as published, and resized as the authors do")
+                else:
+                    opened.wrong(f"{name}.jpg", text)
         yield from opened.findings()

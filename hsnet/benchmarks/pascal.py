@@ -107,7 +107,7 @@ class Pascal(ListedBenchmark):
             write_json(self.masks / SOURCE, {"source": "ours", "from": "VOC 2012 SegmentationClass, then SBD cls"})
         fetch_lists("pascal")
 
-    def verify(self, sample: int) -> Iterator[Finding]:
+    def verify(self, sample: int | None) -> Iterator[Finding]:
         """See `Benchmark.verify`."""
         images = self.root / "JPEGImages"
         again = f"run `python -m hsnet.prepare pascal --root {self.root}`"

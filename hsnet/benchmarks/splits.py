@@ -33,7 +33,7 @@ CONTENT = {
     "train": "7c586c779480fce1122c016eb55bdc3cb431d6855ce045d6622df9e56dec40ce",
     "val": "b74ea15f954a7552a515ec917ac625c84321c205d8219c49404275098b4ccc64",
 }
-OTHER_LISTS = "these are not the official lists: delete them and run `python -m hsnet.prepare splits`"
+OTHER_LISTS = "these are not the official lists: move them elsewhere and run `python -m hsnet.prepare splits`"
 _FILE_NAMES = {"train": "trn", "val": "val", "test": "test"}
 _FETCH = "fetch the official lists with `python -m hsnet.prepare splits`, or set HSNET_SPLITS to their folder"
 
@@ -203,7 +203,7 @@ def verify_lists(which: str = "") -> Iterator[Finding]:
         if not path.exists():
             yield Finding(f"{path} is missing", again)
         elif hashlib.sha256(path.read_bytes()).hexdigest() != LISTS[name]:
-            yield Finding(f"{path} is not the official list", f"delete it, then {again}")
+            yield Finding(f"{path} is not the official list", f"move it elsewhere, then {again}")
         else:
             good += 1
     for split, digest in CONTENT.items() if "coco".startswith(which) else ():
@@ -216,7 +216,7 @@ def verify_lists(which: str = "") -> Iterator[Finding]:
             good += 1
         else:
             text = f"the lists of {split} in {folder / 'coco'} are not the official ones"
-            yield Finding(text, f"delete that folder, then {again}")
+            yield Finding(text, f"move that folder elsewhere, then {again}")
     if good:
         yield Finding(f"{good} lists in {folder} are those that were published")
 

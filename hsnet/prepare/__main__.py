@@ -75,7 +75,7 @@ def _parser():
     parser.add_argument(
         "--cache", type=int, metavar="SIZE", help="also store all images at SIZE × SIZE pixels (the paper: 400)"
     )
-    parser.add_argument("--sample", type=int, default=200, help="images and masks that are opened (default: 200)")
+    parser.add_argument("--sample", type=int, help="images and masks that are opened (default: 200; fss: all)")
     parser.add_argument(
         "--workers", type=int, default=0, help="processes that build masks (default: one per processor)"
     )

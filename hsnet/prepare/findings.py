@@ -60,7 +60,7 @@ def first_of(names: Iterable[str]) -> str:
 
 def anew(folder: Path, again: str) -> str:
     """The remedy that makes a folder again by the command `again`."""
-    return f"delete {folder}, and {again}" if folder.exists() else again
+    return f"move {folder} elsewhere if prepare has not fetched all of it, and {again}" if folder.exists() else again
 
 
 def stems(folder: Path, suffix: str) -> set[str]:
@@ -68,9 +68,9 @@ def stems(folder: Path, suffix: str) -> set[str]:
     return {path.stem for path in folder.glob(f"*{suffix}")} if folder.is_dir() else set()
 
 
-def draw(pairs: list, count: int) -> Iterator:
-    """A sample, the same each time, with a progress bar."""
-    drawn = random.Random(0).sample(pairs, min(count, len(pairs)))
+def draw(pairs: list, count: int | None) -> Iterator:
+    """A sample (None: of 200), the same each time, with a progress bar."""
+    drawn = random.Random(0).sample(pairs, min(200 if count is None else count, len(pairs)))
     yield from tqdm(drawn, "opening a sample", unit="image", leave=False, disable=len(drawn) < 20)
 
 

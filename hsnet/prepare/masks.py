@@ -61,7 +61,7 @@ def build_pascal_masks(voc: Path, sbd: Path, target: Path) -> int:
             image = Image.fromarray(np.asarray(labels, np.uint8), "P")
         except Exception as error:  # scipy raises many kinds for a damaged file
             raise ValueError(
-                f"{path} is damaged ({error}): delete {sbd} and run the same command again, it unpacks it anew"
+                f"{path} is damaged ({error}): move {sbd} elsewhere and run the same command again, it unpacks it anew"
             ) from error
         image.putpalette(palette)
         image.save(made, "PNG")
@@ -109,10 +109,10 @@ def read_instances(annotations: Path) -> dict:
     try:
         content = json.loads(annotations.read_text())
         return {key: content[key] for key in ("images", "annotations", "categories")}
-    except (json.JSONDecodeError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{annotations} is no complete instances file ({error}): delete {annotations.parent} and run "
-            "`python -m hsnet.prepare coco`"
+            f"{annotations} is no complete instances file ({error}): export it again, or, of COCO's own, move it elsewhere and "
+            "run `python -m hsnet.prepare coco`"
         ) from error
 
 
@@ -121,7 +121,7 @@ def image_instances(instances: dict, crowd: bool) -> dict[int, list[Instance]]:
     label = {c: k for k, c in enumerate(sorted(c["id"] for c in instances["categories"]), 1)}
     found: dict[int, list] = {image["id"]: [] for image in instances["images"]}
     for a in instances["annotations"]:
-        if (crowd or not a["iscrowd"]) and a["segmentation"]:
+        if (crowd or not a.get("iscrowd")) and a.get("segmentation"):
             found[a["image_id"]].append((label[a["category_id"]], a["area"], a["segmentation"]))
     return found
 
@@ -191,9 +191,7 @@ def take_authors_masks(folders: dict[Path, Path], masks: Path) -> None:
         ValueError: masks of our own that are there already.
     """
     if masks.exists() and read_source(masks).get("source") != "authors":
-        raise ValueError(
-            f"{masks} holds masks that were built here: rename or delete it, then run the same command again"
-        )
+        raise ValueError(f"{masks} holds masks that were built here: rename it, then run the same command again")
     for target, folder in folders.items():
         if not target.exists():
             take_masks(folder, target)
@@ -209,7 +207,7 @@ def begin_masks(masks: Path, source: dict) -> None:
     before = read_source(masks)
     if before and before != source:
         raise ValueError(
-            f"{masks} was made as {before}, asked for is {source}: delete {masks} to build it anew, or keep the option"
+            f"{masks} was made as {before}, asked for is {source}: rename {masks} to build it anew, or keep the option"
         )
     masks.mkdir(exist_ok=True)
     write_json(masks / SOURCE, source)
