@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from hsnet import pictures
 from hsnet.paths import ROOT
@@ -192,3 +192,66 @@ def test_the_page_has_the_table_of_the_module():
     rows = [line for line in pictures.__doc__.splitlines() if line.startswith("|")]
     assert len(rows) > 15
     assert "\n".join(rows) in page
+
+
+OTHER = np.zeros((40, 60), bool)
+OTHER[32:39, 2:15] = True
+
+
+def painted(one, other):
+    image = np.zeros((40, 60, *np.shape(one)), np.uint16 if np.max(other) > 255 else np.uint8)
+    image[TRUTH], image[OTHER] = one, other
+    return image
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "label"),
+    [(1, 2, 1), (3, 300, 3), (12, 255, "12"), (1, 255, 1), (128, 255, 128), ((255, 0, 0), (0, 255, 0), "255,0,0"),
+     ((128, 0, 0), (0, 128, 0), (128, 0, 0)), ((255, 0, 0), (254, 254, 254), "#ff0000")],
+)  # fmt: skip
+def test_several_values_or_colours_are_listed_and_picked(one, other, label):
+    mask = painted(one, other)
+    for shown in (one, other):
+        with pytest.raises(ValueError, match=f"holds 2 labels: .*{str(shown).strip('()').replace(' ', '')}"):
+            read_mask(mask)
+    assert (read_mask(mask, label) == TRUTH).all()
+    with pytest.raises(ValueError, match="has no label 77"):
+        read_mask(mask, 77)
+
+
+@pytest.mark.parametrize("alpha", [255, 254, 128])
+def test_an_alpha_channel_that_hides_nothing_says_nothing(alpha):
+    grey = TRUTH * np.uint8(255)
+    nearly = np.where(OTHER, alpha, 255).astype(np.uint8) if alpha > 128 else np.full_like(grey, alpha)
+    assert (read_mask(np.dstack([grey, grey, grey, nearly])) == TRUTH).all()
+    assert (read_mask(Image.fromarray(np.dstack([grey, nearly]))) == TRUTH).all()
+
+
+def test_numbers_and_photographs_are_no_masks(tmp_path):
+    logits = np.where(TRUTH, 3.0, -2.0)
+    with pytest.raises(ValueError, match="logits > 0"):
+        read_mask(logits)
+    np.save(tmp_path / "logits.npy", logits)
+    with pytest.raises(ValueError, match=r"logits\.npy .*logits > 0"):
+        read_mask(tmp_path / "logits.npy")
+    np.save(tmp_path / "mask.npy", TRUTH)
+    assert (read_mask(tmp_path / "mask.npy") == TRUTH).all()
+    for photograph in (PIXELS, PIXELS * TRUTH[..., None], PIXELS[..., 0]):
+        with pytest.raises(ValueError, match="looks like a picture rather than a mask"):
+            read_mask(photograph)
+    flat = np.full((40, 60, 3), 90, np.uint8)
+    flat[TRUTH] = 200, 60, 40
+    with pytest.raises(ValueError, match="cut out on black"):
+        read_mask(flat * TRUTH[..., None], of=flat)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_every_turn_is_applied_or_ignored(tmp_path, turn):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    for suffix in (".png", ".tif"):
+        path = saved(Image.fromarray(PIXELS), tmp_path / f"turned{suffix}", exif=exif)
+        with Image.open(tmp_path / "turned.png") as image:
+            upright = np.asarray(ImageOps.exif_transpose(image))
+        assert (read_image(path)[0] == upright).all()
+        assert (read_image(path, exif="ignore")[0] == PIXELS).all()
