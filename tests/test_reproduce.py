@@ -10,7 +10,6 @@ import pytest
 from safetensors.torch import load_file
 
 from hsnet.config import Config
-from hsnet.reproduce import __main__ as reproduce
 from hsnet.reproduce import experiments, report
 from hsnet.reproduce.experiments import LAST_EPOCH, Experiment, state
 from hsnet.runs import lock
@@ -43,28 +42,23 @@ def tried(monkeypatch):
     return found
 
 
-def run(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["reproduce", *arguments, "--device", "cpu", "--workers", "0"])
-    try:
-        reproduce.main()
-        status = 0
-    except SystemExit as stop:
-        status = stop.code
-    return status, capsys.readouterr()
+@pytest.fixture
+def run(call):
+    return lambda *options: call("reproduce.__main__", *options, "--device", "cpu", "--workers", "0")
 
 
-def test_from_training_to_table_though_another_fails(tried, monkeypatch, capsys):
+def test_from_training_to_table_though_another_fails(tried, run):
     tried[1].folder.mkdir(parents=True)
     tiny(fold=1, batch=4).config.save(tried[1].folder / "config.json")
-    status, out = run(monkeypatch, capsys, "tried", "--micro-batch", "1")
-    assert status == 2
-    assert "was trained with batch 4, not 2: rename it, or delete it" in out.err
+    out = run("tried", "--micro-batch", "1")
+    assert out.returncode == 2
+    assert "was trained with batch 4, not 2: rename it, or delete it" in out.stderr
     one = tried[0]
     assert [state(each).kind for each in tried] == ["done", "other settings"]
     assert Config.load(one.folder / "config.json") == dataclasses.replace(one.config, micro_batch=1)
     assert [test[1]["scores"]["HSNet"]["episodes"] for test in (one.tests(), one.tests(last=True))] == [4, 4]
-    assert "at the best epoch" in out.out
-    assert "– (1/2)" in out.out
+    assert "at the best epoch" in out.stdout
+    assert "– (1/2)" in out.stdout
     # The last epoch is tested with its own weights: equal to the best's only where the last was the best.
     history = one.history()
     best, last = (load_file(folder / "model.safetensors") for folder in (one.folder, one.folder / LAST_EPOCH))
@@ -72,40 +66,39 @@ def test_from_training_to_table_though_another_fails(tried, monkeypatch, capsys)
     assert all(best[name].equal(last[name]) for name in best) == history[1]["best"]
     # What is done is skipped; what is missing is made, and nothing else.
     before = {path: path.stat().st_mtime_ns for path in one.folder.rglob("*.json")}
-    _, out = run(monkeypatch, capsys, "tried", "--only", "0")
-    assert out.out.count(": done") == 1
+    out = run("tried", "--only", "0")
+    assert out.stdout.count(": done") == 1
     assert before == {path: path.stat().st_mtime_ns for path in before}
     lost, kept = one.folder / LAST_EPOCH / "test-1shot.json", one.folder / "test-1shot.json"
     lost.unlink()
-    _, out = run(monkeypatch, capsys, "tried", "--only", "0")
-    assert "1 of 1, shapes, EfficientNet-Lite0, fold 0: cut 2, working in" in out.out
+    out = run("tried", "--only", "0")
+    assert "1 of 1, shapes, EfficientNet-Lite0, fold 0: cut 2, working in" in out.stdout
     assert state(one).kind == "done"
     assert kept.stat().st_mtime_ns == before[kept]
     assert lost.exists()
 
 
-def test_missing_images_are_an_error_with_the_next_step(monkeypatch, capsys, data):
+def test_missing_images_are_an_error_with_the_next_step(run, monkeypatch):
     monkeypatch.delenv("HSNET_IMAGES", raising=False)
-    status, out = run(monkeypatch, capsys, "pascal", "--only", "vgg16,0")
-    assert status == 2
-    assert "python -m hsnet.prepare" in out.err
+    out = run("pascal", "--only", "vgg16,0")
+    assert out.returncode == 2
+    assert "python -m hsnet.prepare" in out.stderr
 
 
-def test_what_another_process_trains_is_left_to_it(tried, monkeypatch, capsys):
+def test_what_another_process_trains_is_left_to_it(tried, run):
     tried[0].folder.mkdir(parents=True)
     tried[0].config.save(tried[0].folder / "config.json")
     with lock(tried[0].folder):
-        _, out = run(monkeypatch, capsys, "tried", "--only", "0")
-    assert out.out.count("running 0 (process ") == 1
+        out = run("tried", "--only", "0")
+    assert out.stdout.count("running 0 (process ") == 1
 
 
-def test_a_dry_run_touches_nothing(monkeypatch, capsys, data):
-    status, out = run(monkeypatch, capsys, "--dry-run", "--only", "resnet50")
-    assert status == 0
-    assert out.out.startswith(report.experiments_table(words="resnet50"))
+def test_a_dry_run_touches_nothing(run, data):
+    out = run("--dry-run", "--only", "resnet50")
+    assert out.returncode == 0
+    assert out.stdout.startswith(report.experiments_table(words="resnet50"))
     assert not list(data.iterdir())
-    with pytest.raises(ValueError, match="no table 'voc'"):
-        run(monkeypatch, capsys, "voc", "--dry-run")
+    assert "no table 'voc'" in run("voc", "--dry-run").stderr
 
 
 SCRIPT = """
