@@ -243,7 +243,7 @@ class Learner:
             self.model.zero_grad()
             alone = pixel_loss(self.forward(one), one.query_mask, self.weight, self._ignored(one)) / self._pixels(one)
             alone.backward()
-            episode, sound = self.dataset.episode(index), math.isfinite(alone) and finite()
+            episode, sound = self.dataset.episode(index), math.isfinite(alone.item()) and finite()
             text = f"{index} (query {episode.query!r}, support {episode.supports[0]!r}, loss {alone.item():.4g})"
             suspects.append((sound, -alone.item(), text))
         worst = [text for sound, _, text in suspects if not sound] or [text for _, _, text in sorted(suspects)[:1]]

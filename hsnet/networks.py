@@ -110,7 +110,7 @@ def timm_network(name: str, pretrained: bool) -> nn.Module:
             return timm.create_model(model, strict_img_size=False, **options)  # a Swin then takes images of any size
         except TypeError:
             return timm.create_model(model, **options)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         similar = ", ".join(timm.list_models(f"*{model.split('.')[0].split('_')[0]}*")[:5])
         raise ValueError(f"backbone is {name!r}: {error}. Of similar names timm has {similar or 'none'}") from error
     except OSError as error:

@@ -411,6 +411,7 @@ def _bad_line(rng):
         bad = ["x", "None", "COCO!", "0", "paper ", "ünïcode", "a" * 1000, "'; rm -rf /"]
     else:
         bad = {
+            "backbone": ["x", "resnet7", "timm:", "timm:nobody", "timm:../up", "ünïcode", "a" * 1000],
             "start": ["no-such-run", "../nowhere", "/etc", "n" * 300, "ünïcode", "a/b"],
             "name": ["../up", "a/b", "..", ".", "/etc", "n" * 300, "x/"],
             "shot": ["0", "-1", "a", "1,,2", "1,x", "5000", "1.5", ","],
