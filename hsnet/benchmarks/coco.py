@@ -313,7 +313,7 @@ class AnnotatedCoco(CocoFolds):
                 + (
                     f"has categories that the training's file lacks: {first_of(unknown)}"
                     if unknown
-                    else "names a category twice"
+                    else f"names a category twice: {first_of(sorted({n for n in names if names.count(n) > 1}))}"
                 )
                 + ": both files must use the same names, whatever their ids"
             )
