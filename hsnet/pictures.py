@@ -293,7 +293,13 @@ def load(picture: Picture, least: int | None = None, exif: str = "apply", frames
                 stored = _of_image(name, image, own, exif)
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} is too large ({error}): make it smaller first") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # PIL raises all of these for damaged files
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        EOFError,
+    ) as error:  # PIL raises all of these for damaged files
         why = next((why for kinds, why in CONVERT.items() if path.suffix.lower() in kinds), f"or damaged ({error})")
         raise ValueError(f"{path} is not a picture that can be read, {why}") from error
     if frames and number > frames:

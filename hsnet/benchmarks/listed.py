@@ -311,6 +311,6 @@ def open_image(path: Path) -> Image.Image:
         raise FileNotFoundError(
             f"{path} is listed but not there: `python -m hsnet.prepare` with --check says what to fetch"
         ) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
         raise UnreadableFileError(f"{path} cannot be read ({error}): fetch it again") from error
     return image
