@@ -42,7 +42,7 @@ LARGEST = 2048
 
 
 class Segmenter:
-    """Few-shot segmentation of pictures of any size, by a trained run.
+    """Few-shot segmentation of pictures of any size, by a trained run::
 
         segmenter = Segmenter()
         segmenter.fit(["a.jpg", "b.jpg"], ["a.png", "b.png"])
