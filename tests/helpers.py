@@ -1,6 +1,5 @@
 """What test modules share, beside the fixtures of conftest.py."""
 
-import functools
 import http.server
 import json
 import os
@@ -14,10 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden.formula import parameter
-from kit.golden import golden
-
-from hsnet import HSNet
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
 # What people ask for, in the words that they use.
@@ -63,26 +58,6 @@ def assert_close(ours, theirs, relative=1e-4):
     error = np.abs(ours - theirs).max() / theirs.std()
     print(f"largest error: {error:.1e} of the standard deviation")  # shown by pytest -rP
     assert error <= relative, f"largest error is {error:.1e} of the standard deviation, allowed {relative:.0e}"
-
-
-@functools.cache
-def _reference_tensors(backbone):
-    return {
-        # The unused classifier's half a gigabyte is left empty.
-        name: torch.from_numpy(np.asarray(parameter(name, (0,) if "backbone.classifier." in name else tuple(shape))))
-        for name, shape in golden(f"state_dict_{backbone}.json").items()
-    }
-
-
-def reference_state_dict(backbone, prefix=""):
-    """The authors' checkpoint, as the formula fills it: a dictionary that may be changed, of tensors that may not."""
-    return {prefix + name: tensor for name, tensor in _reference_tensors(backbone).items()}
-
-
-def reference_model(backbone):
-    model = HSNet(backbone, pretrained=False)
-    model.load_reference_state_dict(reference_state_dict(backbone))
-    return model
 
 
 def history(folder):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from helpers import assert_close, reference_model
-from kit.golden import golden, golden_input
+from helpers import assert_close
+from kit.golden import golden, golden_input, reference_model
 from PIL import Image
 
 from hsnet import EpisodeDataset, test_episodes

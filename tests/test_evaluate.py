@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from helpers import reference_model, reference_state_dict
+from kit.golden import reference_model, reference_state_dict
 
 from hsnet import Config, EpisodeDataset, HSNet, test_episodes
 from hsnet.benchmarks import load_benchmark

@@ -6,13 +6,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from kit.photographs import ask
 from PIL import Image
 
 import hsnet.predict as program
 from hsnet import HSNet, Segmenter
 from hsnet.baselines import Prototypes
-from hsnet.benchmarks.resize import Sample, resize_image, resize_mask
+from hsnet.benchmarks.resize import resize_image, resize_mask
 from hsnet.model import vote
 from hsnet.paths import ROOT
 from hsnet.pictures import BEHIND, read_image
@@ -357,7 +356,7 @@ def test_a_mask_of_nearly_everything_is_doubted(run):
         segmenter.fit(image, close)
 
 
-def test_prototypes_are_those_that_photographs_are_compared_with(run, monkeypatch):
+def test_prototypes_are_the_baseline_of_the_same_features(run):
     images = [np.full((50, 70, 3), 30, np.uint8), np.full((40, 90, 3), 30, np.uint8)]
     masks = [np.zeros(i.shape[:2], bool) for i in images]
     for image, mask in zip(images, masks, strict=True):
@@ -365,18 +364,22 @@ def test_prototypes_are_those_that_photographs_are_compared_with(run, monkeypatc
         image[mask] = (230, 40, 40)
     # Like the objects, and like what surrounds them: far from where rounding would decide.
     queries = [np.full((33, 44, 3), (230, 40, 40), np.uint8), np.full((44, 33, 3), 30, np.uint8)]
-    # As chosen on photographs: the last level and the last rule.
-    chosen, expected = Prototypes(), []
-    monkeypatch.setattr(chosen, "_best", lambda: (2, len(Prototypes.THRESHOLDS)))
-    for aspect in ("resize", "pad"):
-        segmenter = Segmenter(run, aspect=aspect, method="prototypes").fit(images, masks)
-        for query, answer in zip(queries, segmenter.predict(queries), strict=True):
-            pairs = zip([query, *images], [mask_of(query), *masks], strict=True)
-            samples = [Sample(i, m, m, m) for i, m in pairs]
-            expected.append(ask(Segmenter(run, aspect=aspect), chosen, samples)["prototypes"])  # of one support, of two
-            assert (answer != expected[-1][1]).mean() < 0.01
-            assert (segmenter.predict_each(query)[0] != expected[-1][0]).mean() < 0.01
-    assert len({one[1].mean().round() for one in expected}) == 2, "all answers are alike"
+    segmenter = Segmenter(run, method="prototypes").fit(images, masks)
+    backbone = segmenter.model.backbone
+    levels = backbone(backbone.normalize(torch.stack([resize_image(i, SIZE) for i in [*images, *queries]])))
+    support_mask = torch.stack([resize_mask(m, SIZE) for m in masks])[None]
+    support = [[f[:2] for f in level] for level in levels]
+    first = [[f[:1] for f in level] for level in levels]
+    answers = segmenter.predict(queries)
+    for i, (query, answer) in enumerate(zip(queries, answers, strict=True), 2):
+        asked = [[f[i : i + 1] for f in level] for level in levels]
+        for found, supports, mask in (
+            (answer, support, support_mask),
+            (segmenter.predict_each(query)[0], first, support_mask[:, :1]),
+        ):
+            expected = Prototypes.contrast(asked, supports, mask, query.shape[:2])[0] > 0
+            assert (found == expected.numpy()).mean() > 0.99
+    assert [round(answer.mean()) for answer in answers] == [1, 0]
     with pytest.raises(ValueError, match="no probabilities"):
         segmenter.predict_proba(query)
     with pytest.raises(ValueError, match="unknown method 'magic': choose one of hsnet, prototypes"):

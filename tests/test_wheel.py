@@ -67,7 +67,7 @@ def test_every_program_starts_and_writes_nothing_into_the_package(call, installe
         "evaluate",
         "predict",
         "export",
-        *(f"{p}.__main__" for p in ("prepare", "reproduce", "speed", "memory")),
+        *(f"{p}.__main__" for p in ("prepare", "reproduce", "speed")),
     )
     result = call("-c", f"import {', '.join(f'hsnet.{name}' for name in programs)}")
     assert result.returncode == 0, result.stderr

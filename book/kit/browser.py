@@ -15,7 +15,6 @@ scripts but not fetch files: so it works there too, and from any static server.
 import argparse
 import base64
 import hashlib
-import io
 import json
 import tarfile
 import tempfile
@@ -23,10 +22,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from hsnet.benchmarks import Episode, load_benchmark
-from hsnet.benchmarks.drawn import DrawnBenchmark
+from hsnet.benchmarks import Benchmark, Episode, load_benchmark
 from hsnet.benchmarks.sprites import SpriteError, _npm_pack
 from hsnet.config import run_program
 from hsnet.episodes import test_episodes
@@ -34,7 +31,9 @@ from hsnet.export import GRAPHS, export
 from hsnet.model import HSNet
 from hsnet.paths import data_folder
 from hsnet.runs import DEFAULT_RUN, run_folder
-from kit.pages import THREAD
+from kit.figures import png_address
+from kit.pages import thread
+from kit.photographs import METHODS
 
 PACKAGE = "onnxruntime-web@1.30.0"
 TARBALL = "onnxruntime-web-1.30.0.tgz"
@@ -42,11 +41,7 @@ SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
 # Loaded as scripts, and held in base64: the runtime's glue and its code, for the processor and for the graphics card.
 SCRIPTS = ("ort.wasm.min.js", "ort.webgpu.min.js")
 BINARIES = tuple(f"ort-wasm-simd-threaded{kind}.{suffix}" for kind in ("", ".asyncify") for suffix in ("mjs", "wasm"))
-PLACES = (
-    THREAD,
-    3,
-    17,
-)  # of the built-in episodes among the 5-shot test episodes; the first is asked for both its objects
+PLACES = (3, 17)  # of the built-in episodes, beside the pages' own, among the 5-shot test episodes
 
 
 def runtime(folder: Path) -> Path:
@@ -98,13 +93,10 @@ def write_script(out: Path, name: str, content: bytes) -> None:
     (out / f"{name}.js").write_text(f"globalThis.hsnetFiles[{json.dumps(name)}]={json.dumps(text)};\n")
 
 
-def built_in(benchmark: DrawnBenchmark) -> list[Episode]:
-    """The episodes to begin with."""
-    episodes, tests = [], test_episodes(benchmark, fold=0, shot=5)
-    for place in PLACES:
-        episode = replace(tests[place], supports=tests[place].supports[:1])
-        episodes += [episode, *(benchmark.other_questions(episode)[:1] if place == THREAD else [])]
-    return episodes
+def built_in(benchmark: Benchmark) -> list[Episode]:
+    """The episodes to begin with: the pages' query, asked for both its objects, and two others."""
+    tests = test_episodes(benchmark, fold=0, shot=5)
+    return [*thread(benchmark), *(replace(tests[place], supports=tests[place].supports[:1]) for place in PLACES)]
 
 
 def write_episodes(out: Path, side: int, photographs: dict | None = None) -> None:
@@ -116,12 +108,8 @@ def write_episodes(out: Path, side: int, photographs: dict | None = None) -> Non
         support = benchmark.read(episode.supports[0], episode.class_id)
         mask = support.mask.astype(np.uint8) * 255
         pictures = {"support": support.image, "mask": mask, "query": query.image}
-        shown.append(
-            {
-                "name": benchmark.class_names[episode.class_id],
-                **{what: _address(picture) for what, picture in pictures.items()},
-            }
-        )
+        addresses = {what: png_address(picture) for what, picture in pictures.items()}
+        shown.append({"name": benchmark.class_names[episode.class_id], **addresses})
     content = {"side": side, "attribution": benchmark.attribution, "photographs": photographs, "episodes": shown}
     (out / "episodes.js").write_text(f"globalThis.hsnetEpisodes={json.dumps(content)};\n")
 
@@ -132,17 +120,8 @@ def on_photographs(run: str, side: int) -> dict | None:
     results = json.loads(path.read_text())["results"] if path.exists() else []
     for result in results:
         if (result["aspect"], result["size"]) == ("squash", side):
-            scores = result["shots"]["1"]
-            return {
-                key: f"{scores[name]['miou']:.1f}" for key, name in (("hsnet", "HSNet"), ("prototypes", "prototypes"))
-            }
+            return {m: f"{result['shots']['1'][name]['miou']:.1f}" for name, m in METHODS.items()}
     return None
-
-
-def _address(picture):
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, format="png")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def write(run: str, out: Path, precision: str = "float16") -> None:
@@ -164,11 +143,10 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "run", nargs="?", default=DEFAULT_RUN, help=f"trained run, by name or folder (default: {DEFAULT_RUN})"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
-    parser.add_argument("--precision", default="float16", help="of the weights, see hsnet.export (default: float16)")
+    option = parser.add_argument
+    option("run", nargs="?", default=DEFAULT_RUN, help=f"trained run, by name or folder (default: {DEFAULT_RUN})")
+    option("--out", type=Path, required=True, help="folder to write into")
+    option("--precision", default="float16", help="of the weights, see hsnet.export (default: float16)")
     arguments = parser.parse_args()
     write(arguments.run, arguments.out, arguments.precision)
     print(f"written to {arguments.out}")

@@ -15,7 +15,7 @@ from PIL import Image
 from hsnet.figures import overlay
 from hsnet.pictures import read_image
 from hsnet.segmenter import Segmenter
-from kit.figures import panels
+from kit.figures import panels, png_address
 
 LONGEST = 400  # pixels of a picture's longer side on the canvas
 
@@ -125,7 +125,7 @@ class Brush(anywidget.AnyWidget):
         self.image = image
         small = Image.fromarray(image)
         small.thumbnail((LONGEST, LONGEST))
-        super().__init__(picture=_address(small))
+        super().__init__(picture=png_address(np.asarray(small)))
 
     @property
     def mask(self) -> Bool[np.ndarray, "h w"]:
@@ -210,9 +210,3 @@ class Workbench(ipywidgets.VBox):
                 figure = panels([("query", query), (words, overlay(query, mask))])
                 display(figure)
                 plt.close(figure)
-
-
-def _address(image):
-    file = io.BytesIO()
-    image.save(file, format="png")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

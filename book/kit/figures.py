@@ -13,10 +13,18 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.transforms import Affine2D
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from hsnet.figures import FOREGROUND
+
+
+def png_address(image: UInt8[np.ndarray, "h w *c"]) -> str:
+    """A picture as an address (`data:`) that holds it as PNG."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format="png")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def heat(

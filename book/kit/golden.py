@@ -1,5 +1,6 @@
 """The authors' numbers, as the book and the tests compare with them: what their code returned for inputs made by a formula."""
 
+import functools
 import json
 import runpy
 from collections.abc import Iterator, Sequence
@@ -34,13 +35,18 @@ def _formula(function, name, shape):
     return torch.from_numpy(np.asarray(FORMULA[function](name, tuple(shape))))
 
 
-def reference_state_dict(backbone: str = "resnet50") -> dict[str, Tensor]:
-    """A state dict with the names and shapes of the authors', filled by the formula; VGG's unused classifier is left empty."""
-    shapes = golden(f"state_dict_{backbone}.json")
+@functools.cache
+def _reference_tensors(backbone):
     return {
+        # The half gigabyte of VGG's unused classifier is left empty.
         name: _formula("parameter", name, [0] if name.startswith("backbone.classifier.") else shape)
-        for name, shape in shapes.items()
+        for name, shape in golden(f"state_dict_{backbone}.json").items()
     }
+
+
+def reference_state_dict(backbone: str = "resnet50", prefix: str = "") -> dict[str, Tensor]:
+    """A checkpoint of the authors, as the formula fills it: a dictionary that may be changed, of tensors that may not."""
+    return {prefix + name: tensor for name, tensor in _reference_tensors(backbone).items()}
 
 
 def reference_model(backbone: str = "resnet50") -> HSNet:

@@ -83,9 +83,7 @@ def publish(address: str, branch: str, root: Path = ROOT) -> None:
 
 def main() -> None:
     """The program."""
-    parser = argparse.ArgumentParser(
-        prog="python book/kit/publish.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser("python book/kit/publish.py", description=__doc__)
     address, branch = published()
     parser.add_argument("--address", default=address, help=f"of the repository; '' for none (default: {address!r})")
     parser.add_argument("--branch", default=branch, help=f"whose pages are opened (default: {branch!r})")

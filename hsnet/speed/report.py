@@ -1,4 +1,4 @@
-"""Tables and curves of the measurements of `hsnet.speed` and `hsnet.memory`."""
+"""Tables and curves of the measurements of `hsnet.speed` and `kit.memory`."""
 
 import json
 
@@ -54,7 +54,7 @@ def step_memory_table(result: dict) -> str:
     """Markdown: the memory of a training step by setting, and the largest `--micro-batch` for some sizes of memory.
 
     Args:
-        result: of a file of `hsnet.memory`.
+        result: of a file of `kit.memory`.
     """
     sizes = (4, 8, 12, 24)
     rows = []

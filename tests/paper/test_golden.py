@@ -6,57 +6,44 @@
 import numpy as np
 import pytest
 import torch
-from golden.formula import parameter
-from helpers import assert_close, reference_model, reference_state_dict
-from kit.golden import golden, golden_input
+from helpers import assert_close
+from kit.golden import (
+    golden,
+    golden_convolutions,
+    golden_features,
+    golden_input,
+    golden_pyramid,
+    reference_model,
+    reference_state_dict,
+)
 from torch.nn import functional as F
 
 from hsnet import CenterPivotConv4d, HSNet, SegmentationScore, hypercorrelation_pyramid, mask_features, vote
 
 
-@pytest.mark.parametrize("case", range(5))
-def test_center_pivot_kernel(case):
-    file = golden("conv4d.npz")
-    cin, cout, kernel, stride, b, hq, wq, hs, ws = file[f"case{case}"].tolist()
-    conv = CenterPivotConv4d(cin, cout, kernel, stride)
-    conv.load_state_dict(
-        {
-            f"{ours}.{p}": torch.from_numpy(
-                parameter(f"conv4d.{case}.{theirs}.{p}", tuple(getattr(getattr(conv, ours), p).shape))
-            )
-            for ours, theirs in (("query", "conv1"), ("support", "conv2"))
-            for p in ("weight", "bias")
-        }
-    )
-    assert_close(conv(golden_input(f"conv4d.{case}.input", (b, cin, hq, wq, hs, ws))), file[f"output{case}"])
+def test_center_pivot_kernel():
+    for arguments, state, x, output in golden_convolutions():
+        conv = CenterPivotConv4d(*arguments)
+        conv.load_state_dict(state)
+        assert_close(conv(x), output)
 
 
 def test_masking_and_correlation():
     file = golden("correlation.npz")
-    shapes = [tuple(shape) for shape in file["layers"].tolist()]
-
-    def levels(kind):
-        layers = [golden_input(f"{kind}.{i}", shape) for i, shape in enumerate(shapes)]
-        return [layers[:2], layers[2:5], layers[5:]]
-
-    masked = mask_features(levels("support"), golden_input("mask", (2, 50, 50)) > 0)
+    masked = mask_features(golden_features("support"), golden_input("mask", (2, 50, 50)) > 0)
     for i, feature in enumerate(f for level in masked for f in level):
         assert_close(feature, file[f"masked{i}"])
-    pyramid = hypercorrelation_pyramid(levels("query"), masked)
+    pyramid = hypercorrelation_pyramid(golden_features("query"), masked)
     for name, ours in zip(("shallow", "middle", "deep"), pyramid, strict=True):
         assert_close(ours, file[name])
 
 
 @pytest.mark.parametrize("backbone", ["vgg16", "resnet50", "resnet101"])
 def test_learned_part(backbone):
-    file = golden(f"learner_{backbone}.npz")
-    deep_first = [
-        golden_input(f"hypercorrelation.{i}", (1, int(c), n, n, n, n)).relu()
-        for i, (c, n) in enumerate(zip(file["channels"], file["sizes"].tolist(), strict=True))
-    ]
+    pyramid, logits = golden_pyramid(backbone)
     model = reference_model(backbone)
     with torch.no_grad():
-        assert_close(model.decoder(model.encoder(deep_first[::-1])), file["logits"])
+        assert_close(model.decoder(model.encoder(pyramid)), logits)
 
 
 @pytest.mark.parametrize("backbone", ["vgg16", "resnet50", "resnet101"])

@@ -1,4 +1,4 @@
-"""How much memory a training step takes, from what `python -m hsnet.memory` measured, and what takes less.
+"""How much memory a training step takes, from what `python -m kit.memory` (under `book/`) measured, and what takes less.
 
 `bytes_of_step` is the estimate; `explained` turns an error of a training that ran out of memory into one line that names
 it, what was free, and what to do.
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from ..config import RANGES, Config
-from ..devices import Memory, choose_precision, free_memory, is_out_of_memory, memory_limits
-from ..distributed import part_of, world
-from ..paths import SHIPPED
+from .config import RANGES, Config
+from .devices import Memory, choose_precision, free_memory, is_out_of_memory, memory_limits
+from .distributed import part_of, world
+from .paths import SHIPPED
 
 MEASURED = SHIPPED / "speed" / "memory-cpu.json"
 # Of what an episode takes at 256 px, the share that grows with the square of the side, as features do; correlations, the

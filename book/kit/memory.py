@@ -1,30 +1,30 @@
 """How much memory a training step takes, and so how many episodes at a time some memory suffices for.
 
-    python -m hsnet.memory                 a few minutes on two cores
-    python -m hsnet.train --memory …       the same for one training: an estimate before it, the measured peak after
+    PYTHONPATH=book python -m kit.memory                 a few minutes on two cores
 
 Each setting is measured in a process of its own, with one and with two episodes at a time, whose objects fill their
 pictures: less of a picture needs less. The network's weights are random, which changes nothing.
 
-Written: data/speed/NAME.json, from which `speed.report.step_memory_table` makes the README's table.
+Written: data/speed/memory-DEVICE.json, from which `speed.report.step_memory_table` makes the README's table, and
+`hsnet.memory` its estimates.
 """
 
-import argparse
 import multiprocessing
 import platform
+import sys
 from concurrent.futures import ProcessPoolExecutor
 
 import torch
 from tqdm import tqdm
 
-from ..config import Config, run_program
-from ..devices import Memory, choose_device, choose_precision, computing_in, describe
-from ..engine import pixel_loss
-from ..model import HSNet
-from ..optim import make_optimizers
-from ..paths import data_folder
-from ..runs import write_json
-from ..speed.report import step_memory_table
+from hsnet.config import Config, run_program
+from hsnet.devices import Memory, choose_device, choose_precision, computing_in, describe
+from hsnet.engine import pixel_loss
+from hsnet.model import HSNet
+from hsnet.optim import make_optimizers
+from hsnet.paths import data_folder
+from hsnet.runs import write_json
+from hsnet.speed.report import step_memory_table
 
 SETTINGS = [  # backbone, pixels, precision
     ("efficientnet_lite0", 256, "float32"),
@@ -42,8 +42,7 @@ def measure_one(backbone: str, size: int, precision: str, recompute: bool, devic
     before = Memory(device)
     model = HSNet(backbone, pretrained=False).to(device).train()
     model.encoder.recompute = recompute
-    learned = model.learned_parameters()
-    optimizers = make_optimizers(Config(optimizer="adam"), learned)
+    optimizers = make_optimizers(Config(optimizer="adam"), model.learned_parameters())
     peaks = []
     for count in (1, 1, 2):  # the first makes gradients and the optimizer's state, and loads what libraries need
         pixels = torch.randn(count, 3, size, size, device=device)
@@ -61,14 +60,8 @@ def measure_one(backbone: str, size: int, precision: str, recompute: bool, devic
 
 
 def main() -> None:
-    """The program."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hsnet.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
-    parser.add_argument("--name", help="name of the file under data/speed (default: memory-DEVICE)")
-    arguments = parser.parse_args()
-    device = choose_device(arguments.device)
+    """The program; its one argument is a device."""
+    device = choose_device(*sys.argv[1:2] or ["auto"])
     rows = []
     for backbone, size, precision in tqdm(SETTINGS, desc="memory", unit="setting"):
         if precision == "auto" and choose_precision("auto", device) == torch.float32:
@@ -79,11 +72,10 @@ def main() -> None:
             rows.append({"backbone": backbone, "size": size, "recompute": recompute, **measured})
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     result = {"device": describe(device), "versions": versions, "rows": rows}
-    path = data_folder() / "speed" / f"{arguments.name or f'memory-{device.type}'}.json"
+    path = data_folder() / "speed" / f"memory-{device.type}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, result)
-    print(step_memory_table(result))
-    print(f"written to {path}")
+    print(f"{step_memory_table(result)}\nwritten to {path}")
 
 
 if __name__ == "__main__":
