@@ -19,6 +19,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -386,11 +387,11 @@ def scores_table(tests: list[dict]) -> str:
     for test in tests:
         episodes = max((score.get("episodes", 0) for score in test["scores"].values()), default=0)
         header += [f"{test['shot']}-shot mIoU [95 %], {episodes} episodes", f"{test['shot']}-shot FB-IoU"]
-    rows = [[name] + [cell for t in tests for cell in _cells(t["scores"].get(name))] for name in names]
+    rows = [[name, *chain(*(_columns(test["scores"].get(name)) for test in tests))] for name in names]
     return markdown(header, rows)
 
 
-def _cells(score):
+def _columns(score):
     if score is None:
         return ["–", "–"]
     low, high = score["interval"]
@@ -427,7 +428,7 @@ def _row(folder):
     """What tables say of a run, by column."""
     try:
         config = Config.load(folder / "config.json")
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         return {"state": str(error)}
     history, tests = read_history(folder), {test["shot"]: test for test in read_tests(folder)}
     row = {name: str(getattr(config, name)) for name in ("benchmark", "fold", "seed", "backbone", "kernel", "size")}
@@ -441,10 +442,13 @@ def _row(folder):
         row["episodes seen"] = f"{len(history) * config.epoch_episodes:,}"
         row["training"] = f"{last['seconds'] / 60:.0f} min"
         row["peak memory"] = f"{last.get('peak_bytes', 0) / 1e9:.2f} GB"
-    scores = {shot: _cells(test["scores"]["HSNet"])[0] for shot, test in tests.items()}
+    scores = {shot: _columns(test["scores"]["HSNet"])[0] for shot, test in tests.items()}
     row |= {f"{shot}-shot mIoU [95 %]": score for shot, score in scores.items()}
     if tests:
         row["test mIoU [95 %]"] = ", ".join(f"{score} ({shot}-shot)" for shot, score in scores.items())
         test = next(iter(tests.values()))
-        row |= {"learned values": f"{test.get('parameters', 0):,}", "computed by": test["device"]}
+        row |= {
+            "learned values": f"{test.get('parameters', 0):,}",
+            "computed by": ", ".join(test[key] for key in ("device", "precision") if key in test),
+        }
     return row

@@ -53,8 +53,7 @@ def reproduce(experiments: list[Experiment], machine: dict | None = None) -> lis
                 raise ValueError(f"{one.folder} was trained with {found.text}: rename it, or delete it")
             _say(f"{name}: {found}, working in {one.folder}")
             fill(one, replace(one.config, **machine or {}))
-            if rank() == 0:  # who has written the files
-                print(f"{name}: " + "; ".join(_score(one, shot) for shot in one.shots), flush=True)
+            _say(f"{name}: " + "; ".join(_score(one, shot) for shot in one.shots))
         except (ValueError, OSError, MemoryError) as error:
             if world() > 1:  # the others wait for this process
                 raise
@@ -100,9 +99,8 @@ def fill(experiment: Experiment, config: Config) -> None:
         prototypes = prototypes or fit_prototypes(model, tested, benchmark, device)
         for shot in missing:
             test_run(model, tested, benchmark, folder, shot, prototypes, original_size=original_size)
-    if rank() == 0:
-        claims.measure(experiment)
-    broadcast(None)  # the others wait for it
+    claims.measure(experiment)
+    broadcast(None)  # the others wait for the files
 
 
 def keep_last_epoch(experiment: Experiment) -> None:

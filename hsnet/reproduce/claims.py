@@ -1,7 +1,7 @@
 """Does each claim of the paper hold? The comparisons, what they need beyond training, and the verdicts.
 
     python -m hsnet.reproduce claims --dry-run     which runs there are
-    python -m hsnet.reproduce claims               train, test and measure what is missing
+    python -m hsnet.reproduce claims               train, test and measure those that are not done
 
 Everything is on the embedded benchmark, two folds, every run with the same number of training episodes, at 288 px, where
 the squeezed support has 2 × 2 positions and every weight learns.
@@ -9,10 +9,11 @@ the squeezed support has 2 × 2 positions and every weight learns.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -24,7 +25,8 @@ from ..benchmarks.emoji import UNSEEN_ARTIST, Emoji
 from ..benchmarks.scenes import Scene
 from ..config import Config
 from ..devices import choose_device, choose_precision, computing_in
-from ..engine import choose_workers, fit_prototypes, predictor
+from ..distributed import broadcast, rank
+from ..engine import choose_workers, evaluate, fit_prototypes, predictor
 from ..episodes import EpisodeDataset, test_episodes
 from ..metrics import SegmentationScore
 from ..model import HSNet, vote
@@ -47,7 +49,7 @@ RUN_COLUMNS = (
     "computed by",
 )
 VERDICTS = ("holds", "does not hold here", "too close to call")
-SIZES = ((0.0, 0.06), (0.06, 0.15), (0.15, 1.0))  # of a target: small, middle, large; shares of the scene
+SIZES = {"small": (0.0, 0.06), "middle-sized": (0.06, 0.15), "large": (0.15, 1.0)}  # a target's share of the scene
 BACKGROUNDS = ("its own", "stripes and chequers")
 
 
@@ -85,18 +87,20 @@ def measure_shots(model: HSNet, config: Config, benchmark: DrawnBenchmark) -> di
     """The same queries with the first K of ten supports each, for each K and vote rule."""
     device = choose_device(config.device)
     dtype = choose_precision(config.precision, device)
-    episodes = test_episodes(benchmark, fold=config.fold, shot=max(SHOTS), count=EPISODES)
-    scores = {(k, rule): _score(benchmark, config) for k in SHOTS for rule in RULES}
-    for batch in _batches(benchmark, config, episodes, "K-shot", batch=1):
+
+    @torch.no_grad()
+    def predict(batch):
         batch = batch.to(device)
-        with torch.no_grad(), computing_in(dtype, device):
+        with computing_in(dtype, device):
             query = model.backbone(model.backbone.normalize(batch.query))
             support = model.backbone(model.backbone.normalize(batch.support.flatten(0, 1)))
             logits = model.logits_from_features(query, support, batch.support_mask, batch.query_mask.shape[-2:])
             masks = torch.stack([one[:, 1] > one[:, 0] for one in logits], dim=1)
-        for (k, rule), score in scores.items():
-            score.update(vote(masks[:, :k], rule).cpu(), batch.query_mask.cpu(), batch.class_id.cpu())
-    return _content(benchmark, [({"shot": k, "rule": rule}, score) for (k, rule), score in scores.items()])
+        return {f"{k} {rule}": vote(masks[:, :k], rule).cpu() for k in SHOTS for rule in RULES}
+
+    scores = _scores(predict, config, benchmark, max(SHOTS), batch=1)
+    rows = [_row(scores[f"{k} {rule}"], shot=k, rule=rule) for k in SHOTS for rule in RULES]
+    return {"digest": benchmark.digest(), "scores": rows}
 
 
 def measure_backgrounds(model: HSNet, config: Config, benchmark: DrawnBenchmark) -> dict:
@@ -104,15 +108,11 @@ def measure_backgrounds(model: HSNet, config: Config, benchmark: DrawnBenchmark)
     device = choose_device(config.device)
     prototypes = fit_prototypes(model, config, benchmark, device)
     predict = predictor(model, device, choose_precision(config.precision, device), prototypes)
-    episodes = test_episodes(benchmark, fold=config.fold, shot=1, count=EPISODES)
-    found = []
+    rows = []
     for name, drawn in zip(BACKGROUNDS, (benchmark, on_other_backgrounds(benchmark)), strict=True):
-        scores = {who: _score(benchmark, config) for who in ("HSNet", "prototypes")}
-        for batch in _batches(drawn, config, episodes, f"backgrounds: {name}"):
-            for who, mask in predict(batch).items():
-                scores[who].update(mask, batch.query_mask, batch.class_id)
-        found += [({"backgrounds": name, "who": who}, score) for who, score in scores.items()]
-    return _content(benchmark, found)
+        scores = _scores(predict, config, drawn, shot=1, batch=config.batch)
+        rows += [_row(score, backgrounds=name, who=who) for who, score in scores.items()]
+    return {"digest": benchmark.digest(), "scores": rows}
 
 
 def measure_episodes(model: HSNet, config: Config, benchmark: DrawnBenchmark) -> dict:
@@ -133,32 +133,37 @@ MEASUREMENTS: dict[str, Callable[[HSNet, Config, DrawnBenchmark], dict]] = {
 }
 
 
-def _score(benchmark, config):
-    return SegmentationScore(benchmark.classes(config.fold, "test"), benchmark.resample_classes)
+def _scores(predict, config, benchmark, shot, batch):
+    episodes = test_episodes(benchmark, fold=config.fold, shot=shot, count=EPISODES)
+    return evaluate(
+        predict,
+        EpisodeDataset(benchmark, config.size, episodes),
+        benchmark.classes(config.fold, "test"),
+        batch=batch,
+        workers=choose_workers(config.workers),
+        title="measuring",
+    )
 
 
-def _content(benchmark, scores):
-    rows = [{**which, **score.summary(), "areas": score.rows} for which, score in scores]
-    return {"digest": benchmark.digest(), "scores": rows}
-
-
-def _batches(benchmark, config, episodes, title, batch=0) -> Iterator:
-    dataset = EpisodeDataset(benchmark, config.size, episodes)
-    loader = dataset.loader(batch or config.batch, choose_workers(config.workers))
-    yield from tqdm(loader, desc=title, unit="batch", leave=False)
+def _row(score, **which):
+    return {**which, **score.summary(), "areas": score.rows}
 
 
 def measure(experiment: Experiment) -> None:
-    """Write what is missing of an experiment's `more` files."""
-    missing = [name for name in experiment.more if not (experiment.folder / name).exists()]
+    """Write those of an experiment's `more` files that are not there yet; every process takes part."""
+    missing = broadcast([name for name in experiment.more if not (experiment.folder / name).exists()])
     if missing:
         config = Config.load(experiment.folder / "config.json")
         model = HSNet.from_run(experiment.folder).to(choose_device(config.device)).eval()
         for name in missing:
-            write_json(experiment.folder / name, MEASUREMENTS[name](model, config, Emoji(config.size)))
+            content = MEASUREMENTS[name](model, config, Emoji(config.size))
+            if rank() == 0:
+                write_json(experiment.folder / name, content)
 
 
 # Verdicts
+
+Score = Callable[[int], SegmentationScore | None]  # of a fold; None where it was not run
 
 
 @dataclass(frozen=True)
@@ -168,20 +173,25 @@ class Comparison:
     Attributes:
         claim: its number in the table.
         text: what is claimed.
-        better, worse: a function of the fold that gives the score, or None where it was not run.
+        better, worse: the two scores.
     """
 
     claim: int
     text: str
-    better: Callable[[int], SegmentationScore | None]
-    worse: Callable[[int], SegmentationScore | None]
+    better: Score
+    worse: Score
 
 
-def _run(variant, fold, seed=0):
-    return next(r for r in claimed_runs() if (r.variant, r.config.fold, r.config.seed) == (variant, fold, seed))
+def _read(run, name):
+    path = run.folder / name
+    return json.loads(path.read_text()) if path.exists() else None
 
 
-def _of_test(variant: str = PUBLISHED, who: str = "HSNet", keep: Callable[[float, int, str], bool] | None = None):
+def _run(variant, fold):
+    return next(r for r in claimed_runs() if (r.variant, r.config.fold, r.config.seed) == (variant, fold, 0))
+
+
+def _test(variant: str = PUBLISHED, who: str = "HSNet", keep: Callable[[float, int, str], bool] | None = None) -> Score:
     """The 1-shot test of a run; of some episodes where `keep` says so of their share, distractors and artist."""
 
     def score(fold):
@@ -192,65 +202,52 @@ def _of_test(variant: str = PUBLISHED, who: str = "HSNet", keep: Callable[[float
         rows = test["areas"][who]
         if keep:
             rows = [row for row, episode in zip(rows, episodes["episodes"], strict=True) if keep(*episode)]
-        return _from_rows(rows)
+        return SegmentationScore.from_rows(rows, resample_classes=True)
 
     return score
 
 
-def _of_file(name: str, **which):
+def _measured(name: str, **which) -> Score:
     """A score of one of the `more` files of the published network, by its other entries."""
 
     def score(fold):
         content = _read(_run(PUBLISHED, fold), name)
         if content is None:
             return None
-        return _from_rows(next(r for r in content["scores"] if which.items() <= r.items())["areas"])
+        row = next(row for row in content["scores"] if which.items() <= row.items())
+        return SegmentationScore.from_rows(row["areas"], resample_classes=True)
 
     return score
 
 
-def _read(run, name):
-    path = run.folder / name
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def _from_rows(rows):
-    return SegmentationScore.from_rows(rows, resample_classes=True)
+DESIGNS = (
+    (1, "center-pivot above separable kernels", PUBLISHED, "separable 4D kernels"),
+    (1, "separable above original (dense) kernels", "separable 4D kernels", "original 4D kernels"),
+    (1, "center-pivot above original (dense) kernels", PUBLISHED, "original 4D kernels"),
+    (2, "support features masked above not masked", PUBLISHED, "no support masking"),
+    (3, "all layers above one deep layer per level", PUBLISHED, "one deep layer per level"),
+    (3, "one deep above one shallow layer per level", "one deep layer per level", "one shallow layer per level"),
+    (4, "three levels above two", PUBLISHED, "two deepest levels"),
+    (4, "two levels above the deepest alone", "two deepest levels", "deepest level alone"),
+    (5, "three convolutions a block above two", PUBLISHED, "two 4D convolutions per block"),
+    (5, "two convolutions a block above one", "two 4D convolutions per block", "one 4D convolution per block"),
+)
 
 
 def comparisons() -> list[Comparison]:
     """All of them, in the order of the paper's claims."""
-    lines = [
-        Comparison(claim, text, _of_test(better), _of_test(worse))
-        for claim, text, better, worse in (
-            (1, "center-pivot above separable kernels", PUBLISHED, "separable 4D kernels"),
-            (1, "separable above original (dense) kernels", "separable 4D kernels", "original 4D kernels"),
-            (1, "center-pivot above original (dense) kernels", PUBLISHED, "original 4D kernels"),
-            (2, "support features masked above not masked", PUBLISHED, "no support masking"),
-            (3, "all layers above one deep layer per level", PUBLISHED, "one deep layer per level"),
-            (
-                3,
-                "one deep above one shallow layer per level",
-                "one deep layer per level",
-                "one shallow layer per level",
-            ),
-            (4, "three levels above two", PUBLISHED, "two deepest levels"),
-            (4, "two levels above the deepest alone", "two deepest levels", "deepest level alone"),
-            (5, "three convolutions a block above two", PUBLISHED, "two 4D convolutions per block"),
-            (5, "two convolutions a block above one", "two 4D convolutions per block", "one 4D convolution per block"),
-        )
-    ]
-    for more, fewer in zip(SHOTS[1:], SHOTS, strict=False):
-        pair = [_of_file("shots.json", shot=k, rule="paper") for k in (more, fewer)]
+    lines = [Comparison(claim, text, _test(better), _test(worse)) for claim, text, better, worse in DESIGNS]
+    for fewer, more in pairwise(SHOTS):
+        pair = [_measured("shots.json", shot=k, rule="paper") for k in (more, fewer)]
         lines.append(Comparison(6, f"{more} supports above {fewer}, the paper's vote", *pair))
-    pair = [_of_file("shots.json", shot=5, rule=rule) for rule in RULES]
+    pair = [_measured("shots.json", shot=5, rule=rule) for rule in RULES]
     lines.append(Comparison(6, "5 supports: the paper's vote above the majority's", *pair))
 
     def above_prototypes(claim, text, keep=None):
-        lines.append(Comparison(claim, text, *(_of_test(who=who, keep=keep) for who in ("HSNet", "prototypes"))))
+        lines.append(Comparison(claim, text, *(_test(who=who, keep=keep) for who in ("HSNet", "prototypes"))))
 
     above_prototypes(7, "HSNet above prototypes")
-    for name, (low, high) in zip(("small", "middle-sized", "large"), SIZES, strict=True):
+    for name, (low, high) in SIZES.items():
         text = f"… on {name} objects ({low:.0%} to {high:.0%} of the query)"
         above_prototypes(7, text, lambda share, distractors, artist, low=low, high=high: low <= share < high)
     for n in (1, 2, 3, 4):
@@ -258,10 +255,11 @@ def comparisons() -> list[Comparison]:
         above_prototypes(7, text, lambda share, distractors, artist, n=n: distractors == n)
     text = "HSNet above prototypes on the unseen artist"
     above_prototypes(8, text, lambda share, distractors, artist: artist == UNSEEN_ARTIST)
-    pair = [_of_file("backgrounds.json", backgrounds=BACKGROUNDS[1], who=who) for who in ("HSNet", "prototypes")]
+    pair = [_measured("backgrounds.json", backgrounds=BACKGROUNDS[1], who=who) for who in ("HSNet", "prototypes")]
     lines.append(Comparison(8, "HSNet above prototypes on unseen backgrounds", *pair))
-    pair = _of_test(), _of_test("backbone trained too")
-    lines.append(Comparison(9, "a frozen backbone above one that is trained too", *pair))
+    lines.append(
+        Comparison(9, "a frozen backbone above one that is trained too", _test(), _test("backbone trained too"))
+    )
     return lines
 
 
@@ -311,8 +309,7 @@ class Finding:
 
 def findings() -> list[Finding]:
     """Every comparison with what was measured, in their order."""
-    spread = seed_spread()
-    found = []
+    spread, found = seed_spread(), []
     for line in comparisons():
         pairs = {fold: (line.better(fold), line.worse(fold)) for fold in CLAIMS_FOLDS}
         pairs = {fold: pair for fold, pair in pairs.items() if None not in pair}
@@ -326,12 +323,9 @@ def findings() -> list[Finding]:
 
 
 def verdicts_table() -> str:
-    """Markdown: each comparison that was made in a fold at least, with its scores, the paired differences and the verdict."""
-    rows, missing = [], []
+    """Markdown: each comparison with its scores, the paired differences and the verdict; "–" where it was not run."""
+    rows = []
     for found in findings():
-        if not found.scores:
-            missing.append(f"{found.line.text} ({found.line.claim})")
-            continue
         by_fold = {
             fold: f"{better:.1f} − {worse:.1f} = {better - worse:.1f} [{{:.1f}}, {{:.1f}}]".format(
                 *found.intervals[fold]
@@ -340,61 +334,43 @@ def verdicts_table() -> str:
         }
         scores = (by_fold.get(fold, "–") for fold in CLAIMS_FOLDS)
         rows.append([str(found.line.claim), found.line.text, *scores, found.verdict or "–"])
-    header = ["", "claim", *(f"fold {f}: mIoU, difference [95 %]" for f in CLAIMS_FOLDS), "verdict"]
-    return _with_missing(markdown(header, rows), "Not compared yet", missing)
-
-
-def _with_missing(table, title, missing):
-    """The table, and under it what it does not have."""
-    return table + (f"\n\n{title}: {'; '.join(missing)}." if missing else "")
+    return markdown(["", "claim", *(f"fold {f}: mIoU, difference [95 %]" for f in CLAIMS_FOLDS), "verdict"], rows)
 
 
 def marks() -> dict[str, tuple[list[tuple[int, float, tuple[float, float]]], str]]:
-    """What a figure shows of every comparison that was made in a fold at least; if none was, of all of them.
+    """What a figure shows of every comparison.
 
     Returns:
-        By number and text of the claim: (fold, difference in points, its interval) for each fold; and the verdict.
+        By number and text of the claim: (fold, difference in points, its interval) for each fold that was run; the verdict.
     """
-    every = findings()
     return {
         f"{found.line.claim}  {found.line.text}": (
             [(fold, better - worse, found.intervals[fold]) for fold, (better, worse) in found.scores.items()],
             found.verdict,
         )
-        for found in [f for f in every if f.scores] or every
+        for found in findings()
     }
 
 
 def progress() -> str:
-    """How many of the runs are done, the verdicts, what is missing, and the command that fills it: rendered."""
+    """How many of the runs are done, how many verdicts of each kind there are, and the command that fills the rest."""
     runs = claimed_runs()
     left = [run for run in runs if state(run).kind != "done"]
-    found = findings()
-    counted = Counter(one.verdict for one in found if one.verdict)
-    text = f"{len(runs) - len(left)} of {len(runs)} runs are done; "
-    text += f"{counted.total()} of {len(found)} comparisons have a verdict"
-    text += f" ({', '.join(f'{name}: {counted[name]}' for name in VERDICTS)})" * bool(counted)
-    if not left:
-        return f"{text}."
-    hours = max(1, round(sum(expected_hours(run.config) for run in left)))
-    return (
-        f"{text}. `python -m hsnet.reproduce claims` trains, tests and measures what is missing: about "
-        f"{hours} hour{'s'[: hours != 1]} of two cores that compute in bfloat16. It may be stopped and started again at any time."
-    )
+    counted = Counter(one.verdict for one in findings())
+    verdicts = ", ".join(f"{name}: {counted[name]}" for name in VERDICTS)
+    text = f"{len(runs) - len(left)} of {len(runs)} runs are done. Verdicts: {verdicts}."
+    if left:
+        hours = max(1, round(sum(expected_hours(run.config) for run in left)))
+        text += (
+            f" `python -m hsnet.reproduce claims` trains, tests and measures the others: about {hours} hour{'s'[: hours != 1]} "
+            "of two cores that compute in bfloat16."
+        )
+    return text
 
 
 def runs_table() -> str:
-    """Markdown: the runs of the comparisons that were made: score, episodes seen, time, learned values, memory."""
-    found, missing, precisions = [], [], set()
-    for experiment in claimed_runs():
-        config, test, name = experiment.config, experiment.tests().get(1), experiment.variant or "as published"
-        if test is None or not experiment.history():
-            missing.append(f"{name}, fold {config.fold}" + f", seed {config.seed}" * bool(config.seed))
-            continue
-        precisions.add(test["precision"])
-        found.append((name, experiment.folder))
-    table = table_of_runs(found, RUN_COLUMNS) + f"\n\nComputed in {' and '.join(sorted(precisions))}." * bool(found)
-    return _with_missing(table, "Not run yet", missing)
+    """Markdown: the runs of the comparisons: score, episodes seen, time, learned values, memory; "–" where not run."""
+    return table_of_runs([(run.variant or "as published", run.folder) for run in claimed_runs()], RUN_COLUMNS)
 
 
 def tables() -> str:

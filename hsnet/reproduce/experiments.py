@@ -7,18 +7,14 @@ import csv
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import product
 from pathlib import Path
 
-import torch
-
-from ..backbone import backbone_row, pyramid_layers
+from ..backbone import backbone_row
 from ..benchmarks import BENCHMARKS
 from ..config import FREE, TRAINING_SEEDS, Config, paper
-from ..model import ContextDecoder, HSNet, PyramidEncoder
 from ..paths import SHIPPED, data_folder
-from ..runs import lock_holder
+from ..runs import lock_holder, read_history
 
 PUBLISHED = ""  # the variant that is the published network
 # The paper's ablations: as `results.csv` names them -> the settings that differ.
@@ -91,8 +87,7 @@ class Experiment:
 
     def history(self) -> list[dict]:
         """The lines of the run's history so far."""
-        path = self.folder / "history.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return read_history(self.folder)
 
     def tests(self, last: bool = False, original_size: bool = False) -> dict[int, dict]:
         """What the run's files say of the experiment's tests, by shot; only those of all episodes.
@@ -138,8 +133,8 @@ def state(experiment: Experiment) -> State:
     folder = experiment.folder
     if not (folder / "config.json").exists():
         return State("missing")
-    found, wanted = vars(Config.load(folder / "config.json")), vars(experiment.config)
-    other = [f"{n} {v!r}, not {wanted[n]!r}" for n, v in found.items() if n not in FREE and v != wanted[n]]
+    found, expected = vars(Config.load(folder / "config.json")), vars(experiment.config)
+    other = [f"{n} {v!r}, not {expected[n]!r}" for n, v in found.items() if n not in FREE and v != expected[n]]
     if other:
         return State("other settings", text="; ".join(other))
     epochs = len(experiment.history())
@@ -163,29 +158,6 @@ def expected_hours(config: Config) -> float:
         return 24 * float(row["days"]) * float(row["gpus"])
     more = CLAIMS_COST.get(config.kernel, 1.0) * (CLAIMS_COST["backbone"] if config.train_backbone else 1)
     return config.epochs * config.epoch_episodes * CLAIMS_SECONDS * more / 3600
-
-
-def expected_bytes(config: Config) -> int:
-    """Disk that a run takes: learned values of the best and the last epoch, and two states to go on from.
-
-    A state holds the learned values, Adam's two moments of each, and the best epoch's values.
-    """
-    return 4 * _learned(tuple(sorted(config.model_settings.items()))) * (2 + 2 * 4)
-
-
-@cache
-def _learned(settings: tuple) -> int:
-    found = dict(settings)
-    with torch.device("meta"):
-        if found["train_backbone"]:
-            learned = [HSNet(**found | {"pretrained": False})]
-        else:  # without the backbone, which takes seconds to build
-            layers = pyramid_layers(found["backbone"], found["layers"], found["levels"])
-            learned = [
-                PyramidEncoder(tuple(map(len, layers)), found["kernel"], found["convolutions"]),
-                ContextDecoder(),
-            ]
-    return sum(p.numel() for part in learned for p in part.parameters() if p.requires_grad)
 
 
 def _experiments(benchmark: str, backbones: tuple[str, ...], protocol: str, variant="", **options) -> list[Experiment]:
@@ -283,8 +255,8 @@ def only(tables: dict[str, list[Experiment]], words: str) -> dict[str, list[Expe
             f"and folds ({', '.join(sorted(folds))}), with commas between"
         )
     backbones, folds = backbones & asked or backbones, folds & asked or folds
-    chosen = {}
-    for name, experiments in tables.items():
-        found = [one for one in experiments if one.config.backbone in backbones and str(one.config.fold) in folds]
-        chosen |= {name: found} if found else {}
-    return chosen
+    chosen = {
+        name: [one for one in experiments if one.config.backbone in backbones and str(one.config.fold) in folds]
+        for name, experiments in tables.items()
+    }
+    return {name: experiments for name, experiments in chosen.items() if experiments}

@@ -13,7 +13,6 @@ memory is measured, which comes last and takes longest, the file has the rest.
 """
 
 import argparse
-import json
 
 import torch
 
@@ -23,7 +22,7 @@ from ..engine import choose_workers
 from ..figures import save
 from ..paths import data_folder
 from ..runs import write_json
-from .measure import about, measure, measure_consumption, measure_one, measure_score
+from .measure import about, measure, measure_consumption, measure_score
 from .reading import measure_reading
 from .report import draw, precision_table, reading_table, report
 
@@ -42,15 +41,11 @@ def main() -> None:
     option("--name", help="name of the files under data/speed (default: device and backbone)")
     option("--reading", action="store_true", help="instead: episodes a second, read and trained on")
     option("--score", metavar="RUN", help="instead: the test score of a run in each precision")
-    option("--one", nargs=2, metavar=("WHAT", "PATH"), help=argparse.SUPPRESS)  # see measure_memory
     arguments = parser.parse_args()
     backbone, size, quick = arguments.backbone, arguments.size, arguments.quick
     device = choose_device(arguments.device)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    if arguments.one:
-        print(json.dumps(measure_one(backbone, *arguments.one, size, device)))
-        return
     usual = f"{backbone}-reading" if arguments.reading else "score" if arguments.score else backbone + "-quick" * quick
     path = data_folder() / "speed" / f"{arguments.name or f'{device.type}-{usual}'}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,20 +1,20 @@
-"""Time, operations, bytes and peak memory of the plain path (`hsnet/naive.py`) and of the library.
+"""Time, operations and peak memory of the plain path (`hsnet/naive.py`) and of the library.
 
 Contenders take turns; a time is the median of the repetitions after a warm-up. Memory is the peak beyond the weights, of
 one pass in a process of its own. The network's weights are random, which changes no time; the support's mask is a disc
 that covers a quarter of the image.
 """
 
-import json
+import multiprocessing
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -31,7 +29,7 @@ from .. import naive
 from ..config import Config
 from ..conv4d import KERNELS
 from ..correlation import hypercorrelation_pyramid, mask_features, unit_vectors
-from ..devices import Memory, choose_precision, describe
+from ..devices import Memory, choose_precision, describe, is_out_of_memory
 from ..engine import choose_workers, evaluate, pixel_loss, predictor
 from ..episodes import EpisodeDataset, test_episodes
 from ..fast import applies
@@ -131,46 +129,26 @@ def _wait():
         torch.cuda.synchronize()
 
 
-class _Traffic(TorchDispatchMode):
-    """Adds up the bytes of the tensors that operations read and write, as if there were no cache."""
-
-    bytes = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        result = function(*arguments, **(keywords or {}))
-        read = [t for t in tree_leaves((arguments, keywords)) if isinstance(t, torch.Tensor)]
-        written = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
-        memory = {t.untyped_storage().data_ptr() for t in read}
-        is_view = not function._schema.is_mutable and all(t.untyped_storage().data_ptr() in memory for t in written)
-        if not is_view:
-            self.bytes += sum(t.numel() * t.element_size() for t in read + written)
-        return result
-
-
-def count(work: Callable[[], object]) -> dict[str, float]:
-    """Operations (a multiply-add is two) and bytes of one call, in units of 10⁹."""
-    with FlopCounterMode(display=False) as flops, _Traffic() as traffic:
+def count(work: Callable[[], object]) -> float:
+    """Operations of one call in units of 10⁹; a multiply-add is two."""
+    with FlopCounterMode(display=False) as flops:
         work()
-    return {"gflop": flops.get_total_flops() / 1e9, "gbyte": traffic.bytes / 1e9}
+    return flops.get_total_flops() / 1e9
 
 
 def compare(contenders: dict[Any, Callable[[], object]], repetitions: int, title: str) -> dict[Any, dict]:
     """Of each contender what `take_turns` and `count` measure."""
     seconds = take_turns(contenders, repetitions, title)
-    return {name: {"seconds": seconds[name], **count(work)} for name, work in contenders.items()}
+    return {name: {"seconds": seconds[name], "gflop": count(work)} for name, work in contenders.items()}
 
 
-def machine_limits(device: torch.device, precisions: list[torch.dtype], repetitions: int) -> dict:
-    """What a large matrix product and a large copy reach here: GFLOP/s per precision, GB/s read plus written."""
+def machine_limits(device: torch.device, precisions: list[torch.dtype], repetitions: int) -> dict[str, float]:
+    """GFLOP/s that a large matrix product reaches here, by precision."""
     side = 2048 if device.type == "cpu" else 8192
     squares = {str(dtype)[6:]: torch.randn(side, side, device=device, dtype=dtype) for dtype in precisions}
     contenders = {name: lambda a=a: a @ a for name, a in squares.items()}
-    a = torch.zeros(2**28 // 4, device=device)
-    b = torch.zeros_like(a)
-    seconds = take_turns(contenders | {"copy": lambda: b.copy_(a)}, repetitions, "the machine's limits")
-    copy = seconds.pop("copy")
-    gflops = {name: 2 * side**3 / value / 1e9 for name, value in seconds.items()}
-    return {"gflops": gflops, "gbytes": 2 * a.numel() * 4 / copy / 1e9}
+    seconds = take_turns(contenders, repetitions, "the machine's limits")
+    return {name: 2 * side**3 / value / 1e9 for name, value in seconds.items()}
 
 
 @torch.no_grad()
@@ -302,25 +280,21 @@ def measure_memory(backbone: str, sizes: dict[str, list[int]], device: torch.dev
     the plain path does, would fill half of the machine's memory.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    tasks = [(what, path, size) for what in sizes for size in sizes[what] for path in ("plain", "fast")]
-
-    def run(task):
-        what, path, size = task
-        row = {"what": what, "path": path, "size": size, "bytes": None}
-        if path == "plain" and 3 * 4 * 4 * (size / 8) ** 4 * (BATCH if what == "training step" else 1) > memory / 2:
-            return row
-        command = [sys.executable, "-m", "hsnet.speed", "--one", what, path, "--size", str(size)]
-        command += ["--backbone", backbone, "--device", str(device), "--threads", str(torch.get_num_threads())]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode == 0:
-            return row | json.loads(done.stdout)
-        if done.returncode > 0 and "memory" not in done.stderr:  # a signal, such as the kernel's, is no mistake of ours
-            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
-        return row
-
-    # Several at a time on a GPU, where only a process's own tensors are counted.
-    with ThreadPoolExecutor(4 if device.type == "cuda" else 1) as pool:
-        return list(tqdm(pool.map(run, tasks), "memory", len(tasks), unit="process", leave=False))
+    tasks = [(what, size, path) for what in sizes for size in sizes[what] for path in ("plain", "fast")]
+    rows = []
+    for what, size, path in tqdm(tasks, "memory", unit="process", leave=False):
+        measured = {"bytes": None}
+        plain = 3 * 4 * 4 * (size / 8) ** 4 * (BATCH if what == "training step" else 1)
+        if path == "fast" or plain <= memory / 2:
+            threads = torch.get_num_threads()
+            spawned = multiprocessing.get_context("spawn")
+            with (
+                ProcessPoolExecutor(1, spawned, torch.set_num_threads, (threads,)) as pool,
+                suppress(BrokenProcessPool),
+            ):
+                measured = pool.submit(measure_one, backbone, what, path, size, device).result()
+        rows.append({"what": what, "path": path, "size": size, **measured})
+    return rows
 
 
 def measure_one(backbone: str, what: str, path: str, size: int, device: torch.device) -> dict:
@@ -329,8 +303,13 @@ def measure_one(backbone: str, what: str, path: str, size: int, device: torch.de
     bench = Bench(backbone, size, device)
     memory = Memory(device)
     start = time.perf_counter()
-    bench.run(what, path)
-    _wait()
+    try:
+        bench.run(what, path)
+        _wait()
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            return {"bytes": None}
+        raise
     return {"bytes": memory.peak() - memory.before, "seconds": time.perf_counter() - start}
 
 
@@ -384,7 +363,7 @@ def measure(backbone: str, size: int, device: torch.device, quick: bool, path: P
         "batch": BATCH,
         "repetitions": repetitions,
         "mask": "a disc that covers a quarter of the image",
-        "limits": machine_limits(device, precisions, repetitions),
+        "limits": {"gflops": machine_limits(device, precisions, repetitions)},
         "kernels": measure_kernels(SIDES[:3] if quick else SIDES, repetitions, device),
     }
     bench = Bench(backbone, size, device)

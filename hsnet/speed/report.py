@@ -89,14 +89,13 @@ def reading_table(result: dict) -> str:
 
 def report(result: dict) -> str:
     """What `hsnet.speed` prints: the limits in words, and a table each of kernels, stages, passes and memory."""
-    limits = result["limits"]
-    reached = ", ".join(f"{value:.0f} GFLOP/s in {name}" for name, value in limits["gflops"].items())
+    reached = ", ".join(f"{value:.0f} GFLOP/s in {name}" for name, value in result["limits"]["gflops"].items())
     kernels = [[r["kernel"], f"{r['side']}⁴", *_rates(r), f"{r['parameters']:,}"] for r in result["kernels"]]
     stages = [[r["stage"], r["path"], *_rates(r)] for r in result["stages"]]
-    rates = ["ms", "GFLOP", "GFLOP/s", "GB/s"]
+    rates = ["ms", "GFLOP", "GFLOP/s"]
     parts = [
         f"{result['device']}; {result['backbone']}, {result['size']} px; mask: {result['mask']}\n"
-        f"a large matrix product reaches {reached}; a large copy {limits['gbytes']:.0f} GB/s",
+        f"a large matrix product reaches {reached}",
         markdown(["kernel", "positions", *rates, "parameters"], kernels),
         markdown(["stage", "path", *rates], stages),
         speed_table(result),
@@ -107,7 +106,7 @@ def report(result: dict) -> str:
 
 def _rates(row):
     seconds, flop = row["seconds"], row["gflop"]
-    return [f"{1000 * seconds:.1f}", f"{flop:.2f}", f"{flop / seconds:.0f}", f"{row['gbyte'] / seconds:.0f}"]
+    return [f"{1000 * seconds:.1f}", f"{flop:.2f}", f"{flop / seconds:.0f}"]
 
 
 def draw(result: dict) -> plt.Figure:
