@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .backbone import BACKBONES
 from .benchmarks import BENCHMARKS, Benchmark, load_benchmark
+from .benchmarks.augment import AUGMENTATIONS
 from .conv4d import KERNELS
 
 # Benchmarks that the paper trains on: their command line starts from its settings.
@@ -28,11 +29,13 @@ RANGES = {  # least and most; the most are far beyond use, so that a slip of the
     "bad_files": (0, 10**9),
     "minutes": (0, 10**7),
     "workers": (-1, 1024),
+    "least_area": (0, 10**9),
     "seed": (0, 2**63 - 1),
 }
 
+MODEL = ("backbone", "pretrained", "kernel", "mask_support", "layers", "levels", "convolutions", "train_backbone")
 # Settings that may differ between the sittings of a run: they change where and how it is computed, not what.
-FREE = ("workers", "device", "name", "root", "bad_files", "micro_batch", "recompute", "tensorboard")
+FREE = ("workers", "device", "name", "root", "test_root", "bad_files", "micro_batch", "recompute", "tensorboard")
 
 
 def _setting(default, help: str, choices: tuple | None = None):
@@ -54,6 +57,12 @@ class Config:
         tuple(BENCHMARKS),
     )
     root: str = _setting("", "folder of the benchmark's files (empty: its own under HSNET_IMAGES, else under data/)")
+    test_root: str = _setting(
+        "", "folder: a second folder, whose classes are the test; all of --root is then trained on"
+    )
+    least_area: int = _setting(
+        0, "folder: pixels that a class must cover in an image of COCO's json to count there (0: one)"
+    )
     protocol: str = _setting(
         "official",
         "official: the paper's episodes, which choose the epoch too where there are no others; strict: classes of the "
@@ -88,6 +97,10 @@ class Config:
     mask_support: bool = _setting(True, "hide the support's background, equation (1)")
     train_backbone: bool = _setting(False, "train the backbone too (the paper's ablation: it over-fits)")
     size: int = _setting(256, "images are resized to this many pixels a side")
+    augment: str = _setting(
+        "",
+        f"changes of training images, with commas between: {', '.join(AUGMENTATIONS)} (empty: none, as in the paper)",
+    )
     shot: str = _setting("1,5", "supports per test episode, one test for each; training is 1-shot, as in the paper")
     epochs: int = _setting(12, "number of epochs at most")
     epoch_episodes: int = _setting(
@@ -167,7 +180,7 @@ class Config:
             raise ValueError(
                 f"name is {self.name!r}: it must be a folder's name, without a path, of at most 200 letters"
             )
-        self.shots  # noqa: B018 - raises where the list is wrong
+        self.shots, self.augmentations  # noqa: B018 - raise where a list is wrong
 
     @property
     def shots(self) -> list[int]:
@@ -181,6 +194,14 @@ class Config:
         return shots
 
     @property
+    def augmentations(self) -> tuple[str, ...]:
+        """The changes of training images, see `hsnet.benchmarks.augment`."""
+        kinds = tuple(self.augment.split(",")) if self.augment else ()
+        if unknown := [kind for kind in kinds if kind not in AUGMENTATIONS]:
+            raise ValueError(f"augment is {self.augment!r}: {unknown[0]!r} is none of {', '.join(AUGMENTATIONS)}")
+        return kinds
+
+    @property
     def run(self) -> str:
         """The name of the run's folder."""
         strict = "" if self.protocol == "official" else f"-{self.protocol}"
@@ -188,23 +209,13 @@ class Config:
 
     def load_benchmark(self) -> Benchmark:
         """The benchmark of these settings. Raises as `hsnet.benchmarks.load_benchmark` does."""
-        names = ("size", "root", "protocol", "novel_images")
+        names = ("size", "root", "protocol", "novel_images", "test_root", "least_area")
         return load_benchmark(self.benchmark, **{name: getattr(self, name) for name in names})
 
     @property
     def model_settings(self) -> dict:
         """The keyword arguments of `HSNet`."""
-        names = (
-            "backbone",
-            "pretrained",
-            "kernel",
-            "mask_support",
-            "layers",
-            "levels",
-            "convolutions",
-            "train_backbone",
-        )
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in MODEL}
 
     def as_json(self) -> str:
         """The content of `config.json`."""
@@ -297,7 +308,14 @@ def config_from(arguments: argparse.Namespace) -> Config:
     """The Config of parsed arguments: what was given, over the defaults, or over the paper's settings for its benchmarks."""
     names = [option.name for option in dataclasses.fields(Config)]
     given = {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
-    base = paper(given["benchmark"]) if given.get("benchmark") in OF_PAPER else Config()
+    benchmark = given.get("benchmark", Config.benchmark)
+    if benchmark in OF_PAPER:
+        base = paper(benchmark)
+    else:
+        settings = BENCHMARKS[benchmark].training_settings if benchmark in BENCHMARKS else {}
+        if any(name in given for name in MODEL):  # another network than that of the run it would start from
+            settings = {name: value for name, value in settings.items() if name != "start"}
+        base = Config(**settings)
     return dataclasses.replace(base, **given)
 
 

@@ -95,7 +95,13 @@ class Learner:
         self.weight = torch.tensor([1.0, config.foreground_weight], device=self.device)
         count = config.epoch_episodes or self.benchmark.training_queries(config.fold)
         self.dataset = EpisodeDataset(
-            self.benchmark, config.size, fold=config.fold, count=count, seed=config.seed, bad_files=config.bad_files
+            self.benchmark,
+            config.size,
+            fold=config.fold,
+            count=count,
+            seed=config.seed,
+            augment=config.augmentations,
+            bad_files=config.bad_files,
         )
         val_list = test_episodes(self.benchmark, fold=config.fold, shot=1, count=config.val_episodes, split="val")
         self.validation = EpisodeDataset(self.benchmark, config.size, val_list)

@@ -1,7 +1,7 @@
 """From the names of an episode to tensors."""
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
@@ -14,7 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .benchmarks import Benchmark, Episode, UnreadableFileError
-from .benchmarks.resize import resize_sample
+from .benchmarks.augment import augment
+from .benchmarks.resize import Square, resize_sample
 from .config import TEST_LISTS
 from .distributed import all_gather, part_of, rank, world
 
@@ -70,10 +71,18 @@ class Batch:
         return Batch(**tensors, passed_over=tuple(message for b in batches for message in b.passed_over))
 
 
-def load_episode(benchmark: Benchmark, episode: Episode, size: int, *, original_size: bool = False) -> Batch:
+def load_episode(
+    benchmark: Benchmark,
+    episode: Episode,
+    size: int,
+    *,
+    original_size: bool = False,
+    change: Callable[[Square], Square] = lambda square: square,
+) -> Batch:
     """Read an episode's pictures: a batch of one.
 
     Args:
+        change: applied to the query and to each support.
         original_size: leave the query's masks at the picture's own size, to score there.
 
     Raises:
@@ -83,8 +92,8 @@ def load_episode(benchmark: Benchmark, episode: Episode, size: int, *, original_
     if original_size:
         query = resize_sample(benchmark.read(episode.query, episode.class_id), size, masks=False)
     else:
-        query = benchmark.read_square(episode.query, episode.class_id, size)
-    supports = [benchmark.read_square(name, episode.class_id, size) for name in episode.supports]
+        query = change(benchmark.read_square(episode.query, episode.class_id, size))
+    supports = [change(benchmark.read_square(name, episode.class_id, size)) for name in episode.supports]
     return Batch(
         query=query.image[None],
         query_mask=query.mask[None],
@@ -108,6 +117,7 @@ class EpisodeDataset(torch.utils.data.Dataset):
         benchmark: where the pictures come from.
         size: side of the squares in pixels.
         episodes: a fixed list (validation, test); or None to draw `count` training episodes of `fold`.
+        augment: changes of training images, see `hsnet.benchmarks.augment`.
         bad_files: how many unreadable training files are passed over.
         original_size: leave the queries' masks at the pictures' own size; batches are then of one.
     """
@@ -121,12 +131,13 @@ class EpisodeDataset(torch.utils.data.Dataset):
         fold: int = 0,
         count: int = 0,
         seed: int = 0,
+        augment: tuple[str, ...] = (),
         bad_files: int = 0,
         original_size: bool = False,
     ):
         self.benchmark, self.size, self.episodes = benchmark, size, episodes
         self.fold, self.count, self.seed = fold, count, seed
-        self.bad_files, self.original_size = bad_files, original_size
+        self.augment, self.bad_files, self.original_size = augment, bad_files, original_size
         self.epoch = 0
         self.passed_over: dict[str, None] = {}  # messages of unreadable files, in the order they were met
         self._order: tuple[int, np.ndarray] | None = None
@@ -142,7 +153,8 @@ class EpisodeDataset(torch.utils.data.Dataset):
         episode = self.episode(index, rng)
         for _ in range(REPLACEMENTS):
             try:
-                batch = load_episode(self.benchmark, episode, self.size)
+                change = lambda square: augment(square, self.augment, rng)  # noqa: E731
+                batch = load_episode(self.benchmark, episode, self.size, change=change)
             except (UnreadableFileError, FileNotFoundError) as error:
                 wrong[str(error)] = None
                 if len(wrong) > self.bad_files:

@@ -39,6 +39,7 @@ def main() -> None:
         ("benchmark", str, "another benchmark than the run was trained on, such as coco for photographs"),
         ("fold", int, "its fold"),
         ("root", str, "folder of the benchmark's files"),
+        ("test-root", str, "folder: a second folder, whose classes are the test"),
         (
             "protocol",
             str,
@@ -120,20 +121,23 @@ def _score_reference(arguments):
 
 def _asked(config, arguments):
     """A configuration with what the command line asks for."""
-    names = ("benchmark", "fold", "root", "protocol", "rule", "test_episodes", "precision", "device")
+    names = ("benchmark", "fold", "root", "test_root", "protocol", "rule", "test_episodes", "precision", "device")
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     if given.get("benchmark", config.benchmark) != config.benchmark:
-        given.setdefault("root", "")  # the run's is of another benchmark
+        given = {"root": "", "test_root": "", "least_area": 0} | given  # the run's are of another benchmark
     return replace(config, **given)
 
 
 def _check_unseen(own: Config, config: Config, benchmark: Benchmark) -> None:
     """A run may not be tested on classes it was trained on, but for its own test."""
-    trained = BENCHMARKS[own.benchmark]()
-    if (own.benchmark, own.fold) == (config.benchmark, config.fold):
+    if (own.benchmark, own.fold, own.test_root) == (config.benchmark, config.fold, config.test_root):
         return
+    trained = BENCHMARKS[own.benchmark]()
+    if trained.vocabulary == benchmark.vocabulary and trained.options:  # its classes are those of its files
+        trained = own.load_benchmark()
     if seen := benchmark.seen(config.fold, trained, own.fold):
-        others = [(b(), f) for b in BENCHMARKS.values() for f in range(b.folds) if b.vocabulary == trained.vocabulary]
+        same = [b for b in BENCHMARKS.values() if b.vocabulary == trained.vocabulary and not b.options]
+        others = [(b(), f) for b in same for f in range(b.folds)]
         unseen = [f"--benchmark {b.name} --fold {f}" for b, f in others if not b.seen(f, trained, own.fold)]
         raise ValueError(
             f"--benchmark {config.benchmark} --fold {config.fold}: this run was trained on {len(seen)} of its classes, such as "

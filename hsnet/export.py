@@ -27,7 +27,6 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from . import runs
-from .benchmarks import load_benchmark
 from .config import Config, run_program
 from .conv4d import CenterPivotConv4d
 from .correlation import hypercorrelation_pyramid
@@ -255,7 +254,7 @@ def check(model: HSNet, config: Config, count: int) -> dict:
     Returns:
         Per precision the files' sizes, the share of pixels whose mask equals PyTorch's, and the mIoU.
     """
-    benchmark = load_benchmark(config.benchmark, size=config.size, root=config.root)
+    benchmark = config.load_benchmark()
     episodes = test_episodes(benchmark, fold=config.fold, shot=1, count=config.test_episodes)[:count]
     class_ids = benchmark.classes(config.fold, "test")
     names = ("PyTorch", *PRECISIONS)

@@ -144,7 +144,7 @@ def test_digest_changes_with_what_decides_a_scene(shapes, monkeypatch):
 def test_errors(shapes):
     with pytest.raises(
         ValueError,
-        match="unknown benchmark 'voc': choose one of coco, emoji, emoji-photo, fss, pascal, coco-to-pascal, shapes",
+        match="unknown benchmark 'voc': choose one of coco, emoji, emoji-photo, folder, fss, pascal, coco-to-pascal, shapes",
     ):
         load_benchmark("voc", size=64)
     with pytest.raises(ValueError, match="fold is 7: shapes has the folds 0 to 3"):

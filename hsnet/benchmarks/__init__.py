@@ -1,6 +1,8 @@
 """The data sets: classes, folds, where files lie, which pixels count. A benchmark is one module here, and a name in the import below."""
 
-from . import coco, emoji, emoji_photo, fss, pascal, shapes  # noqa: F401 - importing a module registers its benchmarks
+from pathlib import Path
+
+from . import coco, emoji, emoji_photo, folder, fss, pascal, shapes  # noqa: F401 - importing a module registers its benchmarks
 from .base import BENCHMARKS, Benchmark, Episode, UnreadableFileError
 from .resize import Sample, Square
 
@@ -8,12 +10,13 @@ __all__ = ["BENCHMARKS", "Benchmark", "Episode", "Sample", "Square", "Unreadable
 
 
 def load_benchmark(
-    name: str, *, size: int, root: str = "", protocol: str = "official", novel_images: str = "keep"
+    name: str, *, size: int, root: str | Path = "", protocol: str = "official", novel_images: str = "keep", **options
 ) -> Benchmark:
     """The benchmark called `name`, opened.
 
     Args:
         size, root, novel_images: see `Benchmark`.
+        options: of benchmarks that have some, see `Folder`; those that are empty are as if not given.
         protocol: the rule of its episodes, "official" or "strict".
 
     Raises:
@@ -21,4 +24,7 @@ def load_benchmark(
     """
     if name not in BENCHMARKS:
         raise ValueError(f"unknown benchmark {name!r}: choose one of {', '.join(BENCHMARKS)}")
-    return BENCHMARKS[name].open(size=size, root=root, novel_images=novel_images).under(protocol)
+    given = {option: value for option, value in options.items() if value}
+    if unknown := set(given) - set(BENCHMARKS[name].options):
+        raise ValueError(f"--{min(unknown).replace('_', '-')} is not for {name}: leave it out")
+    return BENCHMARKS[name].open(size=size, root=root, novel_images=novel_images, **given).under(protocol)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -61,6 +62,8 @@ class Benchmark(ABC):
         protocols: the rules by which its episodes can be drawn; `protocol` is the one in force, see `under`.
         trained_as: the benchmark whose runs it tests, where it has no training of its own.
         paper_settings: what the paper's training on it sets otherwise than `hsnet.paper`; None where the paper has none.
+        training_settings: what training on it sets otherwise than the defaults of `Config`.
+        options: names of further arguments of its constructor, which are settings of `Config` too.
         preparation: what `hsnet.prepare` does for it; empty for nothing.
         builds_masks: whether `hsnet.prepare` builds masks, for which the authors' can stand in.
         drawn: whether scenes are drawn, so that any object of a query can be asked for (`other_questions`).
@@ -80,6 +83,8 @@ class Benchmark(ABC):
     protocol = "official"
     trained_as = ""
     paper_settings: dict | None = None
+    training_settings: ClassVar[dict] = {}
+    options: tuple[str, ...] = ()
     preparation = ""
     builds_masks = False
     drawn = False

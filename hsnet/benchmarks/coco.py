@@ -1,8 +1,5 @@
 """COCO in the folds of COCO-20i: photographs with instance annotations."""
 
-import contextlib
-import io
-import warnings
 from argparse import Namespace
 from collections.abc import Iterator
 from functools import cached_property
@@ -10,9 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from pycocotools.coco import COCO
 
-from ..pictures import image_of, load
 from ..prepare.downloads import RemoteFile, fetch_and_unpack
 from ..prepare.findings import Finding, OpenedSample, anew, counted, draw, first_of, missing, stems
 from ..prepare.masks import (
@@ -27,6 +22,7 @@ from ..prepare.masks import (
     take_authors_masks,
 )
 from .base import Sample, UnreadableFileError, register
+from .instances import Instances
 from .listed import ListedBenchmark
 from .resize import Square, resize_sample
 from .splits import OTHER_LISTS, fetch_lists, read_coco, verify_lists
@@ -290,34 +286,23 @@ class AnnotatedCoco(CocoFolds):
 
     Raises:
         FileNotFoundError: annotations that are not there, saying what is expected.
+        ValueError: see `Instances`; or test categories that training does not have.
     """
 
     cacheable = False  # instances overlap: one map of labels cannot hold them
 
     def __init__(self, size: int = 256, root: str | Path = "", novel_images: str = "keep"):
         super().__init__(size, root, novel_images)
-        self._annotations = {split: self._load(split) for split in self.parts}
-        train = self._annotations["train"][1].cats
-        self.class_names = [train[c]["name"] for c in sorted(train)]  # class id = place in this order
-        # Files may number their categories differently: names decide.
-        self._class_ids = {split: self._by_name(split) for split in self.parts}
-
-    def _by_name(self, split):
-        """The class id of each category of a file; ValueError where names do not tell."""
-        folder, coco = self._annotations[split]
-        names = [c["name"] for c in coco.cats.values()]
-        unknown = sorted(set(names) - set(self.class_names))
-        if unknown or len(set(names)) < len(names):
+        self._instances = {split: self._load(split) for split in self.parts}
+        train, val = (
+            [cats[c]["name"] for c in sorted(cats)] for cats in (i.coco.cats for i in self._instances.values())
+        )
+        self.class_names = train  # class id = place in the order of the training's ids
+        if unknown := set(val) - set(train):
             raise ValueError(
-                f"instances_{folder}.json "
-                + (
-                    f"has categories that the training's file lacks: {first_of(unknown)}"
-                    if unknown
-                    else f"names a category twice: {first_of(sorted({n for n in names if names.count(n) > 1}))}"
-                )
-                + ": both files must use the same names, whatever their ids"
+                f"{self._instances['val'].path.name} has categories that the training's file lacks: {first_of(unknown)}: both "
+                "files must use the same names, whatever their ids"
             )
-        return {i: self.class_names.index(c["name"]) for i, c in coco.cats.items()}
 
     def _load(self, split):
         files = sorted((self.root / "annotations").glob(f"instances_{split}*.json"))
@@ -326,18 +311,7 @@ class AnnotatedCoco(CocoFolds):
                 f"no annotations/instances_{split}*.json under {self.root}: give the folder that holds COCO's "
                 "`annotations` and image folders with --root, or fetch them with `python -m hsnet.prepare coco`"
             )
-        content = read_instances(files[-1])
-        outlined = [a for a in content["annotations"] if a.get("segmentation")]
-        if content["annotations"] and not outlined:
-            raise ValueError(f"{files[-1]} holds boxes only: outlines (polygons or run lengths) are needed to train on")
-        for image in content["images"]:
-            if min(image.get("width") or 0, image.get("height") or 0) <= 0:  # some tools write -1
-                image["height"], image["width"] = load(self.root / folder_of(files[-1]) / image["file_name"]).size
-        coco = COCO()
-        coco.dataset = content | {"annotations": outlined}
-        with contextlib.redirect_stdout(io.StringIO()):  # a program's output is ours to choose
-            coco.createIndex()
-        return folder_of(files[-1]), coco
+        return Instances(files[-1])
 
     def listed(self, part: str) -> list[tuple[str, int]]:
         """Image after image."""
@@ -345,18 +319,12 @@ class AnnotatedCoco(CocoFolds):
 
     @cached_property
     def _listed(self):
-        lists = {}
         least = LEAST_AREA if set(self.class_names) <= set(CLASSES) else 1  # of a data set of one's own, small ones too
-        for part, (folder, coco) in self._annotations.items():
-            pairs = lists[part] = []
-            for image_id, image in sorted(coco.imgs.items()):
-                annotations = coco.loadAnns(coco.getAnnIds(imgIds=image_id))
-                for category in sorted({a["category_id"] for a in annotations}):
-                    own = [a for a in annotations if a["category_id"] == category]
-                    area = sum(a["area"] if "area" in a else coco.annToMask(a).sum() for a in own)
-                    if area >= least:
-                        pairs.append((f"{folder}/{image['file_name']}", self._class_ids[part][category]))
-        return lists
+        ids = {name: c for c, name in enumerate(self.class_names)}
+        return {
+            part: [(f"{file.folders[0].name}/{name}", ids[category]) for name, category in file.listed(least)]
+            for part, file in self._instances.items()
+        }
 
     def images(self, fold: int, split: str) -> dict[int, list[str]]:
         """Images of each class of a split that has at least two: an episode needs a query and another support."""
@@ -364,40 +332,14 @@ class AnnotatedCoco(CocoFolds):
 
     def mask_path(self, name: str) -> Path:
         """The annotations that hold it."""
-        return self.root / "annotations" / f"instances_{name.split('/')[0]}.json"
+        return self._file(name).path
+
+    def _file(self, name):
+        return next(file for file in self._instances.values() if file.folders[0].name == name.split("/")[0])
 
     def read(self, name: str, class_id: int) -> Sample:
-        """A photograph and the union of a class's instances in it."""
-        part = next(p for p, (folder, _) in self._annotations.items() if folder == name.split("/")[0])
-        coco, class_ids, path = self._annotations[part][1], self._class_ids[part], self.image_path(name)
-        expected = coco.imgs[self._ids[name]]
-        size = expected["height"], expected["width"]
-        try:
-            stored = load(path)
-            if stored.turn > 4 and stored.size != size:  # the annotations are for the pixels as they are stored
-                stored = load(path, exif="ignore")
-            elif stored.turn > 1 and (stored.turn <= 4 or size[0] == size[1]):
-                warnings.warn(
-                    f"{path} is turned by its EXIF orientation {stored.turn}, its annotations do not say whether they are: taken "
-                    "as drawn over the upright picture. If their tool ignores EXIF, store the picture upright",
-                    stacklevel=2,
-                )
-            image = image_of(stored)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{path} is listed but not there") from error
-        except ValueError as error:
-            raise UnreadableFileError(str(error)) from error
-        if image.shape[:2] != size:
-            raise UnreadableFileError(
-                f"{path} is {image.shape[1]} × {image.shape[0]} pixels, its annotations are for {size[1]} × {size[0]}: they are of "
-                "another picture, or of this one before it was resized"
-            )
-        mask, objects = np.zeros((2, *image.shape[:2]), bool)
-        for annotation in coco.loadAnns(coco.getAnnIds(imgIds=self._ids[name])):
-            instance = coco.annToMask(annotation).astype(bool)
-            objects |= instance
-            if class_ids[annotation["category_id"]] == class_id:
-                mask |= instance
+        """A photograph and the union of a class's instances in it. Raises as `Instances.read`."""
+        image, mask, objects = self._file(name).read(name.split("/", 1)[1], self.class_names[class_id])
         return Sample(image, mask, objects, np.zeros_like(mask))
 
     def read_square(self, name: str, class_id: int, size: int) -> Square:
@@ -419,16 +361,3 @@ class AnnotatedCoco(CocoFolds):
     def digest(self) -> str:
         """Samples are told apart by their folders, not by a hash."""
         return ""
-
-    @cached_property
-    def _ids(self):
-        return {
-            f"{folder}/{image['file_name']}": i
-            for folder, coco in self._annotations.values()
-            for i, image in coco.imgs.items()
-        }
-
-
-def folder_of(annotations: Path) -> str:
-    """The image folder that a file of instances is named after."""
-    return annotations.stem.removeprefix("instances_")

@@ -1,0 +1,112 @@
+"""One file in COCO's format with the images it annotates."""
+
+import contextlib
+import io
+import warnings
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from pycocotools.coco import COCO
+
+from ..pictures import image_of, load
+from ..prepare.findings import first_of
+from ..prepare.masks import read_instances
+from .base import UnreadableFileError
+
+
+def instance_files(root: Path) -> list[Path]:
+    """The files in COCO's format under a folder: in `annotations/`, in the folder, or one in each folder of images."""
+    return [*sorted((root / "annotations").glob("*.json"))] or [
+        path for path in (*sorted(root.glob("*.json")), *sorted(root.glob("*/*.json"))) if path.name != "splits.json"
+    ]
+
+
+class Instances:
+    """Images by the names that the file gives them; a class's mask is the union of its instances, crowds included.
+
+    Images lie in the folder that the file is named after (`train2017` for `annotations/instances_train2017.json`), in
+    `images/` or beside it.
+
+    Args:
+        path: the file; it names each category once.
+
+    Raises:
+        ValueError: no such file's content, boxes without outlines, or a category that is named twice.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        base = path.parent.parent if path.parent.name == "annotations" else path.parent
+        self.folders = [base / path.stem.removeprefix("instances_"), base / "images", base, path.parent]
+        content = read_instances(path)
+        outlined = [a for a in content["annotations"] if a.get("segmentation")]
+        if content["annotations"] and not outlined:
+            raise ValueError(f"{path} holds boxes only: outlines (polygons or run lengths) are needed to train on")
+        for image in content["images"]:
+            if min(image.get("width") or 0, image.get("height") or 0) <= 0:  # some tools write -1
+                image["height"], image["width"] = load(self.image_path(image["file_name"])).size
+        self.coco = COCO()
+        self.coco.dataset = content | {"annotations": outlined}
+        with contextlib.redirect_stdout(io.StringIO()):  # a program's output is ours to choose
+            self.coco.createIndex()
+        names = [category["name"] for category in self.coco.cats.values()]
+        if twice := sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(f"{path.name} names a category twice: {first_of(twice)}: merge them, or rename one")
+
+    def image_path(self, name: str) -> Path:
+        """The file of an image, in the first folder that has it."""
+        return next((f / name for f in self.folders if (f / name).exists()), self.folders[0] / name)
+
+    def listed(self, least_area: int) -> list[tuple[str, str]]:
+        """(image, category) of all images in which a category covers at least so many pixels."""
+        pairs = []
+        for image_id, image in sorted(self.coco.imgs.items()):
+            annotations = self.coco.loadAnns(self.coco.getAnnIds(imgIds=image_id))
+            for category in sorted({a["category_id"] for a in annotations}):
+                own = [a for a in annotations if a["category_id"] == category]
+                area = sum(a["area"] if "area" in a else self.coco.annToMask(a).sum() for a in own)
+                if area >= least_area:
+                    pairs.append((image["file_name"], self.coco.cats[category]["name"]))
+        return pairs
+
+    def read(self, name: str, category: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """An image, uint8 RGB (h, w, 3), the union of a category's instances and of all, bool (h, w).
+
+        Raises:
+            FileNotFoundError: an image that is not there.
+            UnreadableFileError: one that cannot be read, or not of the size that the annotations are for.
+        """
+        path, image_id = self.image_path(name), self._ids[name]
+        size = self.coco.imgs[image_id]["height"], self.coco.imgs[image_id]["width"]
+        try:
+            stored = load(path)
+            if stored.turn > 4 and stored.size != size:  # the annotations are for the pixels as they are stored
+                stored = load(path, exif="ignore")
+            elif stored.turn > 1 and (stored.turn <= 4 or size[0] == size[1]):
+                warnings.warn(
+                    f"{path} is turned by its EXIF orientation {stored.turn}, its annotations do not say whether they are: taken "
+                    "as drawn over the upright picture. If their tool ignores EXIF, store the picture upright",
+                    stacklevel=2,
+                )
+            image = image_of(stored)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{path} is listed but not there") from error
+        except ValueError as error:
+            raise UnreadableFileError(str(error)) from error
+        if image.shape[:2] != size:
+            raise UnreadableFileError(
+                f"{path} is {image.shape[1]} × {image.shape[0]} pixels, its annotations are for {size[1]} × {size[0]}: they are of "
+                "another picture, or of this one before it was resized"
+            )
+        mask, objects = np.zeros((2, *image.shape[:2]), bool)
+        for annotation in self.coco.loadAnns(self.coco.getAnnIds(imgIds=image_id)):
+            instance = self.coco.annToMask(annotation).astype(bool)
+            objects |= instance
+            if self.coco.cats[annotation["category_id"]]["name"] == category:
+                mask |= instance
+        return image, mask, objects
+
+    @cached_property
+    def _ids(self):
+        return {image["file_name"]: i for i, image in self.coco.imgs.items()}
