@@ -145,7 +145,10 @@ class Config:
         1000, "episodes of the final score, 1-shot; after training, fewer with more shots (hsnet.evaluate scores all)"
     )
     rule: str = _setting(
-        "paper", "how the masks of several supports are voted into one, see hsnet.vote", ("paper", "majority")
+        "paper",
+        "how the masks of several supports become one: paper and majority, see hsnet.vote; mean: the mean probability is above "
+        "a threshold, which the validation episodes choose at the end of training",
+        ("paper", "majority", "mean"),
     )
     bad_files: int = _setting(
         20, "images or masks that cannot be read and are passed over in training before it stops (in a test: none)"

@@ -273,7 +273,7 @@ def predictor(
     The masks have the size of the batch's truth.
 
     Args:
-        rule: how the masks of several supports become one, see `vote`.
+        rule: how the masks of several supports become one: see `vote`, or "mean" with the model's thresholds.
     """
 
     @torch.no_grad()
@@ -281,8 +281,12 @@ def predictor(
         batch = batch.to(device)
         size = batch.query_mask.shape[-2:]
         with computing_in(dtype, device):
-            query, support = _features(model, batch)
-            masks = {"HSNet": model.predict_from_features(query, support, batch.support_mask, size, rule)}
+            query, support = features_of(model, batch)
+            if rule == "mean":
+                probability = mean_probability(model, query, support, batch.support_mask, size)
+                masks = {"HSNet": probability > model.thresholds[batch.support_mask.shape[1] > 1]}
+            else:
+                masks = {"HSNet": model.predict_from_features(query, support, batch.support_mask, size, rule)}
             if prototypes is not None:
                 masks["prototypes"] = prototypes.predict(query, support, batch.support_mask, size)
         return {name: mask.cpu() for name, mask in masks.items()}
@@ -290,9 +294,17 @@ def predictor(
     return predict
 
 
-def _features(model, batch):
+def features_of(model: HSNet, batch: Batch) -> list[list[list[Tensor]]]:
+    """The levels of the queries, and of all supports in one batch."""
     images = (model.backbone.normalize(x) for x in (batch.query, batch.support.flatten(0, 1)))
     return [model.backbone(image) for image in images]
+
+
+@torch.no_grad()
+def mean_probability(model: HSNet, query, support, support_mask, size: tuple[int, int]) -> Float[Tensor, "b h w"]:
+    """The foreground's probability, averaged over the supports; arguments as in `HSNet.predict_from_features`."""
+    logits = model.logits_from_features(query, support, support_mask, size)
+    return sum(one.float().softmax(dim=1)[:, 1] for one in logits) / support_mask.shape[1]
 
 
 def evaluate(
@@ -333,7 +345,7 @@ def fit_prototypes(model: HSNet, config: Config, benchmark: Benchmark, device: t
     with torch.no_grad(), exact_float32():
         for batch in tqdm(loader, desc="fitting prototypes", unit="batch", leave=False):
             batch = batch.to(device)
-            prototypes.observe(*_features(model, batch), batch.support_mask, batch.query_mask)
+            prototypes.observe(*features_of(model, batch), batch.support_mask, batch.query_mask)
     return prototypes
 
 

@@ -209,9 +209,7 @@ def main() -> None:
         default=DEFAULT_RUN,
         help=f"trained run, by name or folder (default: {DEFAULT_RUN}, which comes with the package)",
     )
-    parser.add_argument(
-        "--rule", default="paper", help=f"how several supports decide: {', '.join(RULES)} (default: paper)"
-    )
+    parser.add_argument("--rule", help=f"how several supports decide: {', '.join(RULES)} (default: the weights' own)")
     parser.add_argument(
         "--aspect",
         default="resize",

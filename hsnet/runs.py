@@ -55,6 +55,7 @@ def save_model(path: Path, model: nn.Module, learned: dict[str, Tensor] | None =
     metadata = {
         "settings": json.dumps(model.settings),
         "training_size": json.dumps(model.training_size),
+        "thresholds": json.dumps(model.thresholds),
         "backbone_stored": json.dumps(not model.backbone.pretrained or model.backbone.trainable),
     }
     write_atomically(path, safetensors.torch.save(stored, metadata))
@@ -260,6 +261,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if missing or unexpected:
         raise ValueError(f"{path} holds other tensors: missing {missing[:5]}, left over {unexpected[:5]}")
     model.training_size = json.loads(metadata["training_size"])
+    model.thresholds = tuple(json.loads(metadata.get("thresholds", "[0.5, 0.5]")))
 
 
 def run_folder(run: str | Path) -> Path:

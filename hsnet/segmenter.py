@@ -54,7 +54,7 @@ class Segmenter:
     Args:
         run: a run's name under `data/runs`, or its folder; the default is the one that comes with the repository.
         rule: how K supports become one mask: "paper" and "majority", see `vote`; "mean", where the mean probability
-            exceeds a half.
+            exceeds the threshold that comes with the weights. None takes "mean" for weights that bring a threshold, else "paper".
         aspect: "resize" (of old "squash") ignores the picture's aspect ratio; "pad" keeps it and fills the rest of the
             square with grey, which is neither object nor part of the answer.
         device: "auto", "cpu", "cuda", …
@@ -74,7 +74,7 @@ class Segmenter:
         self,
         run: str | Path = DEFAULT_RUN,
         *,
-        rule: str = "paper",
+        rule: str | None = None,
         aspect: str = "resize",
         device: str = "auto",
         method: str = "hsnet",
@@ -83,7 +83,7 @@ class Segmenter:
     ):
         aspect = "resize" if aspect == "squash" else aspect
         options = {
-            "rule": (rule, RULES),
+            "rule": (rule or "paper", RULES),
             "aspect": (aspect, ASPECTS),
             "method": (method, METHODS),
             "exif": (exif, EXIFS),
@@ -91,9 +91,10 @@ class Segmenter:
         for what, (value, known) in options.items():
             if value not in known:
                 raise ValueError(f"unknown {what} {value!r}: choose one of {', '.join(known)}")
-        self.rule, self.aspect, self.method, self.exif = rule, aspect, method, exif
+        self.aspect, self.method, self.exif = aspect, method, exif
         self.device = choose_device(device)
         self.model = HSNet.from_run(run).to(self.device).eval()
+        self.rule = rule or ("paper" if self.model.thresholds == (0.5, 0.5) else "mean")
         trained = self.model.training_size
         self.size = trained if size is None else size
         if squeezed_size(self.size) != squeezed_size(trained) or self.size < 32:
@@ -181,7 +182,7 @@ class Segmenter:
             return masks if isinstance(image, (list, tuple)) else masks[0]
         for probabilities, size in self._probabilities(images):
             if self.rule == "mean":
-                mask = probabilities.mean(dim=0) > 0.5
+                mask = probabilities.mean(dim=0) > self.model.thresholds[len(probabilities) > 1]
             else:
                 mask = vote((probabilities > 0.5)[None], self.rule)[0]
             masks.append(_enlarge(mask, size).cpu().numpy())

@@ -39,10 +39,10 @@ from .memory import estimate, explained
 from .optim import Clock
 from .paths import data_folder
 from .runs import LAST, WEIGHTS
+from .thresholds import choose_thresholds
 
 # Within an epoch the state is saved every so many seconds, and more rarely where saving takes over 1 % of that.
 SAVE_EVERY, SAVE_SHARE = 30.0, 0.01
-MEASURED = ("seconds", "peak_bytes")  # of a line of history: what differs between two runs that are otherwise equal
 RESUME_ME = 75  # exit status after SIGTERM: "temporary failure" of sysexits.h
 LONGER = ("epochs", "minutes", "patience")  # may differ between sittings, beside FREE, where --resume asks for it
 
@@ -104,7 +104,6 @@ def train(config: Config, resume: bool = False, memory: bool = False) -> Path:
                     miou = training.learner.validate()
                 training.end_epoch(miou, peak.peak())
             training.save()
-        _say(f"checkpoints took {100 * training.saving / training.clock.seconds():.2f} % of the time")
         with interruption.immediate():
             training.test()
         if memory:
@@ -255,6 +254,9 @@ class Training:
         last = {n: p.detach().clone() for n, p in learner.learned.items()}
         model.load_state_dict(self.best_model, strict=False)
         prototypes = fit_prototypes(model.eval(), config, benchmark, device)
+        if config.rule == "mean":
+            self._written, model.thresholds = 0, choose_thresholds(model, config, benchmark, device)
+            _say("thresholds {} with one support, {} with several".format(*model.thresholds))
         # An episode costs its K + 1 pictures: fewer of many shots, for about equal times. `hsnet.evaluate` scores them all.
         counts = {shot: max(1, 2 * config.test_episodes // (shot + 1)) for shot in config.shots}
         results = [test_run(model, config, benchmark, self.folder, k, prototypes, n) for k, n in counts.items()]

@@ -9,11 +9,13 @@ from drawn_datasets import folder as draw_folder
 from drawn_datasets import picture
 from PIL import Image
 
-from hsnet import EpisodeDataset, test_episodes
+from hsnet import EpisodeDataset, HSNet, Segmenter, test_episodes
 from hsnet.benchmarks import Square, UnreadableFileError, load_benchmark
 from hsnet.benchmarks.augment import AUGMENTATIONS, KEPT, augment
 from hsnet.benchmarks.cache import build_cache
 from hsnet.config import Config
+from hsnet.runs import save_model
+from hsnet.thresholds import THRESHOLDS
 
 
 @pytest.fixture
@@ -225,3 +227,23 @@ def test_a_training_on_it_resumes_and_is_scored(root, call, data):
     refused = call("evaluate", "mine", "--fold", "1")
     assert refused.returncode == 2
     assert "this run was trained on" in refused.stderr
+
+
+def test_the_weights_carry_the_threshold_that_validation_chose(root, call, data):
+    options = "--benchmark folder --size 64 --epochs 1 --epoch-episodes 4 --val-episodes 4 --test-episodes 4 --shot 1,2 --workers 0"
+    done = call("train", *options.split(), "--start", "", "--no-pretrained", "--root", root, "--name", "cut")
+    assert done.returncode == 0, done.stderr
+    folder = data / "runs" / "cut"
+    model = HSNet.from_run(folder)
+    assert f"thresholds {model.thresholds[0]} with one support, {model.thresholds[1]} with several" in done.stdout
+    assert set(model.thresholds) <= set(THRESHOLDS)
+    model.thresholds = (0.2, 0.8)
+    save_model(folder / "model.safetensors", model)
+    one, two = (
+        Segmenter(folder).fit([root / "images" / "000.jpg"] * k, [root / "masks" / "ant" / "000.png"] * k)
+        for k in (1, 2)
+    )
+    picture = root / "images" / "004.jpg"
+    assert np.array_equal(one.predict(picture), one.predict_proba(picture) > 0.2)
+    assert np.array_equal(two.predict(picture), two.predict_proba(picture) > 0.8)
+    assert Segmenter(folder, rule="majority").rule == "majority"

@@ -176,6 +176,7 @@ class Folder(ListedBenchmark):
         "size": 288,
         "augment": "mirror,crop,colour",
         "learning_rate": 0.008,
+        "rule": "mean",
         "start": "emoji-photographs",
     }
     preparation = "counts and opens your own images and masks in --root"
