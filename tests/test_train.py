@@ -182,7 +182,7 @@ def test_the_loss_falls_and_all_foreground_is_beaten():
         (
             "train",
             ["--benchmark", "voc"],
-            "benchmark is 'voc': choose one of coco, emoji, emoji-photo, fss, pascal, coco-to-pascal, shapes",
+            "benchmark is 'voc': choose one of coco, emoji, emoji-photo, folder, fss, pascal, coco-to-pascal, shapes",
         ),
         (
             "train",
