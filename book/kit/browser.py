@@ -14,7 +14,6 @@ scripts but not fetch files: so it works there too, and from any static server.
 
 import argparse
 import base64
-import hashlib
 import json
 import tarfile
 import tempfile
@@ -24,58 +23,23 @@ from pathlib import Path
 import numpy as np
 
 from hsnet.benchmarks import Benchmark, Episode, load_benchmark
-from hsnet.benchmarks.sprites import SpriteError, _npm_pack
 from hsnet.config import run_program
 from hsnet.episodes import test_episodes
 from hsnet.export import GRAPHS, export
 from hsnet.model import HSNet
 from hsnet.paths import data_folder
+from hsnet.prepare.downloads import fetch_npm
 from hsnet.runs import DEFAULT_RUN, run_folder
 from kit.figures import png_address
 from kit.pages import thread
 from kit.photographs import METHODS
 
 PACKAGE = "onnxruntime-web@1.30.0"
-TARBALL = "onnxruntime-web-1.30.0.tgz"
 SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
 # Loaded as scripts, and held in base64: the runtime's glue and its code, for the processor and for the graphics card.
 SCRIPTS = ("ort.wasm.min.js", "ort.webgpu.min.js")
 BINARIES = tuple(f"ort-wasm-simd-threaded{kind}.{suffix}" for kind in ("", ".asyncify") for suffix in ("mjs", "wasm"))
 PLACES = (3, 17)  # of the built-in episodes, beside the pages' own, among the 5-shot test episodes
-
-
-def runtime(folder: Path) -> Path:
-    """The tarball of onnxruntime-web in `folder`, fetched with npm where it is missing.
-
-    Raises:
-        ConnectionError: npm cannot fetch it, or it is not as published.
-    """
-    path = folder / TARBALL
-    if _sha256(path) == SHA256:
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        try:
-            result = _npm_pack(PACKAGE, Path(scratch))
-        except SpriteError as error:
-            raise ConnectionError(str(error).split(" Or use")[0]) from error
-        fetched = Path(scratch, TARBALL)
-        if result.returncode or not fetched.exists():
-            raise ConnectionError(
-                f"npm could not fetch {PACKAGE}:\n{result.stderr.strip()}\nCheck the connection and run again, or put "
-                f"{TARBALL} into {folder}"
-            )
-        if (found := _sha256(fetched)) != SHA256:
-            raise ConnectionError(
-                f"{TARBALL} is not the file that was published: sha256 {found} instead of {SHA256}. Run again; if it "
-                f"still differs, put a good copy into {folder}"
-            )
-        fetched.replace(path)
-    return path
-
-
-def _sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
 
 def write_runtime(tarball: Path, out: Path) -> None:
@@ -133,7 +97,7 @@ def write(run: str, out: Path, precision: str = "float16") -> None:
         for name in GRAPHS:
             write_script(out, f"{name}.onnx", Path(scratch, f"{name}.onnx").read_bytes())
     write_episodes(out, model.training_size, on_photographs(run, model.training_size))
-    write_runtime(runtime(data_folder() / "browser"), out)
+    write_runtime(fetch_npm(PACKAGE, SHA256, data_folder() / "browser"), out)
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ def contact_sheet(concepts: list[Concept], sprites: Sprites) -> Image.Image:
         text = f"{concept.id}  {concept.name}\n{concept.group}\nfamily: {concept.family}\nfold {concept.fold}"
         pen.text((4, y + 16), text, "black", font)
         for column, icons in enumerate(SETS):
-            if icons.name in sprites.sets(concept.id):
+            if icons.name in concept.drawings:
                 sprite = sprites.image(concept.id, icons.name).astype(float)
                 pixels = sprite[..., :3] + background * (1 - sprite[..., 3:] / 255)
                 drawing = Image.fromarray(pixels.round().astype(np.uint8)).resize((cell, cell))

@@ -1,5 +1,6 @@
 """COCO in the folds of COCO-20i: photographs with instance annotations."""
 
+import shutil
 from argparse import Namespace
 from collections.abc import Iterator
 from functools import cached_property
@@ -8,24 +9,24 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..prepare.downloads import RemoteFile, fetch_and_unpack
-from ..prepare.findings import Finding, OpenedSample, anew, counted, draw, first_of, missing, stems
+from ..prepare.downloads import RemoteFile, fetch_and_unpack, write_json
+from ..prepare.findings import Finding, draw, first_of
 from ..prepare.masks import (
-    agreement,
-    begin_masks,
-    build_coco_masks,
-    image_instances,
-    makers,
+    SOURCE,
+    build,
+    coco_mask_sources,
     paint,
+    png_files,
     read_instances,
     read_source,
-    take_authors_masks,
+    refuse_others,
+    write_coco_mask,
 )
 from .base import Sample, UnreadableFileError, register
 from .instances import Instances
 from .listed import ListedBenchmark
 from .resize import Square, resize_sample
-from .splits import OTHER_LISTS, fetch_lists, read_coco, verify_lists
+from .splits import fetch_lists, read_coco
 
 NAMES = (
     "person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant stop_sign parking_meter bench "
@@ -38,30 +39,14 @@ NAMES = (
 CLASSES = [name.replace("_", " ") for name in NAMES.split()]
 # An image of a sample counts for a class if the class covers at least this many pixels: COCO's own bound of a small object.
 LEAST_AREA = 32 * 32
-COVERED = 0.02  # share of masks in which a smaller instance may hide the listed class altogether
 # Checksums are the same in several independent projects, and are the tags under which the files are served.
 FILES = {
-    "annotations": RemoteFile(
-        "annotations_trainval2014.zip",
-        ("http://images.cocodataset.org/annotations/annotations_trainval2014.zip",),
-        "md5:0a379cfc70b0e71301e0f377548639bd",
-        size=252_872_794,
-        unpacked=900_000_000,
-    ),
-    "train2014": RemoteFile(
-        "train2014.zip",
-        ("http://images.cocodataset.org/zips/train2014.zip",),
-        "md5:0da8c0bd3d6becc4dcb32757491aca88",
-        size=13_510_573_713,
-        unpacked=13_600_000_000,
-    ),
-    "val2014": RemoteFile(
-        "val2014.zip",
-        ("http://images.cocodataset.org/zips/val2014.zip",),
-        "md5:a3d79f5ed8d289b7a7554ce06a5782b3",
-        size=6_645_013_297,
-        unpacked=6_700_000_000,
-    ),
+    name: RemoteFile((f"http://images.cocodataset.org/{path}",), f"md5:{md5}", size)
+    for name, path, md5, size in (
+        ("annotations", "annotations/annotations_trainval2014.zip", "0a379cfc70b0e71301e0f377548639bd", 252_872_794),
+        ("train2014", "zips/train2014.zip", "0da8c0bd3d6becc4dcb32757491aca88", 13_510_573_713),
+        ("val2014", "zips/val2014.zip", "a3d79f5ed8d289b7a7554ce06a5782b3", 6_645_013_297),
+    )
 }
 
 
@@ -95,14 +80,8 @@ class Coco(CocoFolds):
     paper_settings: ClassVar = {"batch": 40}
     preparation = "COCO 2014: download (20 GB), build the masks, verify"
     builds_masks = True
-    # What is to be there: images by folder; images of the classes that a fold trains on, or is tested on.
-    counts: ClassVar = {
-        "train2014": 82_783,
-        "val2014": 40_504,
-        "categories": 80,
-        "train": (62_040, 74_381, 73_035, 73_808),
-        "val": (26_052, 15_305, 13_138, 12_640),
-    }
+    counts: ClassVar = {"train2014/*.jpg": 82_783, "val2014/*.jpg": 40_504}
+    covered = 0.02  # smaller instances may hide the listed class altogether
 
     @classmethod
     def open(cls, **arguments) -> CocoFolds:
@@ -134,144 +113,73 @@ class Coco(CocoFolds):
         """masks/ and the image's own name, as PNG."""
         return (self.masks / name).with_suffix(".png")
 
-    def _annotations(self):
-        files = sorted((self.root / "annotations").glob("instances_*.json"))
-        return {path.stem.removeprefix("instances_"): path for path in files}
+    def _instances(self) -> dict[str, Path]:
+        """The files of instances of COCO 2014 that are there, by image folder.
+
+        Raises:
+            ValueError: a damaged one, or annotations of something else, saying what they seem to be.
+        """
+        found = {folder_of(path): path for path in sorted((self.root / "annotations").glob("instances_*.json"))}
+        official = {folder: path for folder, path in found.items() if folder in FILES}
+        for folder, path in (official or found).items():
+            count = len(read_instances(path)["categories"])
+            if folder not in official or count != len(CLASSES):
+                raise ValueError(
+                    f"{path}: COCO's format with {count} categories, which is not COCO 2014, so not COCO-20i. Nothing is to be "
+                    f"prepared: train with `python -m hsnet.train --benchmark coco --root {self.root}`, which reads it as it is"
+                )
+        return official
 
     def prepare(self, options: Namespace) -> None:
-        """Images and annotations of COCO 2014 (of another year, if they are there already), and a class mask of each image."""
+        """Images and annotations of COCO 2014, and a class mask of each image. Masks in the authors' layout are left as they are."""
         root, annotations, keep = self.root, self.root / "annotations", options.keep_archives
-        for path in self._annotations().values():
-            if text := self._not_coco(path, read_instances(path)):
-                raise ValueError(text)
-        if self.masks == annotations:
-            for folder in (f"{part}2014" for part in self.parts):
-                fetch_and_unpack(FILES[folder], {folder: root / folder}, root, keep_archive=keep)
-            fetch_lists("coco")
-            return
-        if not self._annotations():
-            if annotations.exists():
-                raise ValueError(
-                    f"{annotations} holds neither instances_*.json, as COCO is published, nor train2014/*.png, as the authors' "
-                    "masks are: what is there is left alone; prepare in another folder with --root"
-                )
-            fetch_and_unpack(FILES["annotations"], {"annotations": annotations}, root, keep_archive=keep)
-        folders = self._annotations()
-        for folder in (f for f in folders if f in FILES):
+        instances = self._instances()
+        prepared = self.masks == annotations
+        if annotations.exists() and not instances and not prepared:
+            raise ValueError(
+                f"{annotations} holds neither instances_*.json, as COCO is published, nor train2014/*.png, as the authors' "
+                "masks are: what is there is left alone; prepare in another folder with --root"
+            )
+        for folder in ("annotations", "train2014", "val2014"):
             fetch_and_unpack(FILES[folder], {folder: root / folder}, root, keep_archive=keep)
-        if options.masks:
-            take_authors_masks({self.masks / folder: options.masks / folder for folder in folders}, self.masks)
-        else:
-            how = {"source": "ours", "crowd": options.crowd, "order": "smaller instances over larger ones"}
-            begin_masks(self.masks, how)
-            for folder, path in folders.items():
-                if not (self.masks / folder).exists():
-                    build_coco_masks(path, self.masks / folder, crowd=options.crowd, workers=options.workers)
-        if "train2014" in folders:
-            fetch_lists("coco")
+        if not prepared:
+            source = {"source": "authors"} if options.masks else {"source": "ours", "crowd": options.crowd}
+            refuse_others(self.masks, source)
+            for folder, path in self._instances().items():
+                if (self.masks / folder).exists():
+                    continue
+                if options.masks:
+                    build(png_files(options.masks / folder), self.masks / folder, shutil.copyfile)
+                else:
+                    sources = coco_mask_sources(path, options.crowd)
+                    build(sources, self.masks / folder, write_coco_mask, options.workers)
+                write_json(self.masks / SOURCE, source)
+        fetch_lists("coco")
 
     def verify(self, sample: int | None) -> Iterator[Finding]:
-        """See `Benchmark.verify`. For COCO of another year there are no official lists."""
-        again = f"run `python -m hsnet.prepare coco --root {self.root}`"
-        files, lists = self._annotations(), {}
-        if not files and self.masks.name == "annotations":
-            yield from self._verify_authors(sample, again)
-        elif not files:
-            yield Finding(f"no {self.root / 'annotations'}/instances_*.json", again)
-        elif {"train2014", "val2014"} <= set(files):
-            yield from verify_lists("coco")
-            for split in self.parts:
-                try:
-                    lists[f"{split}2014"] = table = read_coco(split)
-                except (FileNotFoundError, ValueError):
-                    continue  # said above
-                for fold, expected in enumerate(self.counts[split]):
-                    found = {i for c, ids in table.items() if (c % 4 == fold) == (split == "val") for i in ids}
-                    what = f"images in the {split} lists of fold {fold}"
-                    yield counted(what, len(found), expected, OTHER_LISTS, exactly=True)
-        else:
-            yield Finding(
-                f"{', '.join(files)}: not COCO 2014, so without the official lists; scores are not COCO-20i's"
-            )
-        for folder, path in files.items():
-            yield from self._verify_folder(folder, path, lists.get(folder), sample, again)
-
-    def _not_coco(self, path, instances):
-        """What a file of instances is, where it has not COCO's number of categories; empty where it has."""
-        count = len(instances["categories"])
-        if count == self.counts["categories"]:
-            return ""
-        return (
-            f"{path}: COCO's format with {count} categories, which is not COCO-20i. Nothing is to be prepared: train with "
-            f"`python -m hsnet.train --benchmark coco --root {path.parent.parent}`, which reads it as it stands"
-        )
-
-    def _verify_authors(self, sample, again):
-        """The authors' masks beside the images, without instances: what the lists name must be there."""
-        yield from verify_lists("coco")
-        pairs = [pair for part in self.parts for pair in self.listed(part)]
-        theirs = f"copy the authors' masks into {self.masks}"
-        for folder in (f"{part}2014" for part in self.parts):
-            names = {Path(name).stem for name, _ in pairs if name.startswith(folder)}
-            yield from missing(f"listed images of {folder}", names, stems(self.root / folder, ".jpg"), again)
-            yield from missing(
-                f"listed masks of {folder} (the authors')", names, stems(self.masks / folder, ".png"), theirs
-            )
-        opened = OpenedSample(self, again, theirs)
-        for name, _ in draw(
-            [p for p in pairs if self.image_path(p[0]).exists() and self.mask_path(p[0]).exists()], sample
-        ):
-            opened.labels(name)
-        yield from opened.findings()
-
-    def _verify_folder(self, folder, path, table, sample, again):
-        images, masks = self.root / folder, self.masks / folder
-        get_images, get_masks, get_annotations = (anew(f, again) for f in (images, masks, path.parent))
+        """See `Benchmark.verify`. Of annotations that are not COCO 2014's it says what they seem to be."""
         try:
-            instances = read_instances(path)
+            instances = self._instances()
         except ValueError as error:
-            yield Finding(str(error), get_annotations)
+            yield Finding(str(error), "" if "Nothing is to be prepared" in str(error) else self.remedy())
             return
-        if text := self._not_coco(path, instances):
-            yield Finding(text)
-            return
-        by_id = {image["id"]: image for image in instances["images"]}
-        names = {i: Path(image["file_name"]).stem for i, image in by_id.items()}
-        expected = self.counts.get(folder, len(names))
-        yield counted(f"images in {path.name}", len(names), expected, get_annotations)
-        there, masked = stems(images, ".jpg"), stems(masks, ".png")
-        yield from missing(f"images of {folder}", set(names.values()), there, get_images)
-        yield from missing(f"masks of {folder} ({makers(self.masks)})", set(names.values()), masked, get_masks)
-        source = read_source(self.masks)
-        found = image_instances(instances, source.get("crowd", True))
-        if table is None:
-            pairs = [(i, label - 1) for i, parts in found.items() for label in {part[0] for part in parts}]
-        else:
-            pairs = [(i, c) for c, ids in table.items() for i in ids]
-            if unknown := {str(i) for i, _ in pairs if i not in names}:
-                yield Finding(f"listed images that {path.name} does not know: {first_of(unknown)}", get_annotations)
-        opened, hidden, sums = OpenedSample(self, get_images, get_masks), 0, np.zeros((2, 4), int)
-        authors = source.get("source") == "authors"
-        without = image_instances(instances, crowd=False) if authors else {}
-        for image_id, class_id in draw([(i, c) for i, c in pairs if names.get(i) in there & masked], sample):
-            image = by_id[image_id]
-            labels = opened.labels(f"{folder}/{image['file_name']}")
-            if labels is None:
-                continue
-            hidden += not (labels == class_id + 1).any()
-            for k, parts in enumerate((found[image_id], without[image_id]) if authors else ()):
-                sums[k] += agreement(paint(image["height"], image["width"], parts), labels)
-        yield from opened.findings()
-        if opened.opened:
-            text = f"in {hidden} of {opened.opened} sampled masks of {folder} the listed class does not show"
-            yield Finding(text, get_masks if hidden > COVERED * opened.opened else "")
-        for (equal, pixels, equal_objects, objects), crowd in zip(sums, ("with", "without"), strict=True):
-            if pixels:
-                yield Finding(
-                    f"the authors' masks of {folder} and ours, {crowd} crowds, agree in {100 * equal / pixels:.2f} % of the "
-                    f"pixels, and in {100 * equal_objects / max(objects, 1):.2f} % of those that either calls an object "
-                    f"({opened.opened} masks)"
-                )
+        yield from super().verify(sample)
+        if read_source(self.masks).get("source") == "authors":
+            for folder, path in instances.items():
+                yield from self._agreement(folder, coco_mask_sources(path, crowd=True), sample)
+
+    def _agreement(self, folder, sources, sample):
+        """How the authors' masks and ours differ, where both an image of a sample and its mask can be read."""
+        equal, pixels = 0, 0
+        for name in draw(sorted(sources), sample):
+            mask = self.masks / folder / name
+            if mask.exists() and not self.flaws(f"{folder}/{mask.stem}.jpg", self.size):
+                same = paint(*sources[name]) == self.read_labels(mask)
+                equal, pixels = equal + same.sum(), pixels + same.size
+        if pixels:
+            yield Finding(
+                f"the authors' masks of {folder} and ours agree in {100 * equal / pixels:.2f} % of the pixels"
+            )
 
 
 class AnnotatedCoco(CocoFolds):

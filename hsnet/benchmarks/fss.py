@@ -10,10 +10,10 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from ..prepare.findings import Finding, OpenedSample, counted, draw, first_of, missing
+from ..prepare.findings import Finding
 from .base import Sample, register
 from .listed import ListedBenchmark, open_image
-from .splits import OTHER_LISTS, fetch_lists, read_fss, verify_lists
+from .splits import fetch_lists, read_fss
 
 IMAGES = 10  # of each class
 FLAW = "peregine_falcon/8"  # as published, its mask is 960 × 480 beside a picture of 224 × 224
@@ -39,7 +39,7 @@ class Fss(ListedBenchmark):
     each_query_once = True
     paper_settings: ClassVar = {"val_episodes": 2400, "test_episodes": 2400}  # each image of the test classes once
     preparation = "says where FSS-1000 is to be had and where it goes, and verifies it"
-    counts: ClassVar = {"train": 520, "val": 240, "test": 240}  # classes
+    counts: ClassVar = {"*/*.jpg": 10_000, "*/*.png": 10_000}
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -113,41 +113,15 @@ class Fss(ListedBenchmark):
             raise FileNotFoundError(BY_HAND.format(root=self.root))
         fetch_lists("fss")
 
+    def remedy(self) -> str:
+        """Unpacking again, or moving folders that lie too deep."""
+        if nested := next((p for depth in ("*/*", "*/*/*") for p in self.root.glob(f"{depth}/1.jpg")), None):
+            return f"the classes lie too deep: move the folders in {nested.parent.parent} into {self.root}"
+        return f"unpack FSS-1000 so that {self.root}/abacus/1.jpg is there; `python -m hsnet.prepare fss` says how"
+
     def verify(self, sample: int | None) -> Iterator[Finding]:
         """See `Benchmark.verify`; all 10,000 unless `sample` says how many."""
-        sample = 1000 * IMAGES if sample is None else sample
-        root, classes = self.root, []
-        yield from verify_lists("fss")
-        for split in self.parts:
-            try:
-                listed = read_fss(split)
-            except FileNotFoundError:
-                continue  # said above
-            yield counted(f"classes in the {split} list", len(listed), self.counts[split], OTHER_LISTS, exactly=True)
-            classes += listed
-        there = {path.name for path in root.glob("*/")} if root.is_dir() else set()
-        by_hand = f"unpack FSS-1000 so that {root}/abacus/1.jpg is there; `python -m hsnet.prepare fss` says how"
-        if nested := next((p for depth in ("*/*", "*/*/*") for p in root.glob(f"{depth}/1.jpg")), None):
-            by_hand = f"the classes lie too deep: move the folders in {nested.parent.parent} into {root}"
-        yield from missing("listed classes", set(classes), there, by_hand)
-        found = sorted(set(classes) & there)
-        pairs = [f"{name}/{k}" for name in found for k in range(1, IMAGES + 1)]
-        lacking = {f"{p}{suffix}" for p in pairs for suffix in (".jpg", ".png") if not (root / f"{p}{suffix}").exists()}
-        if lacking:
-            yield Finding(f"{len(lacking):,} files are missing: {first_of(lacking)}", by_hand)
-        elif found:
-            yield Finding(f"{IMAGES} images and masks in each of {len(found):,} classes")
-        opened = OpenedSample(self, by_hand, by_hand)
-        for name in draw([p for p in pairs if not {f"{p}.jpg", f"{p}.png"} & lacking], sample):
-            labels = opened.labels(f"{name}.jpg")
-            if labels is not None and not labels.any():
-                opened.wrong(f"{name}.jpg", "marks nothing")
-            with Image.open(self.image_path(f"{name}.jpg")) as image:
-                size = image.size
-            if labels is not None and labels.shape != size[::-1]:
-                text = f"is {labels.shape[1]} × {labels.shape[0]} pixels, its image {size[0]} × {size[1]}"
-                if name == FLAW:
-                    yield Finding(f"{name}.png {text}: as published, and resized as the authors do")
-                else:
-                    opened.wrong(f"{name}.jpg", text)
-        yield from opened.findings()
+        yield from super().verify(1000 * IMAGES if sample is None else sample)
+        mask, image = self.root / f"{FLAW}.png", self.root / f"{FLAW}.jpg"
+        if mask.exists() and image.exists() and open_image(mask).size != open_image(image).size:
+            yield Finding(f"{mask} has another size than its image: as published, and resized as the authors do")

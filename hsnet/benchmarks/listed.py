@@ -3,17 +3,21 @@
 import hashlib
 import json
 from abc import abstractmethod
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
 from ..paths import images_folder
-from ..prepare.masks import SOURCE, read_source
+from ..prepare.findings import Finding, draw, first_of
+from ..prepare.masks import SOURCE, makers, read_source
 from .base import Benchmark, Episode, Sample, UnreadableFileError
 from .cache import Cache
 from .resize import Square, resize_image, resize_labels
+from .splits import verify_lists
 
 BOUNDARY = 255
 
@@ -31,6 +35,8 @@ class ListedBenchmark(Benchmark):
         class_first: whether a query is drawn by drawing its class first.
         has_boundary: whether label 255 marks pixels of no class.
         prepared: what `hsnet.prepare` and the folder of images are called, where that is not the benchmark's name.
+        counts: how many files of a pattern are to be there.
+        covered: share of masks that may lack the class they are listed for.
     """
 
     protocols = ("official", "strict")
@@ -40,6 +46,8 @@ class ListedBenchmark(Benchmark):
     class_first = False
     has_boundary = False
     prepared = ""
+    counts: ClassVar[dict[str, int]] = {}
+    covered = 0.0
 
     def __init__(self, size: int = 256, root: str | Path = "", novel_images: str = "keep"):
         super().__init__(size, root, novel_images)
@@ -210,6 +218,52 @@ class ListedBenchmark(Benchmark):
                 found[str(error)] = None
         return list(found)
 
+    def remedy(self) -> str:
+        """What to do about files that are missing or wrong."""
+        again = f"run `python -m hsnet.prepare {self.prepared} --root {self.root}`"
+        return f"{again}; what is there is left alone, so move a folder with wrong files elsewhere before"
+
+    def verify(self, sample: int | None) -> Iterator[Finding]:
+        """See `Benchmark.verify`: the lists, the numbers of files, the listed images and masks, and a sample of them opened."""
+        yield from verify_lists(self.prepared)
+        for pattern, expected in self.counts.items():
+            found = sum(1 for _ in self.root.glob(pattern))
+            text = f"{found:,} files {pattern} in {self.root}, {expected:,} expected"
+            yield Finding(text, self.remedy() if found < expected else "")
+        try:
+            pairs = [pair for part in self.parts for pair in self.listed(part)]
+        except (FileNotFoundError, ValueError):
+            return  # said above
+        there = {name: None for name, _ in pairs}
+        for what, path_of in (("images", self.image_path), (f"masks ({self.makers()})", self.mask_path)):
+            lacking = [name for name in there if not path_of(name).exists()]
+            text = f"{len(lacking):,} of {len(there):,} listed {what} are missing: {first_of(lacking)}"
+            yield Finding(text, self.remedy()) if lacking else Finding(f"all {len(there):,} listed {what} are there")
+            for name in lacking:
+                del there[name]
+        yield from self._verify_opened([pair for pair in pairs if pair[0] in there], sample)
+
+    def _verify_opened(self, pairs, sample):
+        """Images and masks opened as training does."""
+        opened, wrong, without = 0, [], []
+        for name, class_id in draw(pairs, sample):
+            opened += 1
+            try:
+                labels = self.picture(name)[1]
+            except OSError as error:
+                wrong.append(str(error))
+                continue
+            if not (labels == self.label(class_id)).any():
+                without.append(
+                    f"{self.mask_path(name)} lacks class {self.label(class_id)}, for which its image is listed"
+                )
+        if len(without) > self.covered * opened:
+            wrong += without
+        if wrong:
+            yield Finding("; ".join(wrong[:3]) + f" (and {len(wrong) - 3} more)" * (len(wrong) > 3), self.remedy())
+        elif opened:
+            yield Finding(f"{opened} listed pairs of an image and a class opened: sizes and labels are right")
+
     def _is_cached(self, name, size):
         return self.cache is not None and self.cache.size == size and name in self.cache
 
@@ -270,6 +324,10 @@ class ListedBenchmark(Benchmark):
     def masks(self) -> Path | None:
         """The folder of the masks and of the note whose they are, where `prepare` builds them."""
         return None
+
+    def makers(self) -> str:
+        """Who made the masks, in words."""
+        return makers(self.masks) if self.masks else "as published"
 
     def source(self) -> dict:
         """Whose lists and masks: "source" is "ours" or "authors", "crowd" whether COCO's crowds count.

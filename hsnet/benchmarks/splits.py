@@ -15,7 +15,6 @@ import os
 import pickle
 import shutil
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 
 from ..paths import SHIPPED, data_folder
@@ -30,11 +29,12 @@ REPOSITORY = tuple(
 LISTS: dict[str, str] = json.loads((SHIPPED / "splits-sha256.json").read_text())
 # Of the COCO pickles' content, read: class id -> image numbers.
 CONTENT = {
-    "train": "7c586c779480fce1122c016eb55bdc3cb431d6855ce045d6622df9e56dec40ce",
-    "val": "b74ea15f954a7552a515ec917ac625c84321c205d8219c49404275098b4ccc64",
+    "coco/trn.json": "7c586c779480fce1122c016eb55bdc3cb431d6855ce045d6622df9e56dec40ce",
+    "coco/val.json": "b74ea15f954a7552a515ec917ac625c84321c205d8219c49404275098b4ccc64",
 }
-OTHER_LISTS = "these are not the official lists: move them elsewhere and run `python -m hsnet.prepare splits`"
+OTHER_LISTS = "move it elsewhere and run `python -m hsnet.prepare splits`, or name another folder with HSNET_SPLITS"
 _FILE_NAMES = {"train": "trn", "val": "val", "test": "test"}
+_PARTS = {file: part for part, file in _FILE_NAMES.items()}
 _FETCH = "fetch the official lists with `python -m hsnet.prepare splits`, or set HSNET_SPLITS to their folder"
 
 
@@ -58,11 +58,10 @@ def read_pascal(split: str, fold: int) -> list[tuple[str, int]]:
     for number, line in enumerate(_lines(path), start=1):
         name, separator, label = line.partition("__")
         if not (name and separator and label.isdecimal()):
-            raise ValueError(f"{path}, line {number}: {line!r} is not IMAGE__CLASS. {_FETCH.capitalize()}")
+            raise ValueError(f"{path}, line {number}: {line!r} is not IMAGE__CLASS: {_FETCH}")
         if not 1 <= int(label) <= PASCAL_CLASSES:
             raise ValueError(
-                f"{path}, line {number}: class {label} does not exist, they are 1 to {PASCAL_CLASSES}. "
-                + _FETCH.capitalize()
+                f"{path}, line {number}: class {label} does not exist, they are 1 to {PASCAL_CLASSES}: {_FETCH}"
             )
         pairs.append((name, int(label) - 1))
     return pairs
@@ -75,38 +74,30 @@ def read_fss(split: str) -> list[str]:
 
 def read_coco(split: str) -> dict[int, list[int]]:
     """Image ids of each of the 80 classes, "train" or "val", in the authors' order. Raises as `read_pascal` does."""
-    folder = splits_folder() / "coco"
-    paths = [folder / f"{_FILE_NAMES[split]}.json{suffix}" for suffix in ("", ".gz")]
-    path = next((p for p in paths if p.exists()), paths[0])
-    return _read_json(path, _version(path))
-
-
-@lru_cache(maxsize=4)  # a megabyte of text each
-def _read_json(path, version):
+    path = splits_folder() / "coco" / f"{_FILE_NAMES[split]}.json"
+    packed = path.with_suffix(".json.gz")
+    path = packed if packed.exists() and not path.exists() else path
     try:
-        table = json.loads(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
-        lists = {int(class_id): [int(image) for image in images] for class_id, images in table.items()}
+        content = gzip.decompress(_read(path)) if path == packed else _read(path)
+        lists = {int(class_id): [int(image) for image in images] for class_id, images in json.loads(content).items()}
     except (ValueError, AttributeError, TypeError, EOFError, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is damaged ({error}): {_FETCH}") from error
-    wrong = sorted(set(lists) ^ set(range(COCO_CLASSES)))
-    if wrong:
-        unknown = [c for c in wrong if c in lists]
-        what = f"lists classes that do not exist, {unknown}" if unknown else f"has no list for the classes {wrong}"
-        raise ValueError(f"{path} {what}: there are 0 to {COCO_CLASSES - 1}. {_FETCH.capitalize()}")
+    if wrong := sorted(set(lists) ^ set(range(COCO_CLASSES))):
+        raise ValueError(
+            f"{path} must list the classes 0 to {COCO_CLASSES - 1}, which it does not for {wrong}: {_FETCH}"
+        )
     return lists
 
 
-def _lines(path: Path) -> list[str]:
-    _version(path)
-    return [line for line in path.read_text().splitlines() if line.strip()]
+def _lines(path):
+    return [line for line in _read(path).decode().splitlines() if line.strip()]
 
 
-def _version(path):
+def _read(path):
     try:
-        status = path.stat()
+        return path.read_bytes()
     except OSError as error:
         raise FileNotFoundError(f"no list {path}: {_FETCH}") from error
-    return status.st_mtime_ns, status.st_size
 
 
 def fetch_lists(which: str = "") -> None:
@@ -135,90 +126,53 @@ def _names(which, suffix, start=""):
 
 
 def _remote(name):
-    return RemoteFile(Path(name).name, tuple(base + name for base in REPOSITORY), f"sha256:{LISTS[name]}")
+    return RemoteFile(tuple(base + name for base in REPOSITORY), f"sha256:{LISTS[name]}")
 
 
 def merge_coco_lists(parts: list[dict]) -> dict[str, list[int]]:
-    """One table from the lists of four folds: class id -> image numbers, in the order of the lists.
-
-    Raises:
-        ValueError: two folds that list other images for one class, or a class that none lists.
-    """
-    table: dict[int, list[int]] = {}
-    for part in parts:
-        for class_id, names in part.items():
-            numbers = [int(Path(name).stem.rpartition("_")[2]) for name in names]
-            if numbers and table.setdefault(class_id, numbers) != numbers:
-                raise ValueError(
-                    f"the lists of two folds differ for class {class_id}: these are not the official lists"
-                )
-    missing = sorted(set(range(COCO_CLASSES)) - set(table))
-    if missing or len(table) > COCO_CLASSES:
-        raise ValueError(
-            f"no list holds the classes {missing}, or some hold classes beyond 79: these are not the official lists"
-        )
-    return {str(class_id): table[class_id] for class_id in range(COCO_CLASSES)}
+    """One table from the lists of four folds: class id, as text -> image numbers, in the order of the lists."""
+    table = {c: [int(Path(name).stem[-12:]) for name in names] for part in parts for c, names in part.items() if names}
+    return {str(class_id): table[class_id] for class_id in sorted(table)}
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads dicts, lists, strings and integers; whatever would import or call something is refused."""
+    """Whatever would import or call something is refused: what is left are containers, texts and numbers."""
 
     def find_class(self, module, name):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
-    def persistent_load(self, _):
-        raise pickle.UnpicklingError("it asks for an object outside of the file")
 
-
-def read_plain_pickle(content: bytes) -> dict | list | str | int:
-    """What a pickle holds, if that is dicts, lists, strings and integers only.
+def read_plain_pickle(content: bytes) -> dict:
+    """What a pickle of containers, texts and numbers holds.
 
     Raises:
-        ValueError: a pickle that holds anything else, such as one that would run code, or a damaged one.
+        ValueError: a pickle that would run code, or a damaged one.
     """
     try:
-        value = _PlainUnpickler(io.BytesIO(content)).load()
+        return _PlainUnpickler(io.BytesIO(content)).load()
     except Exception as error:  # a damaged pickle raises any kind
-        raise ValueError(f"this pickle holds more than lists, strings and numbers, or is damaged ({error})") from error
-    waiting = [value]
-    while waiting:
-        part = waiting.pop()
-        if type(part) is dict:
-            waiting += [*part.keys(), *part.values()]
-        elif type(part) is list:
-            waiting += part
-        elif type(part) not in (str, int):
-            raise ValueError(
-                f"this pickle holds a {type(part).__name__}: only dicts, lists, strings and integers are read"
-            )
-    return value
+        raise ValueError(f"this pickle holds more than lists, texts and numbers, or is damaged ({error})") from error
 
 
 def verify_lists(which: str = "") -> Iterator[Finding]:
     """Are the lists in `splits_folder()` those that were published? `which` as in `fetch_lists`."""
-    folder, good = splits_folder(), 0
-    again = "fetch it with `python -m hsnet.prepare splits`, or name another folder with HSNET_SPLITS"
-    for name in _names(which, ".txt"):
-        path = folder / name
-        if not path.exists():
-            yield Finding(f"{path} is missing", again)
-        elif hashlib.sha256(path.read_bytes()).hexdigest() != LISTS[name]:
-            yield Finding(f"{path} is not the official list", f"move it elsewhere, then {again}")
-        else:
-            good += 1
-    for split, digest in CONTENT.items() if "coco".startswith(which) else ():
-        try:
-            right = content_digest(read_coco(split)) == digest
-        except (FileNotFoundError, ValueError) as error:
-            yield Finding(str(error), again)
+    good = 0
+    for name, digest in (LISTS | CONTENT).items():
+        if not name.startswith(which) or name.endswith(".pkl"):
             continue
-        if right:
+        path = splits_folder() / name
+        try:
+            coco = name.endswith(".json")
+            found = content_digest(read_coco(_PARTS[path.stem])) if coco else hashlib.sha256(_read(path)).hexdigest()
+        except (FileNotFoundError, ValueError) as error:
+            yield Finding(str(error), OTHER_LISTS)
+            continue
+        if found == digest:
             good += 1
         else:
-            text = f"the lists of {split} in {folder / 'coco'} are not the official ones"
-            yield Finding(text, f"move that folder elsewhere, then {again}")
+            yield Finding(f"{path} is not the official list", OTHER_LISTS)
     if good:
-        yield Finding(f"{good} lists in {folder} are those that were published")
+        yield Finding(f"{good} lists in {splits_folder()} are those that were published")
 
 
 def content_digest(table: dict[int, list[int]]) -> str:

