@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import random
 import tarfile
 import zipfile
 
@@ -10,7 +9,7 @@ import pytest
 from helpers import Server
 
 from hsnet.prepare import downloads
-from hsnet.prepare.downloads import RemoteFile, fetch, require_space, unpack
+from hsnet.prepare.downloads import RemoteFile, fetch, fetch_and_unpack, unpack
 
 CONTENT = Server.content
 
@@ -32,74 +31,64 @@ def folder(tmp_path):
     return made
 
 
-def remote(server, **changes):
-    whole = {
-        "name": "file.bin",
-        "addresses": (server.address,),
-        "checksum": f"sha256:{hashlib.sha256(CONTENT).hexdigest()}",
-        "size": len(CONTENT),
-    }
-    return RemoteFile(**whole | changes)
+def remote(*addresses, size=0):
+    return RemoteFile(addresses, f"sha256:{hashlib.sha256(CONTENT).hexdigest()}", size)
 
 
 def test_a_file_is_fetched_once(server, folder):
-    path = fetch(remote(server), folder)
+    path = fetch(remote(server.address), folder)
     assert path.read_bytes() == CONTENT
-    assert fetch(remote(server), folder) == path
+    assert fetch(remote(server.address), folder) == path
     assert server.asked == [None]
     assert [p.name for p in folder.iterdir()] == ["file.bin"]
 
 
 def test_it_goes_on_where_the_connection_broke(server, folder):
     server.cut_at, server.cuts = 6000, 1
-    assert fetch(remote(server), folder).read_bytes() == CONTENT
+    assert fetch(remote(server.address), folder).read_bytes() == CONTENT
     assert server.asked == [None, "bytes=6000-"]
 
 
 def test_it_goes_on_in_a_later_call(server, folder):
     server.cut_at, server.cuts = 6000, 9
-    with pytest.raises(
-        ConnectionError, match=r"same command again, which goes on after the 6,000 bytes that are there"
-    ):
-        fetch(remote(server), folder)
+    with pytest.raises(ConnectionError, match="same command again, which goes on where it ended"):
+        fetch(remote(server.address), folder)
     assert [p.name for p in folder.iterdir()] == ["file.bin.part"]  # never under its own name
     server.cuts = 0
-    assert fetch(remote(server), folder).read_bytes() == CONTENT
+    assert fetch(remote(server.address), folder).read_bytes() == CONTENT
     assert server.asked[-1] == "bytes=6000-"
 
 
-def test_a_server_that_sends_the_whole_again(server, folder):
+def test_a_server_that_sends_all_of_it_again(server, folder):
     (folder / "file.bin.part").write_bytes(b"x" * 100)
     server.ranges = False
-    assert fetch(remote(server), folder).read_bytes() == CONTENT
+    assert fetch(remote(server.address), folder).read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("size", [0, len(CONTENT)])
-def test_another_file_is_not_kept(server, folder, size):
+def test_another_file_is_not_kept(server, folder):
     server.content = CONTENT[::-1]
     with pytest.raises(ConnectionError, match="not the file that was published and was not kept"):
-        fetch(remote(server, size=size), folder)
+        fetch(remote(server.address), folder)
     assert list(folder.iterdir()) == []
 
 
 def test_a_copy_put_there_by_hand_is_used_if_it_is_right(server, folder):
     (folder / "file.bin").write_bytes(CONTENT)
-    fetch(remote(server), folder)
+    fetch(remote(server.address), folder)
     assert server.asked == []
     (folder / "file.bin").write_bytes(CONTENT[:-1])
-    assert fetch(remote(server), folder).read_bytes() == CONTENT
+    assert fetch(remote(server.address), folder).read_bytes() == CONTENT
 
 
 def test_the_next_address_is_tried(server, folder):
-    addresses = (server.address.replace("file", "missing"), server.address)
-    assert fetch(remote(server, addresses=addresses), folder).read_bytes() == CONTENT
+    file = remote(server.address.replace("file", "missing/file"), server.address)
+    assert fetch(file, folder).read_bytes() == CONTENT
 
 
 def test_no_room(server, folder):
-    with pytest.raises(OSError, match=r"downloading file.bin needs 111111\.\d GB .* are free: make room"):
-        fetch(remote(server, size=10**15 // 9), folder)
+    with pytest.raises(OSError, match=r"file.bin and its content need 222222\.\d GB in .* are free: make room"):
+        fetch_and_unpack(remote(server.address, size=10**15 // 9), {"in": folder / "in"}, folder)
     assert server.asked == []
-    require_space(folder / "not" / "there", 1, "a byte")
 
 
 def pack(path, members):
@@ -126,12 +115,10 @@ def test_unpacking(folder, name):
     unpack(archive, {"in/one": folder / "one", "in/two": folder / "two"})
     assert (folder / "one" / "1.txt").read_text() == "mine"  # what is there is left as it is
     assert (folder / "two" / "3.txt").exists()
-    with pytest.raises(ValueError, match="holds no files in in/three"):
-        unpack(archive, {"in/three": folder / "three"})
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tgz"])
-@pytest.mark.parametrize("outside", ["../evil", "in/../../evil", "/tmp/evil"])
+@pytest.mark.parametrize("outside", ["in/../../evil", "in/..\\..\\evil"])
 def test_members_outside_are_refused(folder, name, outside):
     archive = pack(folder / name, {"in/1.txt": b"1", outside: b"evil"})
     with pytest.raises(ValueError, match="would lie outside"):
@@ -140,33 +127,11 @@ def test_members_outside_are_refused(folder, name, outside):
     assert not (folder.parent / "evil").exists()
 
 
-def test_links_are_refused(folder):
+def test_links_are_passed_over(folder):
     with tarfile.open(folder / "a.tar", "w") as archive:
         link = tarfile.TarInfo("in/link")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc"
         archive.addfile(link)
-    with pytest.raises(ValueError, match="no file, but a link"):
-        unpack(folder / "a.tar", {"in": folder / "in"})
-    with zipfile.ZipFile(folder / "a.zip", "w") as archive:
-        link = zipfile.ZipInfo("in/link")
-        link.external_attr = 0o120777 << 16
-        archive.writestr(link, "/etc")
-    with pytest.raises(ValueError, match="no file, but a link"):
-        unpack(folder / "a.zip", {"in": folder / "in"})
-    assert not (folder / "in").exists()
-
-
-# A plain tar has no checksum of its content: the download's is for that.
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [("a.zip", "cut"), ("a.tar", "cut"), ("a.tgz", "cut"), ("a.zip", "changed"), ("a.tgz", "changed")],
-)
-def test_damaged_archives_leave_nothing(folder, name, damage):
-    content = {f"in/{k}.txt": random.Random(k).randbytes(3200) for k in range(9)}
-    archive = pack(folder / name, content)
-    whole, middle = archive.read_bytes(), archive.stat().st_size // 2 + 700
-    rest = b"" if damage == "cut" else bytes(b ^ 255 for b in whole[middle : middle + 20]) + whole[middle + 20 :]
-    archive.write_bytes(whole[:middle] + rest)
-    with pytest.raises(ValueError, match=r"is damaged .* delete it and run the same command again"):
-        unpack(archive, {"in": folder / "in"})
-    assert [p.name for p in folder.iterdir()] == [name]
+        archive.addfile(tarfile.TarInfo("in/file"))
+    unpack(folder / "a.tar", {"in": folder / "in"})
+    assert [p.name for p in (folder / "in").iterdir()] == ["file"]

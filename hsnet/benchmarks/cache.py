@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from .base import SPLITS, UnreadableFileError
 
-IMAGES, LABELS, INDEX, SKIPPED = "images.uint8", "labels.uint8", "index.json", "skipped.txt"
+IMAGES, LABELS, INDEX = "images.uint8", "labels.uint8", "index.json"
 
 
 class Cache:
@@ -95,10 +95,11 @@ def cache_folder(benchmark, size: int) -> Path:
 
 
 def build_cache(benchmark, size: int, *, threads: int = 0) -> Path:
-    """Write the cache, or go on where an earlier call was cut off; returns its folder.
+    """Write the cache, unless it is there; returns its folder.
 
-    The files grow in `cache-SIZE.tmp`, which gets its name when they are whole. Files that cannot be read are named and
-    left out: an episode that needs one fails or passes it over as it does without a cache.
+    The files grow in `cache-SIZE.tmp`, which gets its name when they are complete; a call that was cut off begins again.
+    Files that cannot be read are named and left out: an episode that needs one fails or passes it over as it does without a
+    cache.
 
     Args:
         benchmark: a `ListedBenchmark` with maps of labels.
@@ -120,69 +121,40 @@ def build_cache(benchmark, size: int, *, threads: int = 0) -> Path:
     for fold in range(benchmark.folds):
         for split in SPLITS:
             benchmark.check(fold, split)
-    index = {"benchmark": benchmark.name, "size": size, "source": _masks_of(benchmark), "names": benchmark.names()}
+    names, skipped = benchmark.names(), []
     growing = folder.with_name(folder.name + ".tmp")
-    done = _begin(growing, index)
-    _require_space(growing, (len(index["names"]) - done) * sum(n for _, n in _files(size)), size)
+    shutil.rmtree(growing, ignore_errors=True)
+    growing.mkdir(parents=True)
+    needed, free = len(names) * 4 * size * size, shutil.disk_usage(growing).free
+    if needed > free:
+        raise OSError(
+            f"a cache at {size} px needs {needed / 1e9:.1f} GB in {folder.parent}, {free / 1e9:.1f} GB are free: free space, "
+            "or move the images to a larger disk and name it with --root. Training works without a cache"
+        )
 
     def read(name):
         try:
-            return name, benchmark.read_labelled_square(name, size)
+            return benchmark.read_labelled_square(name, size)
         except (UnreadableFileError, FileNotFoundError) as error:
-            return name, error
+            tqdm.write(f"left out: {error}")
+            skipped.append(name)
+            return torch.zeros(3, size, size, dtype=torch.uint8), torch.zeros(size, size, dtype=torch.uint8)
 
-    rest = index["names"][done:]
-    empty = torch.zeros(3, size, size, dtype=torch.uint8), torch.zeros(size, size, dtype=torch.uint8)
     with (
         ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool,
-        (growing / IMAGES).open("ab") as images,
-        (growing / LABELS).open("ab") as labels,
-        tqdm(desc=f"{folder.name} of {benchmark.name}", unit="image", total=len(index["names"]), initial=done) as bar,
+        (growing / IMAGES).open("wb") as images,
+        (growing / LABELS).open("wb") as labels,
+        tqdm(desc=f"{folder.name} of {benchmark.name}", unit="image", total=len(names)) as bar,
     ):
-        for start in range(0, len(rest), 64):  # so many in memory at most
-            for name, found in pool.map(read, rest[start : start + 64]):
-                if isinstance(found, Exception):
-                    bar.write(f"left out: {found}")
-                    with (growing / SKIPPED).open("a") as skipped:
-                        skipped.write(name + "\n")
-                image, label_map = empty if isinstance(found, Exception) else found
-                try:
-                    images.write(image.permute(1, 2, 0).numpy().tobytes())
-                    labels.write(label_map.numpy().tobytes())
-                except OSError as error:
-                    raise OSError(
-                        f"{growing} cannot grow ({error.strerror}): free space and run the same command again, it goes on"
-                    ) from error
+        for start in range(0, len(names), 64):  # so many in memory at most
+            for image, label_map in pool.map(read, names[start : start + 64]):
+                images.write(image.permute(1, 2, 0).numpy().tobytes())
+                labels.write(label_map.numpy().tobytes())
                 bar.update()
-    left_out = (growing / SKIPPED).read_text().splitlines() if (growing / SKIPPED).exists() else []
-    (growing / INDEX).write_text(json.dumps(index | {"skipped": left_out}))
+    index = {"benchmark": benchmark.name, "size": size, "source": _masks_of(benchmark), "names": names}
+    (growing / INDEX).write_text(json.dumps(index | {"skipped": skipped}))
     growing.rename(folder)
     return folder
-
-
-def _begin(growing, index):
-    """Make the folder, or cut its files to the images that both hold; how many those are."""
-    begun = growing / "begun.json"
-    if not begun.exists() or json.loads(begun.read_text()) != index:
-        shutil.rmtree(growing, ignore_errors=True)
-        growing.mkdir(parents=True)
-        begun.write_text(json.dumps(index))
-        return 0
-    paths = [(growing / name, bytes_each) for name, bytes_each in _files(index["size"])]
-    done = min(path.stat().st_size // bytes_each if path.exists() else 0 for path, bytes_each in paths)
-    for path, bytes_each in paths:
-        with path.open("ab") as file:
-            file.truncate(done * bytes_each)
-    return done
-
-
-def _require_space(folder, needed, size):
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(
-            f"a cache at {size} px needs {needed / 1e9:.1f} GB more in {folder.parent}, {free / 1e9:.1f} GB are free: "
-            "free space, or move the images to a larger disk and name it with --root. Training works without a cache"
-        )
 
 
 def _masks_of(benchmark):

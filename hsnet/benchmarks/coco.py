@@ -50,6 +50,10 @@ FILES = {
 }
 
 
+class OtherAnnotationsError(ValueError):
+    """Annotations in COCO's format that are not COCO 2014's: there is nothing to be prepared."""
+
+
 class CocoFolds(ListedBenchmark):
     """COCO's classes in folds: fold f holds out those whose id, 0 to 79, is f modulo 4."""
 
@@ -117,14 +121,17 @@ class Coco(CocoFolds):
         """The files of instances of COCO 2014 that are there, by image folder.
 
         Raises:
-            ValueError: a damaged one, or annotations of something else, saying what they seem to be.
+            OtherAnnotationsError: annotations of something else, saying what they seem to be.
+            ValueError: a damaged file.
         """
-        found = {folder_of(path): path for path in sorted((self.root / "annotations").glob("instances_*.json"))}
+        found = {
+            p.stem.removeprefix("instances_"): p for p in sorted((self.root / "annotations").glob("instances_*.json"))
+        }
         official = {folder: path for folder, path in found.items() if folder in FILES}
         for folder, path in (official or found).items():
             count = len(read_instances(path)["categories"])
             if folder not in official or count != len(CLASSES):
-                raise ValueError(
+                raise OtherAnnotationsError(
                     f"{path}: COCO's format with {count} categories, which is not COCO 2014, so not COCO-20i. Nothing is to be "
                     f"prepared: train with `python -m hsnet.train --benchmark coco --root {self.root}`, which reads it as it is"
                 )
@@ -161,7 +168,7 @@ class Coco(CocoFolds):
         try:
             instances = self._instances()
         except ValueError as error:
-            yield Finding(str(error), "" if "Nothing is to be prepared" in str(error) else self.remedy())
+            yield Finding(str(error), "" if isinstance(error, OtherAnnotationsError) else self.remedy())
             return
         yield from super().verify(sample)
         if read_source(self.masks).get("source") == "authors":

@@ -10,6 +10,7 @@ goes on where it ended: after any error, put right what it names and run the sam
 """
 
 import argparse
+import errno
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -41,10 +42,14 @@ def main() -> None:
         try:
             with FileLock(root / ".prepare.lock", timeout=0):
                 prepare(arguments)
+                if arguments.cache:
+                    build_cache(PREPARED[name].open(size=arguments.cache, root=root), arguments.cache)
         except Timeout:
             raise ValueError(f"another `prepare` is at work in {root}: wait for it, or end it") from None
-        if arguments.cache:
-            build_cache(PREPARED[name].open(size=arguments.cache, root=root), arguments.cache)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise OSError(f"{error}: make room and run the same command again; what is complete is kept") from error
+            raise
     if not report(verify(arguments.sample)):
         raise SystemExit(1)
 
