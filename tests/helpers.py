@@ -1,13 +1,16 @@
 """What test modules share, beside the fixtures of conftest.py."""
 
 import http.server
+import io
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +81,22 @@ def several(count, settings, folder, **keywords):
     return subprocess.Popen(
         [*command, str(program), *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **keywords
     )
+
+
+def packed(name, members):
+    """An archive of that name, .zip, .tar or .tgz: its content."""
+    file = io.BytesIO()
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(file, "w") as archive:
+            for path, content in members.items():
+                archive.writestr(path, content)
+    else:
+        with tarfile.open(fileobj=file, mode="w:gz" if name.endswith(".tgz") else "w") as archive:
+            for path, content in members.items():
+                member = tarfile.TarInfo(path)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return file.getvalue()
 
 
 class Server(http.server.ThreadingHTTPServer):

@@ -1,12 +1,10 @@
 """Downloads go on where they broke off, nothing but the published file is kept, and archives stay in their folder."""
 
 import hashlib
-import io
 import tarfile
-import zipfile
 
 import pytest
-from helpers import Server
+from helpers import Server, packed
 
 from hsnet.prepare import downloads
 from hsnet.prepare.downloads import RemoteFile, fetch, fetch_and_unpack, unpack
@@ -92,16 +90,7 @@ def test_no_room(server, folder):
 
 
 def pack(path, members):
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path, "w") as archive:
-            for name, content in members.items():
-                archive.writestr(name, content)
-    else:
-        with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as archive:
-            for name, content in members.items():
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
+    path.write_bytes(packed(path.name, members))
     return path
 
 

@@ -26,24 +26,6 @@ def test_the_unseen_artist_is_never_trained_on(benchmark):
     assert emoji.UNSEEN_ARTIST in tested
 
 
-def test_training_pictures_show_training_concepts_alone(benchmark):
-    rng = np.random.default_rng(0)
-    for fold in range(4):
-        allowed = set(benchmark.classes(fold, "train"))
-        for _ in range(20):
-            episode = benchmark.draw(rng, fold)
-            assert {c for name in (episode.query, *episode.supports) for c, _ in benchmark.objects(name)} <= allowed
-
-
-def test_test_concepts_occur_equally_often(benchmark):
-    classes = benchmark.classes(0, "test")
-    episodes = test_episodes(benchmark, fold=0, shot=5, count=1000)
-    counts = np.bincount([e.class_id for e in episodes], minlength=len(benchmark.concepts))
-    assert counts[classes].max() - counts[classes].min() <= 1
-    assert counts.sum() == counts[classes].sum() == 1000
-    assert len(benchmark.classes(0, "val")) == len(classes + benchmark.classes(0, "val")) // 3
-
-
 def test_siblings_share_a_fold_and_never_stand_beside_each_other(benchmark):
     for concept in benchmark.concepts:
         assert {benchmark.fold_of(c) for c in benchmark.related(concept.id)} == {concept.fold}

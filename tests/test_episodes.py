@@ -79,27 +79,32 @@ def test_what_a_run_was_trained_on():
     assert emoji.seen(0, emoji, 0) == []
 
 
-def test_test_episodes_go_round_the_classes(shapes):
-    episodes = test_episodes(shapes, fold=1, shot=5, count=50)
-    counts = np.bincount([e.class_id for e in episodes], minlength=48)[shapes.classes(1, "test")]
-    assert set(counts) <= {6, 7}
-    assert episodes == test_episodes(shapes, fold=1, shot=5, count=50)
-    assert episodes != test_episodes(shapes, fold=1, shot=5, count=50, seed=1)
+@pytest.mark.parametrize("name", ["shapes", "emoji"])
+def test_test_episodes_go_round_classes_and_artists(name):
+    benchmark = opened(name)
+    classes = benchmark.classes(1, "test")
+    episodes = test_episodes(benchmark, fold=1, shot=5, count=200)
+    counts = np.bincount([e.class_id for e in episodes], minlength=len(benchmark.class_names))[classes]
+    assert counts.sum() == 200
+    assert counts.max() - counts.min() <= 1
+    assert episodes != test_episodes(benchmark, fold=1, shot=5, count=200, seed=1)
     for e in episodes:
-        artists = [name.split(".")[3] for name in (e.query, *e.supports)]
-        assert artists[0] not in artists[1:]
-        assert len(set(artists[1:4])) == 3  # they take turns
+        query, *supports = [n.split(".")[3] for n in (e.query, *e.supports)]
+        assert query not in supports
+        assert len(set(supports[:3])) == 3  # they take turns
         assert len({e.query, *e.supports}) == 6
 
 
-def test_splits_are_apart(shapes):
+@pytest.mark.parametrize("name", ["shapes", "emoji"])
+def test_splits_are_apart(name):
+    benchmark, rng = opened(name), np.random.default_rng(0)
     for fold in range(4):
-        splits = [set(shapes.classes(fold, split)) for split in ("train", "val", "test")]
-        assert [len(s) for s in splits] == [36, 4, 8]
-        assert len(set.union(*splits)) == 48
-        episode = shapes.draw(np.random.default_rng(0), fold)
-        for name in (episode.query, *episode.supports):
-            assert {c for c, _ in shapes.objects(name)} <= splits[0]
+        train, val, test = (set(benchmark.classes(fold, split)) for split in ("train", "val", "test"))
+        assert len(train | val | test) == len(train) + len(val) + len(test) == len(benchmark.class_names)
+        assert len(val) == len(val | test) // 3
+        for _ in range(20):
+            episode = benchmark.draw(rng, fold)
+            assert {c for n in (episode.query, *episode.supports) for c, _ in benchmark.objects(n)} <= train
 
 
 def test_the_mask_is_what_is_visible(shapes):

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,42 +107,40 @@ def test_boundaries_count_in_the_loss_only_if_asked_for():
     assert loss["ignore"] == pytest.approx((2 * 4 * foreground + 8 * background) / 16, rel=1e-5)
 
 
-def breaks(datasets, name, kind):
-    image = datasets / "pascal" / "JPEGImages" / f"{name}.jpg"
-    mask = datasets / "pascal" / "SegmentationClassAug" / f"{name}.png"
-    if kind == "missing":
-        image.unlink()
-    elif kind == "broken off":
-        image.write_bytes(image.read_bytes()[:400])
-    elif kind == "no image":
-        image.write_text("404 not found")
-    elif kind == "empty":
-        mask.write_bytes(b"")
-    elif kind == "another size":
-        Image.open(mask).resize((50, 50), Image.Resampling.NEAREST).save(mask)
-    elif kind == "colours":
-        Image.open(mask).convert("RGB").save(mask)
-    elif kind == "labels":
-        Image.fromarray(np.full((130, 100), 21, np.uint8)).save(mask)
+def broken_off(path):
+    path.write_bytes(path.read_bytes()[:400])
 
 
-KINDS = {
-    "missing": (FileNotFoundError, r"2007_000000.jpg is listed but not there"),
-    "broken off": (UnreadableFileError, r"2007_000000.jpg cannot be read \(.*[Tt]runcated"),
-    "no image": (UnreadableFileError, r"2007_000000.jpg cannot be read \(cannot identify"),
-    "empty": (UnreadableFileError, r"2007_000000.png cannot be read"),
-    "another size": (UnreadableFileError, r"2007_000000.png is 50 × 50 pixels, its image 100 × 130"),
-    "colours": (UnreadableFileError, r"2007_000000.png is a RGB image: a mask holds labels"),
-    "labels": (UnreadableFileError, r"2007_000000.png holds the label 21: pascal has 1 to 20"),
+KINDS = {  # of an image or its mask: how it is broken, and what is said
+    "missing": (".jpg", Path.unlink, r" is listed but not there"),
+    "broken off": (".jpg", broken_off, r" cannot be read \(.*[Tt]runcated"),
+    "no image": (".jpg", lambda p: p.write_text("404 not found"), r" cannot be read \(cannot identify"),
+    "empty": (".png", lambda p: p.write_bytes(b""), r" cannot be read"),
+    "another size": (
+        ".png",
+        lambda p: Image.open(p).resize((50, 50), 0).save(p),
+        r" is 50 × 50 pixels, its image 100 × 130",
+    ),
+    "colours": (".png", lambda p: Image.open(p).convert("RGB").save(p), r" is a RGB image: a mask holds labels"),
+    "labels": (
+        ".png",
+        lambda p: Image.fromarray(np.full((130, 100), 21, np.uint8)).save(p),
+        r" holds the label 21: pascal",
+    ),
 }
+
+
+def breaks(datasets, name, kind):
+    suffix, change, _ = KINDS[kind]
+    change(datasets / "pascal" / {".jpg": "JPEGImages", ".png": "SegmentationClassAug"}[suffix] / f"{name}{suffix}")
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_a_bad_file_is_named(datasets, kind):
     breaks(datasets, "2007_000000", kind)
-    error, message = KINDS[kind]
+    message = f"2007_000000{KINDS[kind][0]}{KINDS[kind][2]}"
     benchmark = load_benchmark("pascal", size=64)
-    with pytest.raises(error, match=message):
+    with pytest.raises(FileNotFoundError if kind == "missing" else UnreadableFileError, match=message):
         benchmark.read_square("2007_000000", 0, 64)
     (flaw,) = benchmark.flaws("2007_000000", 64)
     assert re.search(message, flaw)
@@ -277,7 +276,7 @@ def test_data_sets_that_are_incomplete(datasets, tmp_path):
         load_benchmark("coco", size=64)
 
 
-def test_labels_are_squashed_as_masks_are():
+def test_labels_are_resized_as_masks_are():
     rng = np.random.default_rng(0)
     for size in ((333, 500), (375, 17), (31, 640)):
         labels = rng.integers(0, 21, size, dtype=np.uint8)
@@ -289,3 +288,31 @@ def test_labels_are_squashed_as_masks_are():
         assert torch.equal(resize_mask(labels == 7, 400), expected)
     assert resize_image(np.zeros((30, 20, 3), np.uint8), 10).shape == (3, 10, 10)
     assert SegmentationScore([1]).absent() == [1]
+
+
+def test_fss_is_tested_with_its_published_flaw(tmp_path, monkeypatch):
+    """A mask of 960 × 480, RGB, beside a picture of another size; it is resized to the square, as the authors do."""
+    root, splits = tmp_path / "fss", tmp_path / "splits"
+    DATASETS["fss"](root, splits, ("ab_wheel", "bus", "peregine_falcon"))
+    monkeypatch.setenv("HSNET_SPLITS", str(splits))
+    mask = np.zeros((480, 960, 3), np.uint8)
+    mask[120:360, 240:720] = 255
+    Image.fromarray(mask).save(root / "peregine_falcon/8.png")
+    benchmark = load_benchmark("fss", size=64, root=str(root))
+    (class_id,) = benchmark.classes(0, "test")
+    assert benchmark.flaws("peregine_falcon/8.jpg", 64) == []
+    square = benchmark.read_square("peregine_falcon/8.jpg", class_id, 64)
+    assert square.mask[16:48, 16:48].all()
+    assert square.mask.float().mean() == 0.25
+    texts = [finding.text for finding in benchmark.verify(None)]
+    assert any("peregine_falcon/8.png" in text and "published" in text for text in texts)
+
+
+def test_a_bad_test_file_is_named_before_the_first_step(datasets, data, call):
+    bad = datasets / "fss/bus/3.png"
+    bad.write_bytes(bad.read_bytes()[:30])
+    options = SMALL | {"benchmark": "fss", "val_episodes": 4}
+    result = call("train", *(f"--{name.replace('_', '-')}={value}" for name, value in options.items()))
+    assert result.returncode == 2
+    assert str(bad) in result.stderr
+    assert not list((data / "runs").glob("*/last.pt"))
