@@ -24,15 +24,14 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from . import runs
 from .config import Config, run_program
 from .conv4d import CenterPivotConv4d
 from .correlation import hypercorrelation_pyramid
+from .engine import evaluate
 from .episodes import EpisodeDataset, test_episodes
 from .fast.convolution import conv2d, over_query, over_support
-from .metrics import SegmentationScore
 from .model import HSNet, resize
 from .runs import DEFAULT_RUN, run_folder
 
@@ -128,8 +127,8 @@ def _plain(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def export(model: HSNet, folder: Path, precision: str = "float16") -> dict[str, int]:
-    """Write `features.onnx` and `match.onnx`.
+def write_graphs(graphs: dict[str, bytes], folder: Path, precision: str = "float16") -> dict[str, int]:
+    """Write what `make_graphs` returns as `features.onnx` and `match.onnx`, with smaller weights.
 
     Inputs of match.onnx are `mask` and, for each output `feature-N` of features.onnx, `query-N` and `support-N`.
 
@@ -137,28 +136,27 @@ def export(model: HSNet, folder: Path, precision: str = "float16") -> dict[str, 
         The files' sizes in bytes, by name.
 
     Raises:
-        ImportError: the packages that write ONNX are missing.
-        ValueError: an unknown precision, or a model that cannot be exported.
+        ValueError: an unknown precision.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
-    return write_graphs(make_graphs(model), folder, precision)
-
-
-def write_graphs(graphs: dict[str, bytes], folder: Path, precision: str) -> dict[str, int]:
-    """Write what `make_graphs` returns, with smaller weights; returns the files' sizes."""
     onnx, _ = _packages()
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {}
     for name, graph in graphs.items():
         path = folder / f"{name}.onnx"
-        runs.write_atomically(path, store_small(onnx.load_from_string(graph), precision).SerializeToString())
+        runs.write_atomically(path, _store_small(onnx.load_from_string(graph), precision).SerializeToString())
         sizes[path.name] = path.stat().st_size
     return sizes
 
 
 def make_graphs(model: HSNet) -> dict[str, bytes]:
-    """Both graphs in float32, what is constant computed. Raises as `export` does."""
+    """Both graphs in float32, what is constant computed.
+
+    Raises:
+        ImportError: the packages that write ONNX are missing.
+        ValueError: a model without a training size, or with other kernels than center-pivot ones.
+    """
     _, runtime = _packages()
     model = model.cpu().eval()
     side = model.training_size
@@ -194,32 +192,30 @@ def make_graphs(model: HSNet) -> dict[str, bytes]:
     return graphs
 
 
-def store_small(graph, precision: str):
+def _store_small(graph, precision):
     """Store each large tensor of an ONNX model in fewer bits; the graph itself casts it back to float32.
 
     int8: each row (of a convolution: output channel) is divided by 1/127 of its largest value and rounded.
     """
-    if precision == "float32":
-        return graph
     onnx, _ = _packages()
-    for tensor in list(graph.graph.initializer):
-        values = onnx.numpy_helper.to_array(tensor)
+    tensors, nodes = [], []
+    for tensor in graph.graph.initializer if precision != "float32" else ():
+        values, name = onnx.numpy_helper.to_array(tensor), tensor.name
         if values.dtype != np.float32 or values.size < SMALLEST:
             continue
-        name, nodes = tensor.name, []
-        if precision == "float16":
-            stored = values.astype(np.float16)
-            nodes.append(onnx.helper.make_node("Cast", [f"{name}-stored"], [name], to=onnx.TensorProto.FLOAT))
-        else:
+        result = name if precision == "float16" else f"{name}-cast"
+        nodes.append(onnx.helper.make_node("Cast", [f"{name}-stored"], [result], to=onnx.TensorProto.FLOAT))
+        stored = values.astype(np.float16)
+        if precision == "int8":
             scale = np.abs(values).max(axis=tuple(range(1, values.ndim)), keepdims=True) / 127
             stored = np.round(values / np.maximum(scale, 1e-30)).astype(np.int8)
-            nodes.append(onnx.helper.make_node("Cast", [f"{name}-stored"], [f"{name}-cast"], to=onnx.TensorProto.FLOAT))
-            nodes.append(onnx.helper.make_node("Mul", [f"{name}-cast", f"{name}-scale"], [name]))
-            graph.graph.initializer.append(onnx.numpy_helper.from_array(scale.astype(np.float32), f"{name}-scale"))
-        graph.graph.initializer.remove(tensor)
-        graph.graph.initializer.append(onnx.numpy_helper.from_array(stored, f"{name}-stored"))
-        for node in reversed(nodes):
-            graph.graph.node.insert(0, node)
+            nodes.append(onnx.helper.make_node("Mul", [result, f"{name}-scale"], [name]))
+            tensors.append(onnx.numpy_helper.from_array(scale.astype(np.float32), f"{name}-scale"))
+        tensor.CopyFrom(onnx.numpy_helper.from_array(stored, f"{name}-stored"))
+    graph.graph.initializer.extend(tensors)
+    nodes.extend(graph.graph.node)
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)
     onnx.checker.check_model(graph)
     return graph
 
@@ -256,23 +252,23 @@ def check(model: HSNet, config: Config, count: int) -> dict:
     """
     benchmark = config.load_benchmark()
     episodes = test_episodes(benchmark, fold=config.fold, shot=1, count=config.test_episodes)[:count]
-    class_ids = benchmark.classes(config.fold, "test")
-    names = ("PyTorch", *PRECISIONS)
-    scores = {name: SegmentationScore(class_ids, benchmark.resample_classes) for name in names}
-    equal: dict[str, list[float]] = {name: [] for name in PRECISIONS}
+    equal: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}
     with tempfile.TemporaryDirectory() as scratch:
-        made = make_graphs(model)
-        sizes = {p: write_graphs(made, Path(scratch, p), p) for p in PRECISIONS}
-        graphs = {p: load(Path(scratch, p)) for p in PRECISIONS}
+        made, folders = make_graphs(model), {precision: Path(scratch, precision) for precision in PRECISIONS}
+        sizes = {precision: write_graphs(made, folder, precision) for precision, folder in folders.items()}
+        graphs = {precision: load(folder) for precision, folder in folders.items()}
     normalize = model.backbone.normalize
-    for batch in tqdm(EpisodeDataset(benchmark, config.size, episodes).loader(1), desc="comparing", unit="episode"):
-        query, support, mask = batch.query, batch.support[:, 0], batch.support_mask[:, 0]
-        masks = {"PyTorch": model.predict(normalize(query), normalize(support)[:, None], mask[:, None])}
+
+    def predict(batch):
+        masks = {"PyTorch": model.predict(normalize(batch.query), normalize(batch.support), batch.support_mask)}
         for precision, run in graphs.items():
-            masks[precision] = torch.tensor(run(query[0], support[0], mask[0]) > 0.5)[None]
+            found = run(batch.query[0], batch.support[0, 0], batch.support_mask[0, 0]) > 0.5
+            masks[precision] = torch.tensor(found)[None]
             equal[precision].append((masks[precision] == masks["PyTorch"]).float().mean().item())
-        for name, found in masks.items():
-            scores[name].update(found, batch.query_mask, batch.class_id)
+        return masks
+
+    dataset, class_ids = EpisodeDataset(benchmark, config.size, episodes), benchmark.classes(config.fold, "test")
+    scores = evaluate(predict, dataset, class_ids, batch=1, workers=0, title="comparing")
     return {
         "opset": OPSET,
         "size": config.size,
@@ -289,9 +285,10 @@ def table(result: dict) -> str:
     rows = []
     for name, score in result["scores"].items():
         low, high = score["interval"]
-        size = sum(result["bytes"].get(name, {}).values()) / 1e6
-        equal = 100 * result["equal_pixels"].get(name, {}).get("mean", 0)
-        cost = [f"{size:.1f} MB", f"{equal:.3f} %"] if name in result["bytes"] else ["–"] * 2
+        cost = ["–", "–"]
+        if name in result["bytes"]:
+            size, equal = sum(result["bytes"][name].values()), result["equal_pixels"][name]["mean"]
+            cost = [f"{size / 1e6:.1f} MB", f"{100 * equal:.3f} %"]
         rows.append([name, *cost, f"{score['miou']:.2f} [{low:.1f}, {high:.1f}]"])
     header = ["weights", "both files", "pixels as in PyTorch", f"mIoU [95 %], {result['episodes']} episodes"]
     return runs.markdown(header, rows)
@@ -315,7 +312,7 @@ def main() -> None:
     option = parser.add_argument
     option("run", nargs="?", default=DEFAULT_RUN, help=f"trained run, by name or folder (default: {DEFAULT_RUN})")
     option("--out", type=Path, help="folder for the two files (default: the run's name, here)")
-    option("--precision", default="float16", help=f"of the weights: {', '.join(PRECISIONS)} (default: float16)")
+    option("--precision", default="float16", choices=PRECISIONS, help="of the weights (default: float16)")
     option("--check", type=int, metavar="N", help="instead: compare all precisions with PyTorch on N test episodes")
     arguments = parser.parse_args()
     folder = run_folder(arguments.run)
@@ -326,7 +323,7 @@ def main() -> None:
         print(f"{table(result)}\nwritten to {folder / 'export.json'}")
     else:
         out = arguments.out or Path(folder.name)
-        sizes = export(model, out, arguments.precision)
+        sizes = write_graphs(make_graphs(model), out, arguments.precision)
         files = ", ".join(f"{out / name} {size / 1e6:.1f} MB" for name, size in sizes.items())
         print(f"opset {OPSET}, {model.training_size} px: {files}")
 

@@ -173,7 +173,7 @@ def mask_of(stored: Stored, label: Label | None = None, of: np.ndarray | None = 
         return visible
     if labels.is_picture or (found is not None and visible is None and of is not None and _is_part(values, found, of)):
         raise ValueError(
-            f"{name} looks like a picture rather than a mask ({_count(len(labels.distinct), 'colour')}): a photograph, or "
+            f"{name} looks like a picture rather than a mask ({counted(len(labels.distinct), 'colour')}): a photograph, or "
             "one cut out on black. A mask is white on the object, black elsewhere; probabilities are one as "
             "`probabilities > 0.5`; a cut-out has a transparent background"
         )
@@ -181,7 +181,7 @@ def mask_of(stored: Stored, label: Label | None = None, of: np.ndarray | None = 
         hint = "" if labels.background is not None or visible is not None else ", none of them black, the background"
         choices, example = labels.choices(indices)
         raise ValueError(
-            f"{name} holds {_count(len(choices), 'label')}{hint}: {', '.join(choices[:8])}{', …' * (len(choices) > 8)}. "
+            f"{name} holds {counted(len(choices), 'label')}{hint}: {', '.join(choices[:8])}{', …' * (len(choices) > 8)}. "
             f"Pick the object with --label {example} (in Python label={example if ',' not in example else f'({example})'})"
         )
     return found
@@ -205,6 +205,11 @@ def describe(picture: Picture) -> str:
     if isinstance(picture, (str, Path)):
         return str(picture)
     return f"the {'array' if isinstance(picture, np.ndarray) else 'image'}"
+
+
+def counted(n: int, thing: str) -> str:
+    """ "1 mask", "2 masks"."""
+    return f"{n:,} {thing}" if n == 1 else f"{n:,} {thing}s"
 
 
 def find_pictures(paths: list[str | Path]) -> tuple[list[Path], list[str]]:
@@ -435,10 +440,6 @@ def _is_part(values, found, of):
     if np.median(own.min(axis=1)) >= 224 or np.median(own.max(axis=1)) <= 64:
         return False
     return bool((abs(own - of[found]).max(axis=1) <= 24).mean() > 0.9)
-
-
-def _count(n, thing):
-    return f"{n:,} {thing}" if n == 1 else f"{n:,} {thing}s"
 
 
 def _some(names):

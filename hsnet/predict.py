@@ -11,9 +11,8 @@ NAME-overlay.jpg, and, for all of them, index.html to look at. A folder that hol
 is given: files of the same names are then replaced, others stay.
 
 A query that cannot be read is named and left out, and the exit status is 1; masks of supports among the queries are left
-out too. Without --run the weights that come with the package are used. The side of the square that the network sees
-is that of the run's training (288 pixels for the shipped one), or --size, within what leaves the squeezed support as it was trained
-(257 to 512 there).
+out too. Without --run the weights that come with the package are used. Larger squares (--size) show more of small things
+and take more time; the shipped weights take 257 to 512 pixels. On photographs try both methods.
 """
 
 import argparse
@@ -30,9 +29,9 @@ from tqdm import tqdm
 
 from .config import run_program
 from .figures import overlay
-from .pictures import EXIFS, find_pictures, looks_like_mask, read_image
+from .pictures import counted, find_pictures, looks_like_mask, read_image
 from .runs import DEFAULT_RUN
-from .segmenter import ASPECTS, METHODS, RULES, Segmenter, Support, read_support
+from .segmenter import METHODS, RULES, Segmenter, Support, read_support
 
 BATCH = 8  # queries that pass the network at once
 SHOWN = 1600  # longest side of an overlay, in pixels
@@ -57,51 +56,48 @@ figure {{ margin: 0; }} img {{ max-width: 100%; border-radius: 4px; }} figcaptio
 """
 
 
-def predict_files(
-    segmenter: Segmenter, supports: dict[str, Support], queries: list[Path], out: Path, run: str
-) -> list[str]:
+def predict_files(segmenter: Segmenter, supports: list[Support], queries: list[Path], out: Path, run: str) -> list[str]:
     """Write masks, overlays and the page for all queries.
 
     Args:
-        supports: by the names that the page shows.
+        segmenter: fitted.
+        supports: what it was fitted with, for the page.
 
     Returns:
         What went wrong, one line a query that could not be read.
 
     Raises:
-        ValueError: a support that does not do, see `Segmenter.fit`; nothing is written then.
         PermissionError: an `out` that cannot be written.
     """
-    segmenter.fit_supports(list(supports.values()))
-    names = _names(queries)
+    names = dict(zip(queries, unique_names([query.stem for query in queries]), strict=True))
     out.mkdir(parents=True, exist_ok=True)
     shown, done, wrong = [], [], []
-    for number, (name, support) in enumerate(supports.items(), 1):
+    for number, support in enumerate(supports, 1):
         _save_overlay(support.pixels, support.mask, out / f"support-{number}.jpg", THUMBNAIL)
-        shown.append(_figure(f"support-{number}.jpg", f"{name}, with its mask", None))
+        shown.append(_figure(f"support-{number}.jpg", support.name, None))
     try:
         for query, mask in tqdm(_answers(segmenter, queries), total=len(queries), desc="segmenting", unit="picture"):
             try:
                 if isinstance(mask, Exception):
                     raise mask
                 pixels, _ = read_image(query, SHOWN, segmenter.exif)
-                if looks_like_mask(pixels):
-                    tqdm.write(f"warning: {query} is black and white only: is it a mask among the queries?", sys.stderr)
             except (ValueError, OSError) as error:
                 wrong.append(str(error))
                 tqdm.write(f"left out: {error}", file=sys.stderr)
                 continue
+            if looks_like_mask(pixels):
+                tqdm.write(f"warning: {query} is black and white only: is it a mask among the queries?", sys.stderr)
             Image.fromarray(mask.astype(np.uint8) * 255).save(out / f"{names[query]}-mask.png")
             _save_overlay(pixels, mask, out / f"{names[query]}-overlay.jpg", SHOWN)
             share = f"marked: {100 * mask.mean():.0f} % of the picture" if mask.any() else "nothing found"
             done.append(_figure(f"{names[query]}-overlay.jpg", f"{query.name}: {share}", f"{names[query]}-mask.png"))
     except KeyboardInterrupt:
-        kept = f"{_count(len(done), 'mask')} of {len(queries)} stay in {out}"
+        kept = f"{counted(len(done), 'mask')} of {len(queries)} stay in {out}"
         print(f"\n{kept}: the same command with --overwrite does all of them, --query names others", file=sys.stderr)
         raise
     finally:  # a page of what is done
         page = PAGE.format(
-            title=f"{_count(len(done), 'picture')} segmented",
+            title=f"{counted(len(done), 'picture')} segmented",
             method=segmenter.method,
             run=html.escape(run),
             supports="\n".join(shown),
@@ -126,10 +122,6 @@ def check_out(out: Path, inputs: list[Path], overwrite: bool) -> None:
         raise FileExistsError(f"{out} holds files: choose another folder for --out, or replace them with --overwrite")
 
 
-def _count(n, thing):
-    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
-
-
 def _answers(segmenter, queries) -> Iterator[tuple[Path, np.ndarray | Exception]]:
     """Each query with its mask, or with the error that tells why it has none."""
     for begin in range(0, len(queries), BATCH):
@@ -144,22 +136,15 @@ def _answers(segmenter, queries) -> Iterator[tuple[Path, np.ndarray | Exception]
                     yield query, error
 
 
-def _names(queries):
-    """A name for each query's files: its own without suffix, with a number where two would share one."""
-    names: dict[Path, str] = {}
-    taken: set[str] = set()
-    for query in queries:
-        names[query] = _another(query.stem, taken)
-        taken.add(names[query].lower())  # some file systems take A and a for the same
-    return names
-
-
-def _another(name, taken):
-    """A name that is not taken: with a number after it where it is."""
-    other, number = name, 2
-    while other.lower() in taken or other in taken:
-        other, number = f"{name}-{number}", number + 1
-    return other
+def unique_names(names: list[str]) -> list[str]:
+    """The names, with a number behind those that stand earlier in the list, in whichever case."""
+    taken: list[str] = []
+    for name in names:
+        other, number = name, 2
+        while other.lower() in (t.lower() for t in taken):  # some file systems take A and a for the same
+            other, number = f"{name}-{number}", number + 1
+        taken.append(other)
+    return taken
 
 
 def _save_overlay(pixels, mask, path, longest):
@@ -178,63 +163,32 @@ def _figure(picture, caption, mask):
     )
 
 
-def main() -> None:
-    """The program."""
+def _parser():
     parser = argparse.ArgumentParser(
         prog="python -m hsnet.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--support",
-        nargs="+",
-        action="append",
-        required=True,
-        metavar=("PICTURE", "MASK"),
-        type=Path,
-        help="an annotated picture and its mask or annotations, or one cut-out; repeat it for more supports",
+    option = parser.add_argument
+    support = "an annotated picture and its mask or annotations, or one cut-out; repeat it for more supports"
+    option("--support", nargs="+", action="append", required=True, metavar=("PICTURE", "MASK"), type=Path, help=support)
+    option("--label", help="which value (3), colour (255,0,0) or name is the object, where a mask holds several")
+    option("--query", nargs="+", required=True, help="pictures to segment, or folders of them")
+    option("--out", type=Path, default=Path("masks"), help="folder for what is written (default: masks)")
+    option("--overwrite", action="store_true", help="write into a folder that holds files")
+    option("--run", default=DEFAULT_RUN, help=f"trained run, by name or folder (default: {DEFAULT_RUN})")
+    option("--rule", help=f"how several supports decide: {', '.join(RULES)} (default: the weights' own)")
+    option(
+        "--aspect", default="resize", help="resize ignores a picture's proportions, pad keeps them (default: resize)"
     )
-    parser.add_argument(
-        "--label",
-        help="which value (3), colour (255,0,0) or name is the object, where masks or annotations hold several",
-    )
-    parser.add_argument("--query", nargs="+", required=True, help="pictures to segment, or folders of them")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("masks"),
-        help="folder for what is written (default: masks, in the current folder)",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds files")
-    parser.add_argument(
-        "--run",
-        default=DEFAULT_RUN,
-        help=f"trained run, by name or folder (default: {DEFAULT_RUN}, which comes with the package)",
-    )
-    parser.add_argument("--rule", help=f"how several supports decide: {', '.join(RULES)} (default: the weights' own)")
-    parser.add_argument(
-        "--aspect",
-        default="resize",
-        help=f"how a picture becomes a square: {' or '.join(ASPECTS)}, which keeps its proportions (default: resize, of old "
-        "called squash)",
-    )
-    parser.add_argument(
-        "--exif",
-        default="apply",
-        help=f"{' or '.join(EXIFS)} the turn that cameras note in pictures; ignore fits masks of tools that do not know it "
-        "(default: apply)",
-    )
-    parser.add_argument(
-        "--size",
-        type=int,
-        help="side of the squares in pixels: larger ones show more of small things and take more time (default: the training's)",
-    )
-    parser.add_argument(
-        "--method",
-        default="hsnet",
-        help=f"{' or '.join(METHODS)}: the network, or the baseline of its frozen features alone; on photographs try both "
-        "(default: hsnet)",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
-    arguments = parser.parse_args()
+    option("--exif", default="apply", help="apply or ignore the turn that cameras note (default: apply)")
+    option("--size", type=int, help="side of the network's squares in pixels (default: the training's)")
+    option("--method", default="hsnet", help=f"{' or '.join(METHODS)}, the baseline (default: hsnet)")
+    option("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
+    return parser
+
+
+def main() -> None:
+    """The program."""
+    arguments = _parser().parse_args()
     for support in arguments.support:
         if len(support) > 2:
             raise ValueError(
@@ -251,27 +205,18 @@ def main() -> None:
     if not queries:
         raise ValueError("there is nothing to segment: all of --query are masks of the supports")
     check_out(arguments.out, [*queries, *(path for pair in pairs for path in pair if path)], arguments.overwrite)
-    supports = {}
-    for image, mask in pairs:
-        supports[_another(image.name, supports)] = read_support(image, mask, arguments.label, arguments.exif)
+    supports = [read_support(*pair, arguments.label, arguments.exif) for pair in pairs]
     for line in unused:
         print(line, file=sys.stderr)
     if len(queries) < len(found):
-        print(f"left out of the queries: {_count(len(found) - len(queries), 'mask')} of the supports", file=sys.stderr)
+        print(f"left out of the queries: {counted(len(found) - len(queries), 'mask')} of the supports", file=sys.stderr)
     print("loading the network …", file=sys.stderr, flush=True)
-    segmenter = Segmenter(
-        arguments.run,
-        rule=arguments.rule,
-        aspect=arguments.aspect,
-        device=arguments.device,
-        method=arguments.method,
-        size=arguments.size,
-        exif=arguments.exif,
-    )
-    wrong = predict_files(segmenter, supports, queries, arguments.out, str(arguments.run))
-    print(f"{_count(len(queries) - len(wrong), 'mask')} in {arguments.out}\nlook at {arguments.out / 'index.html'}")
+    options = {key: getattr(arguments, key) for key in ("rule", "aspect", "device", "method", "size", "exif")}
+    segmenter = Segmenter(arguments.run, **options).fit_supports(supports)
+    wrong = predict_files(segmenter, supports, queries, arguments.out, arguments.run)
+    print(f"{counted(len(queries) - len(wrong), 'mask')} in {arguments.out}\nlook at {arguments.out / 'index.html'}")
     if wrong:
-        print(f"left out {len(wrong)} of {_count(len(queries), 'picture')}, named above", file=sys.stderr)
+        print(f"left out {len(wrong)} of {counted(len(queries), 'picture')}, named above", file=sys.stderr)
         raise SystemExit(1)
 
 

@@ -13,7 +13,7 @@ from hsnet.runs import WEIGHTS, save_model
 
 pytest.importorskip("onnx", reason="writing ONNX needs the extra `export`")
 import hsnet.export
-from hsnet.export import OPSET, Features, Match, export, load, make_graphs, write_graphs
+from hsnet.export import OPSET, Features, Match, load, make_graphs, write_graphs
 
 SIDE = 64
 
@@ -96,15 +96,15 @@ def test_only_standard_operators_of_the_stated_opset(folder):
         assert {node.domain for node in graph.graph.node} <= {"", "ai.onnx"}
 
 
-def test_what_cannot_be_exported_is_named(model, tmp_path):
+def test_what_cannot_be_exported_is_named(graphs, tmp_path):
     with pytest.raises(ValueError, match="unknown precision 'int4': choose one of float32, float16, int8"):
-        export(model, tmp_path, "int4")
+        write_graphs(graphs, tmp_path, "int4")
     dense = HSNet("efficientnet_lite0", kernel="dense")
     with pytest.raises(ValueError, match="does not say which size"):
-        export(dense, tmp_path)
+        make_graphs(dense)
     dense.training_size = SIDE
     with pytest.raises(ValueError, match="this run has 'dense' ones"):
-        export(dense, tmp_path)
+        make_graphs(dense)
     assert not list(tmp_path.glob("*.onnx"))
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from hsnet.benchmarks import Benchmark, Episode, load_benchmark
 from hsnet.config import run_program
 from hsnet.episodes import test_episodes
-from hsnet.export import GRAPHS, export
+from hsnet.export import make_graphs, write_graphs
 from hsnet.model import HSNet
 from hsnet.paths import data_folder
 from hsnet.prepare.downloads import fetch_npm
@@ -89,13 +89,12 @@ def on_photographs(run: str, side: int) -> dict | None:
 
 
 def write(run: str, out: Path, precision: str = "float16") -> None:
-    """Write everything. Raises as `HSNet.from_run`, `export` and `runtime` do."""
+    """Write everything. Raises as `HSNet.from_run`, `make_graphs` and `runtime` do."""
     out.mkdir(parents=True, exist_ok=True)
     model = HSNet.from_run(run)
     with tempfile.TemporaryDirectory() as scratch:
-        export(model, Path(scratch), precision)
-        for name in GRAPHS:
-            write_script(out, f"{name}.onnx", Path(scratch, f"{name}.onnx").read_bytes())
+        for name in write_graphs(make_graphs(model), Path(scratch), precision):
+            write_script(out, name, Path(scratch, name).read_bytes())
     write_episodes(out, model.training_size, on_photographs(run, model.training_size))
     write_runtime(fetch_npm(PACKAGE, SHA256, data_folder() / "browser"), out)
 
