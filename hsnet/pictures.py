@@ -33,16 +33,8 @@ from .labels import Label, Labels, parse_label
 
 Picture = str | Path | Image.Image | np.ndarray
 
-SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".gif",
-)  # always tried in a folder, even if damaged
+# Always tried in a folder, even if damaged.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 CONVERT = {  # what people have and Pillow does not read
     (".heic", ".heif"): "HEIC: convert it to JPEG, or install pillow-heif and call its register_heif_opener()",
     (".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"): "raw data of a camera: develop it to JPEG or PNG",
@@ -113,10 +105,9 @@ def image_of(stored: Stored) -> UInt8[np.ndarray, "h w 3"]:
 def is_cutout(stored: Stored) -> bool:
     """Whether its alpha channel varies: some of it is opaque, some transparent."""
     alpha = _split(stored.values)[1]
-    if alpha is None:
+    if alpha is None or (alpha.dtype.kind in "bui" and alpha.max() <= 1):
         return False
-    whole = np.issubdtype(alpha.dtype, np.integer)
-    return bool(2 * float(alpha.min()) < float(alpha.max()) and (alpha.max() > 1 or not whole))
+    return bool(2 * float(alpha.min()) < float(alpha.max()))
 
 
 def opaque(stored: Stored) -> Bool[np.ndarray, "h w"]:
@@ -126,16 +117,16 @@ def opaque(stored: Stored) -> Bool[np.ndarray, "h w"]:
 
 
 def read_mask(
-    picture: Picture,
+    picture: Picture | Stored,
     label: Label | None = None,
     *,
     exif: str = "apply",
-    of: UInt8[np.ndarray, "h w 3"] | None = None,
+    of: UInt8[np.ndarray, "_h _w 3"] | None = None,
 ) -> Bool[np.ndarray, "h w"]:
     """A mask as booleans, True on the object. The table above says what each kind of file and array means.
 
     Args:
-        picture: a file, a PIL image or an array.
+        picture: a file, a PIL image, an array, or what `load` has read of one.
         label: the value, colour (r, g, b), or index of a palette, that is the object; as text too: "255,0,0".
         exif: as in `read_image`.
         of: the picture, so that its own pixels on black are not taken for a mask.
@@ -144,16 +135,12 @@ def read_mask(
         FileNotFoundError: no such file.
         ValueError: not a mask of one object, with the labels that can be picked.
     """
-    return mask_of(load(picture, exif=exif, frames=1), label, of)
-
-
-def mask_of(stored: Stored, label: Label | None = None, of: np.ndarray | None = None) -> Bool[np.ndarray, "h w"]:
-    """`read_mask` of what `load` returned."""
+    stored = picture if isinstance(picture, Stored) else load(picture, exif=exif, frames=1)
     name, values, label = stored.name, stored.values, parse_label(label)
     if isinstance(label, str):
         raise ValueError(f"{name} knows no names such as {label!r}: pick a value (3) or a colour (255,0,0)")
     visible = opaque(stored) if is_cutout(stored) else None
-    values = _checked(name, _split(values)[0], label)
+    values = _numbers(name, _split(values)[0], label)
     if values.dtype == bool and values.ndim == 2 and visible is None and label is None:
         return values
     if values.ndim == 3 and (values == values[..., :1]).all():
@@ -226,20 +213,17 @@ def find_pictures(paths: list[str | Path]) -> tuple[list[Path], list[str]]:
     for path in map(Path, paths):
         inside = [path]
         if path.is_dir():
-            inside, others = [], {}
+            others: dict[str, list[Path]] = {}
             for file in sorted(path.iterdir()):
-                if reason := _why_not(file):
-                    others.setdefault(reason, []).append(file.name)
-                else:
-                    inside.append(file)
-            lines = [f"not used in {path}: {_some(names)} ({reason})" for reason, names in others.items()]
+                others.setdefault(_why_not(file), []).append(file)
+            inside = others.pop("", [])
+            names = {reason: _some(file.name for file in files) for reason, files in others.items()}
+            lines = [f"not used in {path}: {files} ({reason})" for reason, files in names.items()]
             if not inside:
-                raise FileNotFoundError(f"no pictures in {path}" + "".join(f"; {line}" for line in lines))
+                raise FileNotFoundError("; ".join([f"no pictures in {path}", *lines]))
             unused += lines
         elif not path.exists():
-            inside = (
-                sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor)))) if "*" in str(path) else []
-            )
+            inside = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor)))) if "*" in str(path) else []
             if not inside:
                 raise FileNotFoundError(f"no such picture or folder: {path}")
         for file in inside:
@@ -259,7 +243,11 @@ def _why_not(file):
         with Image.open(file):
             return ""
     except Exception:  # Pillow raises many kinds for what it does not know
-        return next((why for kinds, why in CONVERT.items() if file.suffix.lower() in kinds), "not a picture")
+        return _how_to_convert(file) or "not a picture"
+
+
+def _how_to_convert(file):
+    return next((why for kinds, why in CONVERT.items() if file.suffix.lower() in kinds), None)
 
 
 def load(picture: Picture, least: int | None = None, exif: str = "apply", frames: int | None = None) -> Stored:
@@ -298,14 +286,8 @@ def load(picture: Picture, least: int | None = None, exif: str = "apply", frames
                 stored = _of_image(name, image, own, exif)
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} is too large ({error}): make it smaller first") from error
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        TypeError,
-        EOFError,
-    ) as error:  # PIL raises all of these for damaged files
-        why = next((why for kinds, why in CONVERT.items() if path.suffix.lower() in kinds), f"or damaged ({error})")
+    except (OSError, SyntaxError, ValueError, TypeError, EOFError) as error:  # Pillow's, of damaged files
+        why = _how_to_convert(path) or f"or damaged ({error})"
         raise ValueError(f"{path} is not a picture that can be read, {why}") from error
     if frames and number > frames:
         raise ValueError(f"{path} holds {number} pictures: save the mask that is meant as one")
@@ -320,11 +302,7 @@ def _of_array(name, array):
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (2, 3, 4)) or 0 in array.shape:
         hint = ": its channels come last here" if array.ndim == 3 and array.shape[0] in (1, 3, 4) else ""
         raise ValueError(f"{name} has shape {array.shape}, expected (h, w), (h, w, 3) or (h, w, 4){hint}")
-    if (
-        array.dtype != bool
-        and not np.issubdtype(array.dtype, np.integer)
-        and not np.issubdtype(array.dtype, np.floating)
-    ):
+    if array.dtype.kind not in "buif":
         raise ValueError(f"{name} holds {array.dtype}, expected booleans, integers or floats")
     return Stored(name, array, array.shape[:2])
 
@@ -332,18 +310,15 @@ def _of_array(name, array):
 def _of_image(name, image, own, exif):
     """`own`: the width and height of the file, where `image` is a draft."""
     turn = image.getexif().get(_ORIENTATION, 1)
-    turned_back = {6: 8, 8: 6}.get(turn, turn)
-    lossy, already = image.format == "JPEG", image.format == "TIFF"  # which Pillow turns by itself
+    already = image.format == "TIFF"  # which Pillow turns by itself
     values = _deep_colours(image)
     values = _values(image) if values is None else values
     indices = np.asarray(image) if image.mode == "P" else None
-    if exif == "ignore" and already:
-        values, own = _turned(values, turned_back), own[::-1] if turn > 4 else own
-        indices = indices if indices is None else _turned(indices, turned_back)
-    elif exif == "apply" and not already:
-        values, own = _turned(values, turn), own[::-1] if turn > 4 else own
-        indices = indices if indices is None else _turned(indices, turn)
-    return Stored(name, values, own[::-1], turn, indices, lossy)
+    if already == (exif == "ignore"):
+        how = {6: 8, 8: 6}.get(turn, turn) if already else turn  # back, or upright
+        values, own = _turned(values, how), own[::-1] if turn > 4 else own
+        indices = indices if indices is None else _turned(indices, how)
+    return Stored(name, values, own[::-1], turn, indices, lossy=image.format == "JPEG")
 
 
 def _turned(values, turn):
@@ -392,7 +367,7 @@ def _eight_bits(stored):
     least, most = values.min(), values.max()
     if values.dtype == bool:
         return values * np.uint8(255)
-    if np.issubdtype(values.dtype, np.floating):
+    if values.dtype.kind == "f":
         if not (least >= 0 and most <= 1):
             raise ValueError(f"{name} holds floats from {least} to {most}, expected [0, 1] (or integers from 0 to 255)")
         return np.round(values * 255).astype(np.uint8)
@@ -404,21 +379,21 @@ def _eight_bits(stored):
     return (values >> (depth - 8)).astype(np.uint8)
 
 
-def _checked(name, values, label):
+def _numbers(name, values, label):
     """The numbers of a mask as booleans or integers."""
     if values.dtype == bool:
         return values if values.ndim == 2 else values * np.uint8(255)
-    whole = not np.issubdtype(values.dtype, np.floating)
-    if not whole and not np.isfinite(values).all():
+    integers = values.dtype.kind != "f"
+    if not integers and not np.isfinite(values).all():
         raise ValueError(f"{name} holds NaN or infinity: a mask is True or 1 on the object and 0 elsewhere")
     least, most = values.min(), values.max()
-    if label is None and (least < 0 or (most > 1 and not whole)):
+    if label is None and (least < 0 or (most > 1 and not integers)):
         raise ValueError(
-            f"{name} holds {'numbers' if whole else 'floats'} from {least:.4g} to {most:.4g}, which are no mask yet: `logits > 0`, "
-            "`probabilities > 0.5`, `values == label` or `(mask / 255).round()` is one"
+            f"{name} holds {'numbers' if integers else 'floats'} from {least:.4g} to {most:.4g}, which are no mask yet: "
+            "`logits > 0`, `probabilities > 0.5`, `values == label` or `(mask / 255).round()` is one"
         )
-    if whole or (label is not None and most > 1):
-        return values if whole else values.round().astype(np.int64)
+    if integers or (label is not None and most > 1):
+        return values if integers else values.round().astype(np.int64)
     if values.ndim == 2 and least == 0 and len(np.unique(values)) == 2:
         return values > 0
     return np.round(values * 255).astype(np.uint8)

@@ -28,9 +28,9 @@ from .pictures import (
     is_cutout,
     load,
     looks_inverted,
-    mask_of,
     opaque,
     read_image,
+    read_mask,
 )
 from .runs import DEFAULT_RUN
 
@@ -82,15 +82,10 @@ class Segmenter:
         exif: str = "apply",
     ):
         aspect = "resize" if aspect == "squash" else aspect
-        options = {
-            "rule": (rule or "paper", RULES),
-            "aspect": (aspect, ASPECTS),
-            "method": (method, METHODS),
-            "exif": (exif, EXIFS),
-        }
-        for what, (value, known) in options.items():
-            if value not in known:
-                raise ValueError(f"unknown {what} {value!r}: choose one of {', '.join(known)}")
+        known = {"rule": RULES, "aspect": ASPECTS, "method": METHODS, "exif": EXIFS}
+        for (what, choices), value in zip(known.items(), (rule or "paper", aspect, method, exif), strict=True):
+            if value not in choices:
+                raise ValueError(f"unknown {what} {value!r}: choose one of {', '.join(choices)}")
         self.aspect, self.method, self.exif = aspect, method, exif
         self.device = choose_device(device)
         self.model = HSNet.from_run(run).to(self.device).eval()
@@ -175,16 +170,11 @@ class Segmenter:
         """
         images = image if isinstance(image, (list, tuple)) else [image]
         masks = []
-        if not images:
-            return masks
-        if self.method == "prototypes":
-            masks = [masks[0].cpu().numpy() for masks in self._by_prototypes(images, joined=True)]
-            return masks if isinstance(image, (list, tuple)) else masks[0]
-        for probabilities, size in self._probabilities(images):
-            if self.rule == "mean":
-                mask = probabilities.mean(dim=0) > self.model.thresholds[len(probabilities) > 1]
+        for maps, size in self._maps(images) if images else ():
+            if self.rule == "mean" and self.method == "hsnet":
+                mask = maps.mean(dim=0) > self.model.thresholds[len(maps) > 1]
             else:
-                mask = vote((probabilities > 0.5)[None], self.rule)[0]
+                mask = vote((maps > 0.5)[None], "paper" if self.method == "prototypes" else self.rule)[0]
             masks.append(_enlarge(mask, size).cpu().numpy())
         return masks if isinstance(image, (list, tuple)) else masks[0]
 
@@ -196,54 +186,47 @@ class Segmenter:
         """
         if self.method == "prototypes":
             raise ValueError("prototypes give masks, no probabilities: call predict, or use the method hsnet")
-        [(probabilities, size)] = self._probabilities([image])
+        [(probabilities, size)] = self._maps([image])
         return _enlarge(probabilities.mean(dim=0), size).cpu().numpy()
 
     def predict_each(self, image: Picture) -> Bool[np.ndarray, "k h w"]:
         """What each of the K supports alone says, at the picture's own size. Raises as `predict` does."""
-        if self.method == "prototypes":
-            return next(self._by_prototypes([image], joined=False)).cpu().numpy()
-        [(probabilities, size)] = self._probabilities([image])
-        return np.stack([_enlarge(one > 0.5, size).cpu().numpy() for one in probabilities])
+        [(maps, size)] = self._maps([image], joined=False)
+        return np.stack([_enlarge(one > 0.5, size).cpu().numpy() for one in maps])
 
-    def _probabilities(self, images) -> Iterator[tuple[Float[Tensor, "k h w"], tuple[int, int]]]:
-        """For each picture: from each support, at its own size or, if it is large, a fraction of it; and its own size."""
-        query_levels, sizes = self._features(images)
-        b = len(images)
-        with torch.no_grad():
-            supports = [[f.repeat(b, 1, 1, 1) for f in level] for level in self._support_levels]  # for every query
-            masks = self._support_mask.expand(b, -1, -1, -1)
-            height, width = query_levels[0][0].shape[-2:]  # the decoder returns twice as many: nothing is resized yet
-            logits = self.model.logits_from_features(query_levels, supports, masks, (2 * height, 2 * width))
-            logits = torch.stack(list(logits), dim=1)  # b k 2 h w
-        for one, size in zip(logits, sizes, strict=True):
-            yield from_square(one.float(), _within(size), self.size, self.aspect).softmax(dim=1)[:, 1], size
+    def _maps(self, images, joined: bool = True) -> Iterator[tuple[Float[Tensor, "k h w"], tuple[int, int]]]:
+        """For each picture: each support's probabilities, at its own size or, if it is large, a fraction of it; and its own size.
 
-    def _features(self, images) -> tuple[list[list[Tensor]], list[tuple[int, int]]]:
-        """Features of pictures as one batch, and their own heights and widths."""
+        Of prototypes: masks as 0 and 1; one mask of all supports if `joined`.
+        """
         if self._support_mask is None:
             raise RuntimeError("this segmenter knows no supports: call fit(images, masks) first")
         pictures = [read_image(image, self.size, self.exif) for image in images]
         squares = torch.stack([square_image(pixels, self.size, self.aspect) for pixels, _ in pictures]).to(self.device)
         with torch.no_grad():
-            return self.model.backbone(self.model.backbone.normalize(squares)), [size for _, size in pictures]
+            levels = self.model.backbone(self.model.backbone.normalize(squares))
+            answers = self._logits(levels) if self.method == "hsnet" else self._contrasts(levels, joined)
+        for answer, (_, size) in zip(answers, pictures, strict=True):
+            maps = from_square(answer.float(), _within(size), self.size, self.aspect)
+            yield maps.softmax(dim=1)[:, 1] if self.method == "hsnet" else maps[:, 0], size
 
-    def _by_prototypes(self, images, joined: bool) -> Iterator[Bool[Tensor, "k h w"]]:
-        """For each picture its masks, at its own size: one by all supports, or one by each of them."""
-        query_levels, sizes = self._features(images)
-        side, masks = self.size, self._support_mask
+    def _logits(self, query_levels) -> Float[Tensor, "b k 2 _h _w"]:
+        b = len(query_levels[0][0])
+        supports = [[f.repeat(b, 1, 1, 1) for f in level] for level in self._support_levels]  # for every query
+        height, width = query_levels[0][0].shape[-2:]  # the decoder returns twice as many: nothing is resized yet
+        masks = self._support_mask.expand(b, -1, -1, -1)
+        logits = self.model.logits_from_features(query_levels, supports, masks, (2 * height, 2 * width))
+        return torch.stack(list(logits), dim=1)
+
+    def _contrasts(self, query_levels, joined) -> list[Bool[Tensor, "k 1 s s"]]:
+        side, masks, answers = (self.size, self.size), self._support_mask, []
         groups = [slice(None)] if joined else [slice(i, i + 1) for i in range(masks.shape[1])]
-        for i, size in enumerate(sizes):
+        for i in range(len(query_levels[0][0])):
             query = [[f[i : i + 1] for f in level] for level in query_levels]
-            found = [
-                Prototypes.contrast(
-                    query, [[f[g] for f in level] for level in self._support_levels], masks[:, g], (side, side)
-                )
-                for g in groups
-            ]
-            square = (torch.cat(found)[:, None] > 0).float()  # k 1 s s
-            own = from_square(square, _within(size), side, self.aspect)[:, 0] > 0.5
-            yield torch.stack([_enlarge(mask, size) for mask in own])
+            supports = [[[f[group] for f in level] for level in self._support_levels] for group in groups]
+            found = [Prototypes.contrast(query, s, masks[:, g], side) for s, g in zip(supports, groups, strict=True)]
+            answers.append(torch.stack(found) > 0)
+        return answers
 
 
 def square_image(image: UInt8[np.ndarray, "h w 3"], side: int, aspect: str) -> UInt8[Tensor, "3 side side"]:
@@ -313,7 +296,7 @@ def read_support(image: Picture, mask: Picture | None, label: Label | None = Non
 
     Raises:
         FileNotFoundError: a file that is not there.
-        ValueError: what does not fit, naming it.
+        ValueError: a picture or mask that cannot be used, naming it.
     """
     picture = load(image, exif=exif)
     pixels, size, turn = image_of(picture), picture.size, 1
@@ -329,22 +312,15 @@ def read_support(image: Picture, mask: Picture | None, label: Label | None = Non
         truth = read_annotations(Path(mask), own, size, label)
     else:
         stored = load(mask, exif=exif, frames=1)
-        truth, turn = mask_of(stored, label, pixels), stored.turn
-    reading = (
-        f"{describe(image)} is turned by its EXIF orientation {picture.turn}, {name} by {turn}"
-        if turn > 1
-        else f"{describe(image)} is turned by its EXIF orientation {picture.turn}, {name} is not"
-    )
-    differ = exif == "apply" and picture.turn != turn
+        truth, turn = read_mask(stored, label, of=pixels), stored.turn
+    is_so = f"is turned by its EXIF orientation {picture.turn}, {name} " + (f"by {turn}" if turn > 1 else "is not")
+    reading, differ = f"{describe(image)} {is_so}", exif == "apply" and picture.turn != turn
     if truth.shape != size:
         why = "Is it the mask of another picture, or of this one before it was resized?"
-        if truth.shape == size[::-1]:
-            why = "They are turned against each other: "
-            why += (
-                f"{reading}, so it was drawn by a tool that ignores it: --exif ignore does so too"
-                if differ
-                else ("does the tool that drew the mask ignore the picture's EXIF rotation?")
-            )
+        if truth.shape == size[::-1] and differ:
+            why = f"They are turned against each other: {reading}, so it was drawn by a tool that ignores it: --exif ignore does so too"
+        elif truth.shape == size[::-1]:
+            why = "They are turned against each other: does the tool that drew the mask ignore the picture's EXIF rotation?"
         raise ValueError(
             f"{name} is {truth.shape[1]} × {truth.shape[0]} pixels, its picture {size[1]} × {size[0]}, and "
             f"a mask has its picture's size. {why}"
