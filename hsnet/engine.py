@@ -31,6 +31,7 @@ from .model import HSNet
 from .optim import Clock, make_optimizers, scale_learning_rates
 
 Predictor = Callable[[Batch], dict[str, Tensor]]  # masks, bool b h w, by the name that tables show
+RECORDED = ("HSNet", "prototypes", "all foreground")  # masks whose areas are kept; the last one's are the objects'
 IGNORED = -100  # the truth of pixels that do not count in the loss
 TRACED = ("benchmark", "fold", "protocol", "novel_images", "boundary")  # of a run's training, kept with its tests
 # A mean cross-entropy above this has exploded: an untrained network has 0.7, one that is sure and wrong everywhere 20.
@@ -411,7 +412,7 @@ def test_run(
         "scores": {name: score.summary() for name, score in scores.items()},
         "resample_classes": benchmark.resample_classes,
         "columns": SegmentationScore.COLUMNS,
-        "areas": {name: scores[name].rows for name in ("HSNet", "prototypes") if name in scores},
+        "areas": {name: scores[name].rows for name in RECORDED if name in scores},
     }
     if prototypes is not None:
         result["prototypes"] = prototypes.rule()

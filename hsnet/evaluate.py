@@ -2,7 +2,7 @@
 
 python -m hsnet.evaluate                      a table of all runs
 python -m hsnet.evaluate RUN --shot 5         score a run; writes test-5shot.json into its folder
-python -m hsnet.evaluate RUN --benchmark coco --root DIR     the same on pictures of another kind
+python -m hsnet.evaluate RUN --benchmark folder --root DIR   the same on images of your own
 python -m hsnet.evaluate RUN --benchmark coco-to-pascal      a run of COCO on PASCAL's images, its classes unseen
 python -m hsnet.evaluate --reference-checkpoint FILE --benchmark pascal --backbone resnet50 --fold 0
                                               score the authors' released weights
@@ -46,6 +46,7 @@ def main() -> None:
             "official: the paper's episodes; strict: five lists of episodes whose supports are distinct, scored at the "
             "images' own sizes, too",
         ),
+        ("size", int, "side of the squares in pixels"),
         ("rule", str, "how several supports are voted into one mask, paper or majority"),
         ("precision", str, "auto, float32, bfloat16 or float16; areas are the same to the pixel only in one precision"),
     ):
@@ -121,7 +122,18 @@ def _score_reference(arguments):
 
 def _asked(config, arguments):
     """A configuration with what the command line asks for."""
-    names = ("benchmark", "fold", "root", "test_root", "protocol", "rule", "test_episodes", "precision", "device")
+    names = (
+        "benchmark",
+        "fold",
+        "root",
+        "test_root",
+        "protocol",
+        "rule",
+        "size",
+        "test_episodes",
+        "precision",
+        "device",
+    )
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     if given.get("benchmark", config.benchmark) != config.benchmark:
         given = {"root": "", "test_root": "", "least_area": 0} | given  # the run's are of another benchmark

@@ -343,6 +343,7 @@ def test_path(folder: Path, config: Config, shot: int, original_size: bool = Fal
     other = "" if own.benchmark == config.benchmark else f"{config.benchmark}-fold{config.fold}-"
     other += "" if own.protocol == config.protocol else f"{config.protocol}-"
     other += "" if own.rule == config.rule else f"{config.rule}-"
+    other += "" if own.size == config.size else f"{config.size}px-"
     other += "original-" if original_size else ""
     count = "" if own.test_episodes == config.test_episodes else f"-{config.test_episodes}"
     return folder / f"{other}test-{shot}shot{count}.json"

@@ -2,8 +2,7 @@
 
     python -m hsnet.train                                     the embedded benchmark, on whatever machine this is
     python -m hsnet.train --benchmark shapes --epochs 5       drawn by code: nothing is fetched
-    python -m hsnet.train --benchmark coco --root DIR         photographs: COCO's annotations and images under DIR
-    python -m hsnet.train --benchmark folder --root DIR       your own images and masks, in one of three layouts
+    python -m hsnet.train --benchmark folder --root DIR       your own images with masks, or COCO's json
     torchrun --nproc-per-node 4 -m hsnet.train …              four processes, a GPU each where there are GPUs
     python -m hsnet.train --list                              the runs, how far they are, their best score
 

@@ -1,87 +1,38 @@
-"""How photographs are asked and counted, on a tiny COCO drawn here."""
+"""The tables of photographs, from tests that were recorded."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
-from kit import photographs as program
-from PIL import Image
-
-from hsnet import HSNet
-from hsnet.benchmarks import load_benchmark
-from hsnet.metrics import SegmentationScore
-from hsnet.runs import WEIGHTS, save_model
-
-RNG = np.random.default_rng(0)
+from conftest import table_rows
+from kit import photographs
 
 
-@pytest.fixture
-def root(tmp_path):
-    """Three classes of seven, six and two pictures, each with a square of its class."""
-    (tmp_path / "coco" / "annotations").mkdir(parents=True)
-    number = 0
-    for split, counts in (("train2017", (4, 3, 2)), ("val2017", (3, 3, 0))):
-        (tmp_path / "coco" / split).mkdir()
-        images, annotations = [], []
-        for category, count in enumerate(counts, start=1):
-            for _ in range(count):
-                number += 1
-                pixels = RNG.integers(0, 256, (60, 80, 3), np.uint8)
-                pixels[10:50, 20:60] = 80 * category
-                Image.fromarray(pixels).save(tmp_path / "coco" / split / f"{number}.jpg")
-                images.append({"id": number, "file_name": f"{number}.jpg", "height": 60, "width": 80})
-                box = [20, 10, 60, 10, 60, 50, 20, 50]
-                annotations.append(
-                    {"id": number, "image_id": number, "category_id": category, "segmentation": [box], "area": 1600,
-                     "bbox": [20, 10, 40, 40], "iscrowd": 0}
-                )  # fmt: skip
-        categories = [{"id": i, "name": f"thing {i}"} for i in range(1, 4)]
-        content = {"images": images, "annotations": annotations, "categories": categories}
-        (tmp_path / "coco" / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
-    return tmp_path / "coco"
+def test_scores_by_object_size_and_beside_the_prototypes(data):
+    folder = data / "runs" / "made"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    pixels, objects = 10_000, np.array([100, 600, 2000, 5000] * 10)
 
+    def areas(iou):
+        """Masks inside the object that cover so much of it."""
+        found = (objects * iou).astype(int)
+        rows = zip(np.arange(40) % 2, pixels - objects, found, pixels - found, objects, strict=True)
+        return [list(map(int, row)) for row in rows]
 
-@pytest.fixture
-def run(data, monkeypatch):
-    """The folder of a run called tiny, as if trained at 64 pixels; its weights are drawn at random."""
-    monkeypatch.setattr(program, "CLASSES", 2)
-    model = HSNet("efficientnet_lite0")
-    model.training_size = 64
-    run = data / "runs" / "tiny"
-    run.mkdir(parents=True)
-    save_model(run / WEIGHTS, model)
-    return run
-
-
-def test_every_picture_is_asked_by_others_of_its_class(root, monkeypatch):
-    benchmark = load_benchmark("coco", size=64, root=str(root))
-    with pytest.raises(ValueError, match="has 2 classes with more than 5 pictures"):
-        program.questions(benchmark)
-    monkeypatch.setattr(program, "CLASSES", 2)
-    asked = program.questions(benchmark)
-    assert len({q for _, q, _ in asked}) == len(asked)
-    assert [sum(c == i for c, _, _ in asked) for i in range(3)] == [7, 6, 0]
-    for _, query, supports in asked:
-        assert len(set(supports)) == 5
-        assert query not in supports
-    assert program.questions(benchmark) == asked
-
-
-def test_the_command_line_measures_and_keeps_other_variants(root, run, monkeypatch, capsys):
-    for aspect in ("resize", "pad"):
-        monkeypatch.setattr(sys, "argv", ["photographs", "tiny", "--root", str(root), "--aspect", aspect])
-        program.main()
-    results = json.loads((run / "photographs.json").read_text())["results"]
-    assert [r["aspect"] for r in results] == ["squash", "pad"]
-    for result in results:
-        assert len(result["shares"]) == 13
-        assert result["shares"][0] == pytest.approx(1600 / 4800, abs=0.02)
-        for shot in result["shots"].values():
-            assert sum(part["episodes"] for part in shot["by_size"]) == 13
-            low, high = shot["difference"]["interval"]
-            assert low <= shot["difference"]["miou"] <= high or low == high
-        # The stored areas give the stored score again.
-        score = SegmentationScore.from_rows(result["areas"]["5"]["prototypes"], [0, 1])
-        assert score.miou() == pytest.approx(result["shots"]["5"]["prototypes"]["miou"])
-    assert "pad, 64 px" in capsys.readouterr().out
+    everything = [[int(i % 2), 0, int(o), pixels - int(o), pixels] for i, o in enumerate(objects)]
+    for shot in (1, 5):
+        content = {"HSNet": areas(0.6), "prototypes": areas(0.3), "all foreground": everything}
+        (folder / f"test-{shot}shot.json").write_text(json.dumps({"areas": content}))
+        if shot == 1:
+            with pytest.raises(FileNotFoundError, match=r"hsnet\.evaluate made --shot 1 --size 400"):
+                photographs.scores_table("made")
+        content = {"HSNet": areas(rng.random()), "prototypes": areas(0.4), "all foreground": everything}
+        (folder / f"400px-test-{shot}shot.json").write_text(json.dumps({"areas": content}))
+    header, *rows = table_rows(photographs.scores_table("made"))
+    assert header == ["supports", "HSNet", "prototypes", "prototypes, 400 px", "lead over the better"]
+    assert [row[1].split()[0] for row in rows[-2:]] == ["60.0", "60.0"]
+    assert rows[-1][-1].startswith("+20.0 [20.0")
+    rows = table_rows(photographs.sizes_table("made"))[-8:]
+    assert [row[2] for row in rows] == ["10"] * 8
+    assert rows[0][3:] == ["60.0", "30.0", "40.0", "100 %", "0 %", "0 %"]

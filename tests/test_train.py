@@ -192,7 +192,7 @@ def test_the_loss_falls_and_all_foreground_is_beaten():
         ("train", ["--fold", "7"], "fold is 7: choose one of 0, 1, 2, 3"),
         ("train", ["--shot", "0"], "shot is '0': give numbers of supports"),
         ("train", ["--size", "16"], "size is 16: it must be 32 or more"),
-        ("train", ["--benchmark", "coco", "--root", "/nowhere"], "no annotations/instances_train*.json under /nowhere"),
+        ("train", ["--benchmark", "coco", "--root", "/nowhere"], "no masks of COCO 2014 under /nowhere"),
         ("train", ["--benchmark", "shapes", "--device", "cuda:99"], "device 'cuda:99' cannot be used"),
         ("evaluate", ["nothing"], "no run 'nothing'"),
         ("evaluate", ["nothing", "--shot", "0"], "--shot is 0"),

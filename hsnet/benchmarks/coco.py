@@ -3,14 +3,11 @@
 import shutil
 from argparse import Namespace
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-
 from ..prepare.downloads import RemoteFile, fetch_and_unpack, write_json
-from ..prepare.findings import Finding, draw, first_of
+from ..prepare.findings import Finding, draw
 from ..prepare.masks import (
     SOURCE,
     build,
@@ -22,10 +19,8 @@ from ..prepare.masks import (
     refuse_others,
     write_coco_mask,
 )
-from .base import Sample, UnreadableFileError, register
-from .instances import Instances
+from .base import register
 from .listed import ListedBenchmark
-from .resize import Square, resize_sample
 from .splits import fetch_lists, read_coco
 
 NAMES = (
@@ -37,8 +32,6 @@ NAMES = (
     "vase scissors teddy_bear hair_drier toothbrush"
 )
 CLASSES = [name.replace("_", " ") for name in NAMES.split()]
-# An image of a sample counts for a class if the class covers at least this many pixels: COCO's own bound of a small object.
-LEAST_AREA = 32 * 32
 # Checksums are the same in several independent projects, and are the tags under which the files are served.
 FILES = {
     name: RemoteFile((f"http://images.cocodataset.org/{path}",), f"md5:{md5}", size)
@@ -54,32 +47,19 @@ class OtherAnnotationsError(ValueError):
     """Annotations in COCO's format that are not COCO 2014's: there is nothing to be prepared."""
 
 
-class CocoFolds(ListedBenchmark):
-    """COCO's classes in folds: fold f holds out those whose id, 0 to 79, is f modulo 4."""
+@register
+class Coco(ListedBenchmark):
+    """COCO-20i: the official lists of COCO 2014, and class masks that `hsnet.prepare` has made, or the authors'.
+
+    Fold f holds out the classes whose id, 0 to 79, is f modulo 4. Training images are of `train2014`, test ones of `val2014`. Expected beside both: `masks/train2014/NAME.png` and
+    `masks/val2014/NAME.png`, labels 1 to 80, and `masks/source.json`, which says whose masks they are.
+    """
 
     name = "coco"
     title = "COCO-20i"
     vocabulary = "coco"
     kept_back = 3
     class_first = True
-
-    def fold_of(self, class_id: int) -> int:
-        """One after the other."""
-        return class_id % self.folds
-
-    def image_path(self, name: str) -> Path:
-        """The image folder's name is part of an image's name."""
-        return self.root / name
-
-
-@register
-class Coco(CocoFolds):
-    """COCO-20i: the official lists of COCO 2014, and class masks that `hsnet.prepare` has made, or the authors'.
-
-    Training images are of `train2014`, test ones of `val2014`. Expected beside both: `masks/train2014/NAME.png` and
-    `masks/val2014/NAME.png`, labels 1 to 80, and `masks/source.json`, which says whose masks they are.
-    """
-
     class_names = CLASSES
     paper_settings: ClassVar = {"batch": 40}
     preparation = "COCO 2014: download (20 GB), build the masks, verify"
@@ -88,11 +68,27 @@ class Coco(CocoFolds):
     covered = 0.02  # smaller instances may hide the listed class altogether
 
     @classmethod
-    def open(cls, **arguments) -> CocoFolds:
-        """COCO-20i where the masks of 2014 have been made, else what the annotations give. Raises as `AnnotatedCoco` does."""
+    def open(cls, **arguments) -> "Coco":
+        """See `ListedBenchmark.open`.
+
+        Raises:
+            FileNotFoundError: no masks of 2014 have been made.
+        """
         benchmark = cls(**arguments)
-        made = any((benchmark.masks / f"{part}2014").is_dir() for part in cls.parts)
-        return super().open(**arguments) if made else AnnotatedCoco(**arguments)
+        if not any((benchmark.masks / f"{part}2014").is_dir() for part in cls.parts):
+            raise FileNotFoundError(
+                f"no masks of COCO 2014 under {benchmark.root}: `python -m hsnet.prepare coco` fetches COCO and makes them. "
+                f"To train on files in COCO's format as they stand: --benchmark folder --root {benchmark.root}"
+            )
+        return super().open(**arguments)
+
+    def fold_of(self, class_id: int) -> int:
+        """One after the other."""
+        return class_id % self.folds
+
+    def image_path(self, name: str) -> Path:
+        """The image folder's name is part of an image's name."""
+        return self.root / name
 
     def listed(self, part: str) -> list[tuple[str, int]]:
         """Class after class, in the authors' order."""
@@ -133,7 +129,7 @@ class Coco(CocoFolds):
             if folder not in official or count != len(CLASSES):
                 raise OtherAnnotationsError(
                     f"{path}: COCO's format with {count} categories, which is not COCO 2014, so not COCO-20i. Nothing is to be "
-                    f"prepared: train with `python -m hsnet.train --benchmark coco --root {self.root}`, which reads it as it is"
+                    f"prepared: train with `python -m hsnet.train --benchmark folder --root {self.root}`, which reads it as it is"
                 )
         return official
 
@@ -187,92 +183,3 @@ class Coco(CocoFolds):
             yield Finding(
                 f"the authors' masks of {folder} and ours agree in {100 * equal / pixels:.2f} % of the pixels"
             )
-
-
-class AnnotatedCoco(CocoFolds):
-    """COCO of any year, or a sample of it, straight from the annotations: not the official lists.
-
-    Class masks are the union of a class's instances, crowds included. Training images come from `train*`, test ones from
-    `val*`. An image counts for one of COCO's classes that covers at least 32 × 32 of its
-    pixels; classes of a single image are left out. Categories are matched by their names.
-
-    Expected in `root`: `annotations/instances_train*.json`, `annotations/instances_val*.json` and the image folders they
-    are named after (`train2017`, `val2017`, …).
-
-    Raises:
-        FileNotFoundError: annotations that are not there, saying what is expected.
-        ValueError: see `Instances`; or test categories that training does not have.
-    """
-
-    cacheable = False  # instances overlap: one map of labels cannot hold them
-
-    def __init__(self, size: int = 256, root: str | Path = "", novel_images: str = "keep"):
-        super().__init__(size, root, novel_images)
-        self._instances = {split: self._load(split) for split in self.parts}
-        train, val = (
-            [cats[c]["name"] for c in sorted(cats)] for cats in (i.coco.cats for i in self._instances.values())
-        )
-        self.class_names = train  # class id = place in the order of the training's ids
-        if unknown := set(val) - set(train):
-            raise ValueError(
-                f"{self._instances['val'].path.name} has categories that the training's file lacks: {first_of(unknown)}: both "
-                "files must use the same names, whatever their ids"
-            )
-
-    def _load(self, split):
-        files = sorted((self.root / "annotations").glob(f"instances_{split}*.json"))
-        if not files:
-            raise FileNotFoundError(
-                f"no annotations/instances_{split}*.json under {self.root}: give the folder that holds COCO's "
-                "`annotations` and image folders with --root, or fetch them with `python -m hsnet.prepare coco`"
-            )
-        return Instances(files[-1])
-
-    def listed(self, part: str) -> list[tuple[str, int]]:
-        """Image after image."""
-        return self._listed[part]
-
-    @cached_property
-    def _listed(self):
-        least = LEAST_AREA if set(self.class_names) <= set(CLASSES) else 1  # of a data set of one's own, small ones too
-        ids = {name: c for c, name in enumerate(self.class_names)}
-        return {
-            part: [(f"{file.folders[0].name}/{name}", ids[category]) for name, category in file.listed(least)]
-            for part, file in self._instances.items()
-        }
-
-    def images(self, fold: int, split: str) -> dict[int, list[str]]:
-        """Images of each class of a split that has at least two: an episode needs a query and another support."""
-        return {c: names for c, names in super().images(fold, split).items() if len(names) >= 2}
-
-    def mask_path(self, name: str) -> Path:
-        """The annotations that hold it."""
-        return self._file(name).path
-
-    def _file(self, name):
-        return next(file for file in self._instances.values() if file.folders[0].name == name.split("/")[0])
-
-    def read(self, name: str, class_id: int) -> Sample:
-        """A photograph and the union of a class's instances in it. Raises as `Instances.read`."""
-        image, mask, objects = self._file(name).read(name.split("/", 1)[1], self.class_names[class_id])
-        return Sample(image, mask, objects, np.zeros_like(mask))
-
-    def read_square(self, name: str, class_id: int, size: int) -> Square:
-        """As `read`, resized."""
-        return resize_sample(self.read(name, class_id), size)
-
-    def flaws(self, name: str, size: int) -> list[str]:
-        """See `Benchmark.flaws`: of an image. Its instances are there, or the annotations could not have been read."""
-        try:
-            self.read(name, class_id=0)
-        except (FileNotFoundError, UnreadableFileError) as error:
-            return [str(error)]
-        return []
-
-    def source(self) -> dict:
-        """Its own lists."""
-        return {"source": "annotations", "lists": "annotations"}
-
-    def digest(self) -> str:
-        """Samples are told apart by their folders, not by a hash."""
-        return ""
