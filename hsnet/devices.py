@@ -46,6 +46,13 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def choose_workers(workers: int) -> int:
+    """Processes that prepare episodes: two beside a GPU or on a large machine, one on a small one."""
+    if workers >= 0:
+        return workers
+    return max(1, min(8, torch.get_num_threads() - 2))
+
+
 @contextlib.contextmanager
 def exact_float32(dtype: torch.dtype = torch.float32) -> Iterator[None]:
     """Within, "float32" is float32 on a GPU too, where PyTorch by itself lets convolutions round factors to 10 bits (TF32).

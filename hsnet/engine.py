@@ -6,23 +6,20 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from . import baselines, figures, runs
+from . import baselines, runs
 from .baselines import Prototypes
-from .benchmarks import Benchmark
-from .benchmarks.drawn import DrawnBenchmark
+from .benchmarks import Benchmark, Episode
 from .config import Config
-from .devices import choose_device, choose_precision, computing_in, describe, exact_float32
+from .devices import choose_device, choose_precision, choose_workers, computing_in, describe, exact_float32
 from .distributed import all_gather, all_reduce, all_reduce_gradients, part_of, rank, world
 from .episodes import Batch, EpisodeDataset, require_readable, shard, test_episodes, test_lists
 from .memory import scored_at_a_time, trained_at_a_time
@@ -36,13 +33,6 @@ IGNORED = -100  # the truth of pixels that do not count in the loss
 TRACED = ("benchmark", "fold", "protocol", "novel_images", "boundary")  # of a run's training, kept with its tests
 # A mean cross-entropy above this has exploded: an untrained network has 0.7, one that is sure and wrong everywhere 20.
 EXPLODED = 20.0
-
-
-def choose_workers(workers: int) -> int:
-    """Processes that prepare episodes: two beside a GPU or on a large machine, one on a small one."""
-    if workers >= 0:
-        return workers
-    return max(1, min(8, torch.get_num_threads() - 2))
 
 
 def pixel_loss(
@@ -115,7 +105,6 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
-        cuda = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
         return {
             "model": {n: p.detach() for n, p in self.learned.items()},
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -125,12 +114,10 @@ class Learner:
             "losses": self.losses,
             "areas": self.score.rows,
             "passed_over": list(self.dataset.passed_over),
-            # Nothing here draws from these (see EpisodeDataset); what is built on top may.
-            "generators": {"torch": torch.get_rng_state(), "cuda": cuda},
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
+        """Go on from a `state`. No random generator is part of it: see `EpisodeDataset`."""
         self.model.load_state_dict(state["model"], strict=False)
         for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(stored)
@@ -138,9 +125,6 @@ class Learner:
         self.epoch, self.step, self.losses = state["epoch"], state["step"], state["losses"]
         self.score.extend(state["areas"])
         self.dataset.passed_over = dict.fromkeys(state["passed_over"])
-        torch.set_rng_state(state["generators"]["torch"])
-        if self.device.type == "cuda" and len(state["generators"]["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(state["generators"]["cuda"])
 
     def train_one_epoch(self, clock: Clock, stopped: Callable[[], bool], after_step: Callable[[], None]) -> None:
         """What is left of the running epoch's steps.
@@ -214,23 +198,17 @@ class Learner:
 
     def validate(self) -> float:
         """mIoU on the validation episodes."""
-        scores = evaluate(
-            predictor(self.model.eval(), self.device, self.dtype, rule=self.config.rule),
-            self.validation,
-            self.benchmark.classes(self.config.fold, "val"),
-            batch=scored_at_a_time(self.config, self.device),
-            workers=self.workers,
-            title="validation",
-        )
-        return scores["HSNet"].miou()
+        predict = predictor(self.model.eval(), self.device, self.dtype, rule=self.config.rule)
+        episodes = self.validation.episodes
+        return evaluate_run(predict, self.config, self.benchmark, episodes, "validation", split="val")["HSNet"].miou()
 
     def _ignored(self, batch):
         return batch.ignored if self.config.boundary == "ignore" else None
 
     def _pixels(self, batch):
-        return (
-            pixel_weight(batch.query_mask, self.weight.to(batch.query.device), self._ignored(batch)) if batch else 0.0
-        )
+        if batch is None:
+            return 0.0
+        return pixel_weight(batch.query_mask, self.weight.to(batch.query.device), self._ignored(batch))
 
     def _require_finite(self, loss, batch):
         """Stop before a step that would spoil the weights, and name the episodes it comes from."""
@@ -245,20 +223,19 @@ class Learner:
             return
         first = self.step * self.config.batch
         first += part_of(min(self.config.batch, self.dataset.count - first), rank(), world())[0]
-        suspects = []
+        suspects = [(False, 0.0, "in another process")]
         for index, one in enumerate(batch.to(self.device).split(1) if batch else (), first):
             self.model.zero_grad()
             alone = pixel_loss(self.forward(one), one.query_mask, self.weight, self._ignored(one)) / self._pixels(one)
             alone.backward()
             episode, sound = self.dataset.episode(index), math.isfinite(alone.item()) and finite()
             text = f"{index} (query {episode.query!r}, support {episode.supports[0]!r}, loss {alone.item():.4g})"
-            suspects.append((sound, -alone.item(), text))
-        worst = [text for sound, _, text in suspects if not sound] or [text for _, _, text in sorted(suspects)[:1]]
+            suspects.append((not sound, alone.item(), text))
         raise ValueError(
             f"{f'the loss is {loss:.4g}' if exploded else 'a gradient is not finite'} in epoch {self.epoch + 1}, step "
-            f"{self.step + 1}: training stops before it spoils the weights. The worst of its episodes: "
-            f"{', '.join(worst) or 'in another process'}. The last checkpoint is from before. Look at that episode, or "
-            f"train another run with a --learning-rate below {self.config.learning_rate}"
+            f"{self.step + 1}: training stops before it spoils the weights. The worst of its episodes: {max(suspects)[-1]}. "
+            "The last checkpoint is from before. Look at that episode, or train another run with a --learning-rate below "
+            f"{self.config.learning_rate}"
         )
 
 
@@ -278,7 +255,7 @@ def predictor(
     """
 
     @torch.no_grad()
-    def predict(batch: Batch) -> dict[str, Tensor]:
+    def predict(batch):
         batch = batch.to(device)
         size = batch.query_mask.shape[-2:]
         with computing_in(dtype, device):
@@ -333,15 +310,31 @@ def evaluate(
     return {name: SegmentationScore.from_rows((e[name] for e in areas), class_ids, resample) for name in areas[0]}
 
 
+def evaluate_run(
+    predict: Predictor,
+    config: Config,
+    benchmark: Benchmark,
+    episodes: list[Episode],
+    title: str,
+    *,
+    split: str = "test",
+    original_size: bool = False,
+) -> dict[str, SegmentationScore]:
+    """`evaluate` with the size, batch and workers of a run's settings, and the classes of a split."""
+    return evaluate(
+        predict,
+        EpisodeDataset(benchmark, config.size, episodes, original_size=original_size),
+        benchmark.classes(config.fold, split),
+        batch=scored_at_a_time(config, choose_device(config.device)),
+        workers=choose_workers(config.workers),
+        title=title,
+    )
+
+
 def fit_prototypes(model: HSNet, config: Config, benchmark: Benchmark, device: torch.device) -> Prototypes:
     """Choose the prototypes' level and rule on training concepts, as many as validation has, drawn apart from the training's."""
-    settings = {
-        "fold": config.fold,
-        "count": config.val_episodes,
-        "seed": config.seed + 1,
-        "bad_files": config.bad_files,
-    }
-    dataset, prototypes = EpisodeDataset(benchmark, config.size, **settings), Prototypes()
+    drawn = {"fold": config.fold, "count": config.val_episodes, "seed": config.seed + 1, "bad_files": config.bad_files}
+    dataset, prototypes = EpisodeDataset(benchmark, config.size, **drawn), Prototypes()
     loader = dataset.loader(scored_at_a_time(config, device), choose_workers(config.workers))
     with torch.no_grad(), exact_float32():
         for batch in tqdm(loader, desc="fitting prototypes", unit="batch", leave=False):
@@ -382,18 +375,10 @@ def test_run(
         simple = {"any object (oracle)": baselines.any_object(batch), "all foreground": baselines.all_foreground(batch)}
         return learned(batch) | simple
 
-    lists = test_lists(benchmark, fold=config.fold, shot=shot, count=config.test_episodes)
-    lists = [episodes[:count] for episodes in lists]
+    lists = [e[:count] for e in test_lists(benchmark, fold=config.fold, shot=shot, count=config.test_episodes)]
     every = [episode for episodes in lists for episode in episodes]
     start = time.perf_counter()
-    scores = evaluate(
-        predict,
-        EpisodeDataset(benchmark, config.size, every, original_size=original_size),
-        benchmark.classes(config.fold, "test"),
-        batch=scored_at_a_time(config, device),
-        workers=choose_workers(config.workers),
-        title=f"test, {shot}-shot",
-    )
+    scores = evaluate_run(predict, config, benchmark, every, f"test, {shot}-shot", original_size=original_size)
     own = Config.load(folder / "config.json")
     result = {
         **{name: getattr(config, name) for name in ("benchmark", "fold", "rule", "size")},
@@ -419,54 +404,13 @@ def test_run(
     if len(lists) > 1:
         each = len(lists[0])
         parts = [scores["HSNet"].part(range(i * each, (i + 1) * each)) for i in range(len(lists))]
-        scored = [{"miou": part.miou(), "fb_iou": part.fb_iou(), "episodes": each} for part in parts]
-        result["lists"] = [{"seed": seed, **score} for seed, score in enumerate(scored)]
+        result["lists"] = [
+            {"seed": seed, "miou": part.miou(), "fb_iou": part.fb_iou(), "episodes": each}
+            for seed, part in enumerate(parts)
+        ]
     if rank() == 0:
         runs.write_json(runs.test_path(folder, config, shot, original_size), result)
     return result
 
 
 test_run.__test__ = False  # its name makes pytest take it for a test
-
-
-def control_run(model: HSNet, config: Config, benchmark: DrawnBenchmark, folder: Path) -> dict:
-    """Does the support decide? Ask test queries for another of their objects, and score what comes against both.
-
-    "another object" is scored against the object that was asked for: it should be as high as the test score. "wrong
-    support" scores the same masks against the episode's own target: it must collapse. Writes `controls.json`.
-    """
-    device = choose_device(config.device)
-    predict = predictor(model.to(device).eval(), device, choose_precision(config.precision, device))
-    episodes = test_episodes(benchmark, fold=config.fold, shot=1, count=config.test_episodes)
-    pairs = [(other, episode) for episode in episodes for other in benchmark.other_questions(episode)]
-    asked = EpisodeDataset(benchmark, config.size, [other for other, _ in pairs])
-    # Of the episode itself only the query's truth is needed: its query stands in for the supports.
-    targets = EpisodeDataset(benchmark, config.size, [replace(e, supports=(e.query,)) for _, e in pairs])
-    another, wrong = (
-        SegmentationScore(benchmark.classes(config.fold, "test"), benchmark.resample_classes) for _ in range(2)
-    )
-    loaders = [dataset.loader(config.batch, choose_workers(config.workers)) for dataset in (asked, targets)]
-    bar = tqdm(zip(*loaders, strict=True), total=len(loaders[0]), desc="controls", unit="batch", leave=False)
-    for batch, target in bar:
-        masks = predict(batch)["HSNet"]
-        another.update(masks, batch.query_mask, batch.class_id)
-        wrong.update(masks, target.query_mask, target.class_id)
-    result = {
-        **{name: getattr(config, name) for name in ("benchmark", "fold", "size")},
-        "shot": 1,
-        "digest": benchmark.digest(),
-        "scores": {"another object": another.summary(), "wrong support": wrong.summary()},
-    }
-    runs.write_json(folder / "controls.json", result)
-    return result
-
-
-def draw_episodes(predict: Predictor, dataset: EpisodeDataset, count: int = 8) -> plt.Figure:
-    """Draw the first episodes of a data set with HSNet's predictions."""
-    batches = [dataset[i] for i in range(min(count, len(dataset)))]
-    prediction = torch.cat(
-        [predict(batch)["HSNet"] for batch in batches]
-    )  # one at a time: no more memory than training
-    batch = Batch.stack(batches)
-    names = [dataset.benchmark.class_names[c] for c in batch.class_id.tolist()]
-    return figures.episode_figure(batch, prediction.numpy(), names, dataset.benchmark.attribution)

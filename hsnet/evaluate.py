@@ -15,9 +15,11 @@ from pathlib import Path
 
 from . import runs
 from .benchmarks import BENCHMARKS, Benchmark
+from .benchmarks.drawn import DrawnBenchmark
 from .config import OF_PAPER, Config, paper, run_program
-from .devices import choose_device
-from .engine import control_run, fit_prototypes, test_run
+from .devices import choose_device, choose_precision
+from .engine import evaluate_run, fit_prototypes, predictor, test_run
+from .episodes import test_episodes
 from .model import HSNet
 from .paths import data_folder
 from .reference import load_reference
@@ -96,6 +98,36 @@ def _score_run(arguments):
         test_run(model, config, benchmark, folder, arguments.shot, prototypes, original_size=size) for size in sizes
     ]
     return results, ", ".join(str(test_path(folder, config, arguments.shot, size)) for size in sizes)
+
+
+def control_run(model: HSNet, config: Config, benchmark: DrawnBenchmark, folder: Path) -> dict:
+    """Does the support decide? Ask test queries for another of their objects, and score what comes against both.
+
+    "another object" is scored against the object that was asked for: it should be as high as the test score. "wrong
+    support" scores the same masks against the episode's own target: it must collapse. Writes `controls.json`.
+    """
+    device = choose_device(config.device)
+    predict = predictor(model.to(device).eval(), device, choose_precision(config.precision, device))
+    episodes = test_episodes(benchmark, fold=config.fold, shot=1, count=config.test_episodes)
+    pairs = [(other, episode) for episode in episodes for other in benchmark.other_questions(episode)]
+    masks = []
+
+    def another(batch):
+        masks.append(predict(batch)["HSNet"])
+        return {"another object": masks[-1]}
+
+    scores = evaluate_run(another, config, benchmark, [other for other, _ in pairs], "controls")
+    # Of the episode itself only the query's truth is needed: its query stands in for the supports.
+    targets = [replace(episode, supports=(episode.query,)) for _, episode in pairs]
+    scores |= evaluate_run(lambda _: {"wrong support": masks.pop(0)}, config, benchmark, targets, "controls")
+    result = {
+        **{name: getattr(config, name) for name in ("benchmark", "fold", "size")},
+        "shot": 1,
+        "digest": benchmark.digest(),
+        "scores": {name: score.summary() for name, score in scores.items()},
+    }
+    runs.write_json(folder / "controls.json", result)
+    return result
 
 
 def _score_reference(arguments):

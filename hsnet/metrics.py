@@ -112,14 +112,12 @@ class SegmentationScore:
         """The scored classes that no episode showed; they do not count in the mean."""
         return [c for c in self.class_ids if c not in {row[0] for row in self._rows}]
 
-    def interval(self, level: float = 0.95, samples: int = 1000, seed: int = 0) -> tuple[float, float]:
-        """Bootstrap interval of the mIoU, see `bootstrap`."""
-        return _middle(self.bootstrap(samples, seed), level)
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the mIoU, see `bootstrap`."""
+        return _middle(self.bootstrap())
 
-    def interval_above(
-        self, other: "SegmentationScore", level: float = 0.95, samples: int = 1000, seed: int = 0
-    ) -> tuple[float, float]:
-        """Bootstrap interval of this mIoU minus another's on the same episodes, which are drawn again for both alike.
+    def interval_above(self, other: "SegmentationScore") -> tuple[float, float]:
+        """95 % interval of this mIoU minus another's on the same episodes, which are drawn again for both alike.
 
         Raises:
             ValueError: scores of other episodes.
@@ -129,14 +127,13 @@ class SegmentationScore:
                 f"scores of {len(self._rows)} and {len(other._rows)} episodes whose classes differ: a paired interval needs "
                 "the same episodes in the same order"
             )
-        return _middle(self.bootstrap(samples, seed) - other.bootstrap(samples, seed), level)
+        return _middle(self.bootstrap() - other.bootstrap())
 
     def bootstrap(self, samples: int = 1000, seed: int = 0) -> np.ndarray:
         """The mIoU of `samples` draws: episodes are drawn again within their class (and classes, if asked for)."""
         table = self._table()
         rng = np.random.default_rng(seed)
-        members = [np.flatnonzero(table[:, 0] == c) for c in self.class_ids]
-        members = [m for m in members if len(m)]
+        members = [np.flatnonzero(table[:, 0] == c) for c in self.class_iou()]
         inter = np.empty((samples, len(members)))
         union = np.empty_like(inter)
         for i, m in enumerate(members):
@@ -164,6 +161,6 @@ class SegmentationScore:
         return np.array(self._rows, dtype=np.int64)
 
 
-def _middle(values: np.ndarray, level: float) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+def _middle(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)

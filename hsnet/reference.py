@@ -73,20 +73,12 @@ def _renamed(state_dict, model):
     problems = {
         "missing": [n for n in expected if n not in renamed],
         "left over": [n for n in renamed if n not in expected],
-        "of another shape": [
-            f"{n} {tuple(renamed[n].shape)} instead of {tuple(expected[n].shape)}"
-            for n in expected
-            if n in renamed and renamed[n].shape != expected[n].shape
-        ],
+        "of another shape": [n for n in expected if n in renamed and renamed[n].shape != expected[n].shape],
     }
-    found = [
-        f"{len(names)} {what}: {', '.join(names[:4])}{', …' * (len(names) > 4)}"
-        for what, names in problems.items()
-        if names
-    ]
+    found = [f"{len(n)} {what}: {', '.join(n[:4])}{', …' * (len(n) > 4)}" for what, n in problems.items() if n]
     if found:
         raise ValueError(
             f"this is not a reference checkpoint for {model.settings['backbone']} with {model.settings['kernel']} kernels, "
-            f"{model.settings['layers']} layers, {model.settings['levels']} levels. " + "; ".join(found)
+            f"{model.settings['layers']} layers, {model.settings['levels']} levels. {'; '.join(found)}"
         )
     return renamed

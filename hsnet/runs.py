@@ -270,7 +270,7 @@ def run_folder(run: str | Path) -> Path:
     The weights of `DEFAULT_RUN` that the data folder lacks are those that come with the library.
 
     Raises:
-        FileNotFoundError: no such run, with the most similar name and those of the runs that have weights.
+        FileNotFoundError: no such run, with the most similar name and the command that lists all.
     """
     runs = data_folder() / "runs"
     if str(run) == DEFAULT_RUN and not (runs / run / WEIGHTS).exists():
@@ -279,12 +279,10 @@ def run_folder(run: str | Path) -> Path:
         if folder.is_dir():
             return folder
     similar = difflib.get_close_matches(str(run), [DEFAULT_RUN, *(p.name for p in runs.glob("*/"))], n=1)
-    names = sorted(p.parent.name for p in runs.glob(f"*/{WEIGHTS}"))
     raise FileNotFoundError(
         f"no run {str(run)!r}, neither as a folder nor under {runs}. "
         + "".join(f"Did you mean {name!r}? " for name in similar)
-        + (f"Runs with weights: {', '.join(names)}" if names else "There are none yet: `make train` trains one")
-        + f". Shipped with the library: {DEFAULT_RUN}"
+        + f"`python -m hsnet.train --list` shows those that there are; shipped with the library: {DEFAULT_RUN}"
     )
 
 
@@ -307,10 +305,8 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write JSON under a temporary name, then rename it. Innermost lists stand on one line each."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(_lines(content) + "\n")
-    temporary.replace(path)
+    """Write JSON by `write_atomically`. Innermost lists stand on one line each."""
+    write_atomically(path, f"{_lines(content)}\n".encode())
 
 
 def _lines(value, indent=0) -> str:

@@ -5,9 +5,8 @@ import torch
 from .benchmarks import Benchmark
 from .config import Config
 from .devices import choose_precision, computing_in
-from .engine import choose_workers, evaluate, features_of, mean_probability
-from .episodes import EpisodeDataset, test_episodes
-from .memory import scored_at_a_time
+from .engine import evaluate_run, features_of, mean_probability
+from .episodes import test_episodes
 from .model import HSNet
 
 THRESHOLDS = tuple(n / 100 for n in range(15, 76, 5))
@@ -30,13 +29,6 @@ def choose_thresholds(model: HSNet, config: Config, benchmark: Benchmark, device
     for shot in (1, 5):
         count = max(1, 2 * config.val_episodes // (shot + 1))
         episodes = test_episodes(benchmark, fold=config.fold, shot=shot, count=count, split="val")
-        scores = evaluate(
-            predict,
-            EpisodeDataset(benchmark, config.size, episodes),
-            benchmark.classes(config.fold, "val"),
-            batch=scored_at_a_time(config, device),
-            workers=choose_workers(config.workers),
-            title=f"threshold, {shot}-shot",
-        )
+        scores = evaluate_run(predict, config, benchmark, episodes, f"threshold, {shot}-shot", split="val")
         chosen.append(float(max(scores, key=lambda threshold: scores[threshold].miou())))
     return tuple(chosen)

@@ -22,9 +22,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
+import torch
 from torch import Tensor
 
 from . import figures, runs
@@ -32,8 +35,8 @@ from .benchmarks import BENCHMARKS
 from .config import FREE, Config, add_settings, config_from, run_program
 from .devices import Memory, choose_device
 from .distributed import all_reduce, broadcast, process_group, rank, world
-from .engine import Learner, draw_episodes, fit_prototypes, predictor, test_run
-from .episodes import EpisodeDataset, test_episodes
+from .engine import Learner, Predictor, fit_prototypes, predictor, test_run
+from .episodes import Batch, EpisodeDataset, test_episodes
 from .memory import estimate, explained
 from .optim import Clock
 from .paths import data_folder
@@ -79,9 +82,7 @@ def train(config: Config, resume: bool = False, memory: bool = False) -> Path:
         state = broadcast(_find_state(config, folder, resume) if rank() == 0 else None)
         here = dataclasses.replace(config, device=name)
         if state is not None and state["finished"]:
-            _say(
-                f"{config.run} is finished: nothing to do. Train another with --name, or longer with --resume --epochs N"
-            )
+            _say(f"{config.run} is finished. Train another with --name, or longer with --resume --epochs N")
             _say(runs.scores_table(runs.read_tests(folder)))
             return folder
         device = choose_device(name)
@@ -96,13 +97,17 @@ def train(config: Config, resume: bool = False, memory: bool = False) -> Path:
         if rank() == 0:  # not before: what fails until here leaves the settings of an earlier run as they were
             runs.write_atomically(folder / "config.json", config.as_json().encode())
             training.write_history()
-        with interruption.saving(training):
+        try:
             while training.goes_on():
                 training.learner.train_one_epoch(training.clock, lambda: interruption.number > 0, training.save_if_due)
                 with interruption.immediate():
                     miou = training.learner.validate()
                 training.end_epoch(miou, peak.peak())
-            training.save()
+        except KeyboardInterrupt:
+            if not interruption.twice:  # the second signal may have come within a step, whose state is of no use
+                training.save()
+            raise
+        training.save()
         with interruption.immediate():
             training.test()
         if memory:
@@ -162,16 +167,6 @@ class Interruption:
         finally:
             self.at_once = False
 
-    @contextmanager
-    def saving(self, training: "Training") -> Iterator[None]:
-        """Within, the first signal saves; the second one may have come within a step, whose state is of no use."""
-        try:
-            yield
-        except KeyboardInterrupt:
-            if not self.twice:
-                training.save()
-            raise
-
 
 class Training:
     """A training under way: a `Learner`, its run's folder, and what its epochs have brought.
@@ -179,13 +174,12 @@ class Training:
     Attributes:
         history: the lines of `history.jsonl`.
         best: highest validation mIoU, of epoch `best_epoch` with the weights `best_model`.
-        saving: seconds that checkpoints took.
     """
 
     def __init__(self, config: Config, folder: Path, state: dict[str, Any] | None = None):
         self.config, self.folder = config, folder
         self.learner = learner = Learner(config)
-        self.best, self.best_epoch, self.saving = -1.0, 0, 0.0
+        self.best, self.best_epoch = -1.0, 0
         self.history: list[dict] = []
         self.best_model: dict[str, Tensor] = {}
         self.clock = Clock(config, 0.0 if state is None else state["seconds"])
@@ -196,7 +190,7 @@ class Training:
         _say(f"{folder.name}: {parameters:,} parameters to learn, {learner.device}{several}, {str(learner.dtype)[6:]}")
         if state is not None:
             learner.load_state(state)
-            for name in ("saving", "history", "best", "best_epoch", "best_model"):
+            for name in ("history", "best", "best_epoch", "best_model"):
                 setattr(self, name, state[name])
             step = f", step {learner.step}" if learner.step else ""
             _say(f"going on after epoch {learner.epoch}{step}, {self.clock.seconds():.0f} s")
@@ -282,7 +276,6 @@ class Training:
             "config": dataclasses.asdict(self.config),
             **self.learner.state(),
             "seconds": self.clock.seconds(),
-            "saving": self.saving,
             "history": self.history,
             "best": self.best,
             "best_epoch": self.best_epoch,
@@ -293,7 +286,6 @@ class Training:
         self._save_best()
         self._saved = time.perf_counter()
         self._cost = self._saved - start
-        self.saving += self._cost
 
     def write_history(self) -> None:
         """Write the files that follow from the state: a kill may have left them ahead or behind."""
@@ -319,6 +311,15 @@ class Training:
         predict = predictor(learner.model.eval(), learner.device, learner.dtype)
         self.writer.add_figure("validation episodes", draw_episodes(predict, learner.validation), line["epoch"])
         self.writer.flush()
+
+
+def draw_episodes(predict: Predictor, dataset: EpisodeDataset, count: int = 8) -> plt.Figure:
+    """Draw the first episodes of a data set with HSNet's predictions."""
+    batches = [dataset[i] for i in range(min(count, len(dataset)))]
+    prediction = torch.cat([predict(batch)["HSNet"] for batch in batches])  # one by one: no more memory than training
+    batch = Batch.stack(batches)
+    names = [dataset.benchmark.class_names[c] for c in batch.class_id.tolist()]
+    return figures.episode_figure(batch, prediction.numpy(), names, dataset.benchmark.attribution)
 
 
 def _start_from(run, model):
@@ -379,12 +380,10 @@ def main() -> None:
         prog="python -m hsnet.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_settings(parser)
-    for option, text in (
-        ("--resume", "there must be a run to go on with; more epochs or minutes may be given"),
-        ("--memory", "estimate the memory before training, and measure its peak"),
-        ("--list", "show the runs, how far they are and their best scores"),
-    ):
-        parser.add_argument(option, action="store_true", help=text)
+    option = partial(parser.add_argument, action="store_true")
+    option("--resume", help="there must be a run to go on with; more epochs or minutes may be given")
+    option("--memory", help="estimate the memory before training, and measure its peak")
+    option("--list", help="show the runs, how far they are and their best scores")
     arguments = parser.parse_args()
     if arguments.list:
         print(runs.runs_table())

@@ -35,6 +35,7 @@ QUESTIONS = [
 PAGES = os.environ.get("HSNET_PAGES")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VIEWS = {"desk": (1280, 900), "phone": (390, 844)}
+MEASURED = ("seconds", "peak_bytes")  # of a line of history: what differs between two runs that are otherwise equal
 # A training of a few seconds.
 TINY = {
     "benchmark": "shapes",

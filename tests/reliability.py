@@ -43,7 +43,7 @@ from hsnet.config import Config, run_program
 from hsnet.paths import data_folder
 from hsnet.pictures import read_image
 from hsnet.runs import LAST, PREVIOUS, load_checkpoint
-from hsnet.train import MEASURED, train
+from hsnet.train import train
 
 # Eight steps in two epochs, on figures drawn by code, in float32: the same bits whenever it is repeated. So short a training
 # finds nothing anywhere unless foreground weighs much.
@@ -101,7 +101,7 @@ def outcome(name: str) -> dict:
         "finished": state["finished"],
         "last": _bits(state["model"]),
         "best": _bits(HSNet.from_run(name).learned_parameters()),
-        "history": [{k: v for k, v in line.items() if k not in MEASURED} for line in _history(folder)],
+        "history": [{k: v for k, v in line.items() if k not in helpers.MEASURED} for line in _history(folder)],
         "areas": json.loads((folder / "test-1shot.json").read_text())["areas"],
     }
 

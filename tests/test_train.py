@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import OPTIONS, TINY, history
+from helpers import MEASURED, OPTIONS, TINY, history
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -24,8 +24,6 @@ from hsnet.devices import exact_float32
 from hsnet.engine import Learner, predictor
 from hsnet.optim import Clock
 from hsnet.train import train
-
-MEASURED = ("seconds", "peak_bytes")  # of a line of history: what differs between two runs that are otherwise equal
 
 
 def test_a_training_from_the_command_line(data, call):
@@ -153,8 +151,8 @@ def test_signals_save_and_say_so(data, number, status):
     stored = torch.load(folder / "last.pt", weights_only=True)
     assert stored["epoch"] == len(history(folder)) >= 1
     assert stored.keys() == {  # the format: runs that were begun before go on
-        "config", "model", "optimizers", "scaler", "epoch", "step", "losses", "areas", "seconds", "saving", "history",
-        "best", "best_epoch", "best_model", "generators", "passed_over", "finished",
+        "config", "model", "optimizers", "scaler", "epoch", "step", "losses", "areas", "seconds", "history",
+        "best", "best_epoch", "best_model", "passed_over", "finished",
     }  # fmt: skip
     HSNet.from_run("tiny")
     assert not list(folder.glob("*.tmp"))

@@ -26,8 +26,8 @@ from ..benchmarks.scenes import Scene
 from ..config import Config
 from ..devices import choose_device, choose_precision, computing_in
 from ..distributed import broadcast, rank
-from ..engine import choose_workers, evaluate, fit_prototypes, predictor
-from ..episodes import EpisodeDataset, test_episodes
+from ..engine import evaluate_run, fit_prototypes, predictor
+from ..episodes import test_episodes
 from ..metrics import SegmentationScore
 from ..model import HSNet, vote
 from ..runs import markdown, write_json
@@ -98,7 +98,7 @@ def measure_shots(model: HSNet, config: Config, benchmark: DrawnBenchmark) -> di
             masks = torch.stack([one[:, 1] > one[:, 0] for one in logits], dim=1)
         return {f"{k} {rule}": vote(masks[:, :k], rule).cpu() for k in SHOTS for rule in RULES}
 
-    scores = _scores(predict, config, benchmark, max(SHOTS), batch=1)
+    scores = _scores(predict, config, benchmark, max(SHOTS))
     rows = [_row(scores[f"{k} {rule}"], shot=k, rule=rule) for k in SHOTS for rule in RULES]
     return {"digest": benchmark.digest(), "scores": rows}
 
@@ -110,7 +110,7 @@ def measure_backgrounds(model: HSNet, config: Config, benchmark: DrawnBenchmark)
     predict = predictor(model, device, choose_precision(config.precision, device), prototypes)
     rows = []
     for name, drawn in zip(BACKGROUNDS, (benchmark, on_other_backgrounds(benchmark)), strict=True):
-        scores = _scores(predict, config, drawn, shot=1, batch=config.batch)
+        scores = _scores(predict, config, drawn, shot=1)
         rows += [_row(score, backgrounds=name, who=who) for who, score in scores.items()]
     return {"digest": benchmark.digest(), "scores": rows}
 
@@ -133,16 +133,9 @@ MEASUREMENTS: dict[str, Callable[[HSNet, Config, DrawnBenchmark], dict]] = {
 }
 
 
-def _scores(predict, config, benchmark, shot, batch):
+def _scores(predict, config, benchmark, shot):
     episodes = test_episodes(benchmark, fold=config.fold, shot=shot, count=EPISODES)
-    return evaluate(
-        predict,
-        EpisodeDataset(benchmark, config.size, episodes),
-        benchmark.classes(config.fold, "test"),
-        batch=batch,
-        workers=choose_workers(config.workers),
-        title="measuring",
-    )
+    return evaluate_run(predict, config, benchmark, episodes, "measuring")
 
 
 def _row(score, **which):

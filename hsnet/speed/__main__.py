@@ -17,8 +17,7 @@ import argparse
 import torch
 
 from ..config import run_program
-from ..devices import choose_device
-from ..engine import choose_workers
+from ..devices import choose_device, choose_workers
 from ..figures import save
 from ..paths import data_folder
 from ..runs import write_json

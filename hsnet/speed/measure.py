@@ -30,8 +30,8 @@ from ..config import Config
 from ..conv4d import KERNELS
 from ..correlation import hypercorrelation_pyramid, mask_features, unit_vectors
 from ..devices import Memory, choose_precision, describe, is_out_of_memory
-from ..engine import choose_workers, evaluate, pixel_loss, predictor
-from ..episodes import EpisodeDataset, test_episodes
+from ..engine import evaluate_run, pixel_loss, predictor
+from ..episodes import test_episodes
 from ..fast import applies
 from ..fast.correlation import correlate_and_convolve, cut
 from ..memory import trained_at_a_time
@@ -328,14 +328,12 @@ def measure_score(run: str, device: torch.device) -> dict:
     benchmark = config.load_benchmark()
     model = HSNet.from_run(folder).to(device).eval()
     predictors = {str(dtype)[6:]: predictor(model, device, dtype, rule=config.rule) for dtype in precisions_of(device)}
-    episodes = test_episodes(benchmark, fold=config.fold, shot=1, count=config.test_episodes)
-    scores = evaluate(
+    scores = evaluate_run(
         lambda batch: {name: predict(batch)["HSNet"] for name, predict in predictors.items()},
-        EpisodeDataset(benchmark, config.size, episodes),
-        benchmark.classes(config.fold, "test"),
-        batch=config.batch,
-        workers=choose_workers(config.workers),
-        title="test in each precision",
+        config,
+        benchmark,
+        test_episodes(benchmark, fold=config.fold, shot=1, count=config.test_episodes),
+        "test in each precision",
     )
     rows = []
     for name, score in scores.items():
