@@ -86,13 +86,6 @@ def test_a_network_of_timm_is_saved_and_loaded(data):
         assert torch.equal(again(*inputs), model(*inputs))
 
 
-def test_timm_names_bring_their_own_mean_and_deviation():
-    grey = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
-    expected = (1 - torch.tensor((0.485, 0.456, 0.406))) / torch.tensor((0.229, 0.224, 0.225))
-    torch.testing.assert_close(Backbone("timm:resnet18", pretrained=False).normalize(grey)[0, :, 0, 0], expected)
-    assert Backbone("timm:tf_efficientnet_lite0", pretrained=False).normalize(grey).unique() == 1
-
-
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -104,19 +97,6 @@ def test_timm_names_bring_their_own_mean_and_deviation():
 def test_a_network_that_does_not_do_is_named(name, message):
     with pytest.raises(ValueError, match=message):
         Backbone(name, pretrained=False)
-
-
-def test_efficientnet_weights_are_imagenets():
-    # Random weights would not recognise structure: a trained network's deep features differ between images much more
-    # than they do between an image and its mirror image.
-    backbone = Backbone("efficientnet_lite0").eval()
-    y, x = torch.meshgrid(torch.linspace(-3, 3, 128), torch.linspace(-3, 3, 128), indexing="ij")
-    stripes, blob = torch.sin(4 * x), torch.exp(-(x**2 + y**2))
-    images = torch.stack([stripes, stripes.flip(-1), blob])[:, None].repeat(1, 3, 1, 1)
-    with torch.no_grad():
-        deep = backbone(images)[-1][-1].mean((2, 3))
-    same, other = torch.cosine_similarity(deep[:1], deep[1:], dim=1)
-    assert same > other + 0.2
 
 
 def test_damaged_weights_are_named(monkeypatch, tmp_path):
@@ -142,11 +122,12 @@ def test_download_that_fails_says_what_to_do(monkeypatch):
         Backbone("resnet50")
 
 
-def test_normalize():
-    grey = torch.full((1, 3, 2, 2), 127, dtype=torch.uint8)
-    assert Backbone("efficientnet_lite0", pretrained=False).normalize(grey).abs().max() < 0.01
-    imagenet = Backbone("vgg16", pretrained=False).normalize(grey)[0, :, 0, 0]
+@pytest.mark.parametrize("name", ["vgg16", "timm:resnet18", "efficientnet_lite0", "timm:tf_efficientnet_lite0"])
+def test_normalize(name):
+    white = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
+    expected = (1 - torch.tensor((0.485, 0.456, 0.406))) / torch.tensor((0.229, 0.224, 0.225))
+    if "efficientnet" in name:
+        expected = torch.full((3,), 128 / 127 if name == "efficientnet_lite0" else 1.0)
     torch.testing.assert_close(
-        imagenet,
-        (torch.tensor([127 / 255] * 3) - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225]),
+        Backbone(name, pretrained=False).normalize(white)[0, :, 0, 0], expected, atol=0.01, rtol=0
     )

@@ -8,7 +8,7 @@ from drawn_datasets import DATASETS
 
 from hsnet import EpisodeDataset, test_episodes
 from hsnet.benchmarks import UnreadableFileError, load_benchmark
-from hsnet.benchmarks.cache import Cache, build_cache
+from hsnet.benchmarks.cache import build_cache
 
 
 @pytest.mark.parametrize("name", sorted(DATASETS))
@@ -87,16 +87,3 @@ def test_a_cache_of_other_masks(datasets):
 def test_no_cache_of_what_has_no_maps_of_labels():
     with pytest.raises(ValueError, match="shapes has no maps of labels to keep"):
         build_cache(load_benchmark("shapes", size=32), 32)
-
-
-def test_a_cache_travels_to_another_process_as_a_name(datasets):
-    import pickle
-
-    build_cache(load_benchmark("fss", size=32), 32)
-    cache = Cache.of(load_benchmark("fss", size=32), 32)
-    image, labels = cache.read("bus/1.jpg")
-    sent = pickle.dumps(cache)
-    assert len(sent) < 10_000
-    again = pickle.loads(sent).read("bus/1.jpg")
-    assert torch.equal(again[0], image)
-    assert torch.equal(again[1], labels)

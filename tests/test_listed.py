@@ -69,9 +69,6 @@ def test_coco_reads_the_masks_that_were_prepared(datasets):
     before = benchmark.digest()
     (datasets / "coco" / "masks" / "source.json").write_text('{"source": "authors"}')
     assert load_benchmark("coco", size=64).digest() != before
-    (datasets / "coco" / "masks" / "source.json").write_text("{")
-    with pytest.raises(ValueError, match=r"source.json is damaged .*prepare coco"):
-        benchmark.source()
 
 
 def test_the_query_can_be_scored_at_its_own_size(datasets):

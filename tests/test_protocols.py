@@ -11,10 +11,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import torch
 from kit.golden import FOLDER
 
-from hsnet import Batch, EpisodeDataset, paper, test_episodes
+from hsnet import paper, test_episodes
 from hsnet.benchmarks import coco, load_benchmark, pascal
 from hsnet.benchmarks.splits import read_coco, read_fss, read_pascal
 from hsnet.config import TEST_LISTS
@@ -158,19 +157,6 @@ def test_shards_hold_every_episode_once(datasets):
         shard(episodes, 2, 2)
 
 
-def test_an_epoch_asks_for_each_query_once(datasets):
-    for name in ("pascal", "fss"):
-        benchmark = load_benchmark(name, size=64)
-        dataset = EpisodeDataset(benchmark, 64, fold=0, count=benchmark.training_queries(0))
-        first = [dataset.episode(i) for i in range(len(dataset))]
-        assert sorted((e.query, e.class_id) for e in first) == sorted(benchmark.pairs(0, "train"))
-        assert all(
-            e.query not in e.supports and e.supports[0] in benchmark.images(0, "train")[e.class_id] for e in first
-        )
-        dataset.epoch = 1
-        assert [dataset.episode(i) for i in range(len(dataset))] != first
-
-
 def test_coco_draws_the_class_first(datasets):
     benchmark = load_benchmark("coco", size=64)
     assert benchmark.training_queries(0) == 240 == len({n for n, _ in benchmark.pairs(0, "train")})
@@ -179,14 +165,6 @@ def test_coco_draws_the_class_first(datasets):
     assert counts.reshape(20, 4)[:, 0].sum() == 0
     assert 45 <= (counts > 0).sum() <= 60
     assert all(e.query in benchmark.images(0, "train")[e.class_id] for e in drawn)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_training_is_the_same_for_any_number_of_workers(datasets, workers):
-    dataset = EpisodeDataset(load_benchmark("pascal", size=64), 64, fold=1, count=7)
-    one = Batch.stack([dataset[i] for i in range(7)])
-    many = Batch.stack([*dataset.loader(3, workers)])
-    assert all(torch.equal(getattr(one, n), getattr(many, n)) for n in ("query", "query_mask", "support", "class_id"))
 
 
 @pytest.mark.parametrize("name", ["pascal", "coco"])

@@ -3,16 +3,15 @@
 import collections
 import csv
 import hashlib
-import io
 import json
 import pickle
 import shlex
 import subprocess
 import sys
-import tarfile
 
 import numpy as np
 import pytest
+from helpers import packed
 from kit import sheets
 
 from hsnet.benchmarks import sprites
@@ -138,11 +137,7 @@ def test_empty_drawing_is_refused():
 def workshop(tmp_path, monkeypatch):
     """A list of two concepts, one set, and an npm that copies its tarball: returns a function that changes the npm."""
     published = tmp_path / "published.tgz"
-    with tarfile.open(published, "w:gz") as archive:
-        content = json.dumps(ICONS).encode()
-        entry = tarfile.TarInfo("package/icons.json")
-        entry.size = len(content)
-        archive.addfile(entry, io.BytesIO(content))
+    published.write_bytes(packed("a.tgz", {"package/icons.json": json.dumps(ICONS).encode()}))
     tiny = IconSet("tiny", "1.0.0", "MIT", "Nobody", hashlib.sha256(published.read_bytes()).hexdigest())
     concepts = tmp_path / "concepts.csv"
     concepts.write_text(LIST)
@@ -152,7 +147,7 @@ def workshop(tmp_path, monkeypatch):
     program.parent.mkdir()
     monkeypatch.setenv("PATH", str(program.parent))
 
-    copy = f"printf x >> $0.calls; /bin/cp {shlex.quote(str(published))} iconify-json-tiny-1.0.0.tgz"
+    copy = f"/bin/cp {shlex.quote(str(published))} iconify-json-tiny-1.0.0.tgz"
 
     def install(lines=copy):
         program.write_text(f"#!/bin/sh\n{lines}\n")
@@ -171,11 +166,14 @@ def test_first_use_fetches_and_draws(workshop, tmp_path):
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["packages", "sprites.json", "sprites.npy"]
 
 
-def test_second_use_neither_fetches_nor_draws(workshop, tmp_path, monkeypatch):
+def test_later_uses_fetch_nothing_and_draw_what_has_changed(workshop, tmp_path, monkeypatch):
     prepare_sprites(tmp_path / "cache", progress=False)
-    monkeypatch.setattr(sprites, "render_sprite", None)
     workshop("exit 1")
-    prepare_sprites(tmp_path / "cache", progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(sprites, "render_sprite", None)
+        prepare_sprites(tmp_path / "cache", progress=False)
+    sprites.CONCEPTS_FILE.write_text(LIST + "2,again,objects,square,0,square\n")
+    assert Sprites(tmp_path / "cache", progress=False).image(2, "tiny").any()
 
 
 def test_a_copy_for_a_worker_opens_the_file_again(workshop, tmp_path):
@@ -184,20 +182,12 @@ def test_a_copy_for_a_worker_opens_the_file_again(workshop, tmp_path):
     assert pickle.loads(copy).image(0, "tiny")[0, 0].tolist() == [255, 0, 0, 255]
 
 
-def test_changed_list_is_drawn_anew_without_fetching(workshop, tmp_path):
-    program = workshop()
-    prepare_sprites(tmp_path / "cache", progress=False)
-    sprites.CONCEPTS_FILE.write_text(LIST + "2,again,objects,square,0,square\n")
-    assert Sprites(tmp_path / "cache", progress=False).image(2, "tiny").any()
-    assert program.with_name("npm.calls").read_text() == "x"
-
-
 @pytest.mark.parametrize(
     ("npm", "parts"),
     [
         (
             "printf 'something else' > iconify-json-tiny-1.0.0.tgz",
-            ("iconify-json-tiny-1.0.0.tgz", "was not kept: sha256"),
+            ("another iconify-json-tiny-1.0.0.tgz", "was not kept"),
         ),
         ("echo npm error network: no connection >&2; exit 1", ("@iconify-json/tiny@1.0.0", "no connection")),
     ],

@@ -120,9 +120,8 @@ class Coco(ListedBenchmark):
             OtherAnnotationsError: annotations of something else, saying what they seem to be.
             ValueError: a damaged file.
         """
-        found = {
-            p.stem.removeprefix("instances_"): p for p in sorted((self.root / "annotations").glob("instances_*.json"))
-        }
+        files = sorted((self.root / "annotations").glob("instances_*.json"))
+        found = {path.stem.removeprefix("instances_"): path for path in files}
         official = {folder: path for folder, path in found.items() if folder in FILES}
         for folder, path in (official or found).items():
             count = len(read_instances(path)["categories"])
@@ -148,6 +147,8 @@ class Coco(ListedBenchmark):
         if not prepared:
             source = {"source": "authors"} if options.masks else {"source": "ours", "crowd": options.crowd}
             refuse_others(self.masks, source)
+            self.masks.mkdir(exist_ok=True)
+            write_json(self.masks / SOURCE, source)
             for folder, path in self._instances().items():
                 if (self.masks / folder).exists():
                     continue
@@ -156,7 +157,6 @@ class Coco(ListedBenchmark):
                 else:
                     sources = coco_mask_sources(path, options.crowd)
                     build(sources, self.masks / folder, write_coco_mask, options.workers)
-                write_json(self.masks / SOURCE, source)
         fetch_lists("coco")
 
     def verify(self, sample: int | None) -> Iterator[Finding]:

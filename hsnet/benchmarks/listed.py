@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..paths import images_folder
 from ..prepare.findings import Finding, draw, first_of
-from ..prepare.masks import SOURCE, makers, read_source
+from ..prepare.masks import makers, read_source
 from .base import Benchmark, Episode, Sample, UnreadableFileError
 from .cache import Cache
 from .resize import Square, resize_image, resize_labels
@@ -170,12 +170,8 @@ class ListedBenchmark(Benchmark):
         if few or not lists:
             c, n = next(iter(few.items()), (None, 0))
             what = f"class {c} ({self.class_names[c]}) has {n} image{'s'[: n != 1]}" if few else "no class has images"
-            if self._drops(split):
-                remedy = "take --novel-images keep"
-            else:
-                remedy = (
-                    "lower --shot, or " * (n >= 2) + "look at the lists with `python -m hsnet.prepare splits --check`"
-                )
+            remedy = "lower --shot, or " * (n >= 2) + "look at the lists with `python -m hsnet.prepare splits --check`"
+            remedy = "take --novel-images keep" if self._drops(split) else remedy
             raise ValueError(
                 f"{self.name}, fold {fold}, {split}: {what}, an episode of {shot} support{'s'[: shot != 1]} needs {least} "
                 f"under the {self.protocol} protocol: {remedy}"
@@ -234,8 +230,9 @@ class ListedBenchmark(Benchmark):
             pairs = [pair for part in self.parts for pair in self.listed(part)]
         except (FileNotFoundError, ValueError):
             return  # said above
-        there = {name: None for name, _ in pairs}
-        for what, path_of in (("images", self.image_path), (f"masks ({self.makers()})", self.mask_path)):
+        there = dict.fromkeys(name for name, _ in pairs)
+        made_by = makers(self.masks) if self.masks else "as published"
+        for what, path_of in (("images", self.image_path), (f"masks ({made_by})", self.mask_path)):
             lacking = [name for name in there if not path_of(name).exists()]
             text = f"{len(lacking):,} of {len(there):,} listed {what} are missing: {first_of(lacking)}"
             yield Finding(text, self.remedy()) if lacking else Finding(f"all {len(there):,} listed {what} are there")
@@ -325,23 +322,10 @@ class ListedBenchmark(Benchmark):
         """The folder of the masks and of the note whose they are, where `prepare` builds them."""
         return None
 
-    def makers(self) -> str:
-        """Who made the masks, in words."""
-        return makers(self.masks) if self.masks else "as published"
-
     def source(self) -> dict:
-        """Whose lists and masks: "source" is "ours" or "authors", "crowd" whether COCO's crowds count.
-
-        Raises:
-            ValueError: a damaged record.
-        """
-        try:
-            record = read_source(self.masks) if self.masks else {}
-            return {"lists": "official"} | {k: record[k] for k in ("source", "crowd") if k in record}
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{self.masks / SOURCE} is damaged ({error}): write it again with `python -m hsnet.prepare {self.prepared}`"
-            ) from error
+        """Whose lists and masks: "source" is "ours" or "authors", "crowd" whether COCO's crowds count."""
+        record = read_source(self.masks) if self.masks else {}
+        return {"lists": "official"} | {k: record[k] for k in ("source", "crowd") if k in record}
 
     def digest(self) -> str:
         """A hash of the lists, the protocol and where the masks come from."""

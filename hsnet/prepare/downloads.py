@@ -189,17 +189,13 @@ def fetch_npm(package: str, checksum: str, folder: Path) -> Path:
         return folder / name
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        result = _npm_pack(package, scratch)
+        said = _npm_pack(package, scratch).stderr.strip()
         fetched = Path(scratch, name)
-        if result.returncode or not fetched.exists():
+        if _sha256(fetched) != checksum:
+            what = f"brought another {name} than was published, which was not kept" if fetched.exists() else said
             raise ConnectionError(
-                f"npm could not fetch {package}:\n{result.stderr.strip()}\nCheck the connection and run again, or put "
-                f"{name} into {folder}"
-            )
-        if (found := _sha256(fetched)) != checksum:
-            raise ConnectionError(
-                f"{name} is not the file that was published and was not kept: sha256 {found} instead of {checksum}. Run "
-                f"again; if it still differs, put a good copy into {folder}"
+                f"npm could not fetch {package}:\n  {what}\nCheck the connection and run again, or put a {name} whose sha256 "
+                f"is {checksum} into {folder}"
             )
         return fetched.replace(folder / name)
 
