@@ -222,13 +222,6 @@ def test_bad_files_of_validation_are_all_named_before_the_first_step(datasets, d
     assert steps
 
 
-def test_an_image_and_its_mask_are_both_named(datasets):
-    breaks(datasets, "2007_000000", "broken off")
-    breaks(datasets, "2007_000000", "empty")
-    found = load_benchmark("pascal", size=64).flaws("2007_000000", 64)
-    assert [("jpg cannot be read" in flaw, "png cannot be read" in flaw) for flaw in found] == [(1, 0), (0, 1)]
-
-
 def test_what_a_cache_holds_is_not_read(datasets, monkeypatch):
     folder = datasets / "pascal" / "SegmentationClassAug"
     episodes = test_episodes(load_benchmark("pascal", size=32), fold=0, shot=1, count=20)

@@ -11,7 +11,7 @@ from ..paths import data_folder
 from ..prepare.findings import Finding
 from .base import register
 from .drawn import DrawnBenchmark
-from .sprites import ATTRIBUTION, Sprites, are_prepared, drawings_digest, load_concepts
+from .sprites import ATTRIBUTION, Sprites, are_prepared, drawings, drawings_digest, load_concepts
 
 UNSEEN_ARTIST = "streamline-emojis"
 
@@ -57,13 +57,11 @@ class Emoji(DrawnBenchmark):
 
     def verify(self, sample: int) -> Iterator[Finding]:
         """See `Benchmark.verify`."""
-        count = sum(len(concept.drawings) for concept in self.concepts)
         if are_prepared(self.root):
-            yield Finding(f"{count:,} drawings of {len(self.concepts)} concepts in {self.root}")
+            yield Finding(f"{len(drawings()):,} drawings of {len(self.concepts)} concepts in {self.root}")
         else:
-            yield Finding(
-                f"no drawings of the present list of concepts in {self.root}", "run `python -m hsnet.prepare emoji`"
-            )
+            text = f"no drawings of the present list of concepts in {self.root}"
+            yield Finding(text, "run `python -m hsnet.prepare emoji`")
 
     def fold_of(self, class_id: int) -> int:
         """As listed: siblings share a fold."""

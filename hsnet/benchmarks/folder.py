@@ -364,16 +364,6 @@ class Folder(ListedBenchmark):
             )
         return Image.fromarray(image), labels
 
-    def flaws(self, name: str, size: int) -> list[str]:
-        """See `Benchmark.flaws`."""
-        if self._is_cached(name, size):
-            return []
-        try:
-            self.picture(name)
-        except OSError as error:
-            return [str(error)]
-        return []
-
     def check(self, fold: int, split: str, tolerated: int = 0) -> None:
         """See `Benchmark.check`. The lists are made from the files; those that are left out are said once."""
         self._lists(fold, split, shot=1)

@@ -205,14 +205,11 @@ class ListedBenchmark(Benchmark):
         """See `Benchmark.flaws`: files that are missing, broken off, of a wrong kind or size, or hold unknown labels."""
         if self._is_cached(name, size):
             return []
-        found = {}  # the mask is looked at by itself where the image is bad
-        for look in (lambda: self.picture(name), lambda: self.read_labels(self.mask_path(name))):
-            try:
-                look()
-                break
-            except (FileNotFoundError, UnreadableFileError) as error:
-                found[str(error)] = None
-        return list(found)
+        try:
+            self.read(name, class_id=0)
+        except (FileNotFoundError, UnreadableFileError) as error:
+            return [str(error)]
+        return []
 
     def remedy(self) -> str:
         """What to do about files that are missing or wrong."""
