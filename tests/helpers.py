@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
 # What people ask for, in the words that they use.
@@ -66,6 +67,17 @@ def assert_close(ours, theirs, relative=1e-4):
 
 def history(folder):
     return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def outcome(folder):
+    """What two finished runs that are otherwise equal have in common: the bits of their weights, losses and areas."""
+    state = torch.load(folder / "last.pt", weights_only=True)
+    # The file of equal weights may differ: safetensors writes its header's entries in any order.
+    weights = {"last": state["model"], "best": load_file(folder / "model.safetensors")}
+    bits = {which: {n: t.numpy().tobytes() for n, t in tensors.items()} for which, tensors in weights.items()}
+    lines = [{k: v for k, v in line.items() if k not in MEASURED} for line in history(folder)]
+    areas = json.loads((folder / "test-1shot.json").read_text())["areas"]
+    return bits | {"finished": state["finished"], "history": lines, "areas": areas}
 
 
 def several(count, settings, folder, **keywords):

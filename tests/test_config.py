@@ -3,11 +3,9 @@
 from dataclasses import fields
 
 import pytest
-import torch
 
 from hsnet import Config, paper
 from hsnet.benchmarks import load_benchmark
-from hsnet.devices import exact_float32
 from hsnet.model import VOTE_RULES
 
 
@@ -27,16 +25,6 @@ def test_the_papers_settings():
     assert paper("pascal").run != Config(**{**vars(paper("pascal")), "protocol": "strict"}).run
 
 
-def test_float32_is_not_rounded_to_tf32(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    with exact_float32():
-        assert not torch.backends.cudnn.allow_tf32
-        assert not torch.backends.cuda.matmul.allow_tf32
-    assert torch.backends.cudnn.allow_tf32
-    with exact_float32(torch.bfloat16):
-        assert torch.backends.cudnn.allow_tf32
-
-
 def test_settings_reach_the_benchmark(datasets):
     config = Config(**{**vars(paper("pascal")), "protocol": "strict", "novel_images": "drop"})
     benchmark = config.load_benchmark()
@@ -45,4 +33,4 @@ def test_settings_reach_the_benchmark(datasets):
         Config(protocol="mine")
     with pytest.raises(ValueError, match="fold is 1: fss has one split only, --fold 0"):
         load_benchmark("fss", size=64).classes(1, "test")
-    assert next(f for f in fields(Config) if f.name == "rule").metadata["choices"] == VOTE_RULES
+    assert next(f for f in fields(Config) if f.name == "rule").metadata["choices"] == (*VOTE_RULES, "mean")

@@ -2,56 +2,28 @@
 
 import hashlib
 import json
-import sys
 
+import helpers
 import pytest
 import torch
 from kit.golden import reference_model, reference_state_dict
 
 from hsnet import Config, EpisodeDataset, HSNet, test_episodes
 from hsnet.benchmarks import load_benchmark
-from hsnet.config import run_program
 from hsnet.engine import evaluate, predictor
-from hsnet.evaluate import main
 from hsnet.reference import load_reference
 from hsnet.train import train
 
-TINY = {
-    "size": 64,
-    "batch": 2,
-    "epochs": 1,
-    "minutes": 0.0,
-    "epoch_episodes": 4,
-    "val_episodes": 4,
-    "test_episodes": 6,
-    "shot": "1",
-    "workers": 0,
-    "device": "cpu",
-    "backbone": "efficientnet_lite0",
-}
+TINY = {name: value for name, value in helpers.TINY.items() if name not in ("benchmark", "name")}
+TINY |= {"epochs": 1, "epoch_episodes": 4, "test_episodes": 6, "shot": "1"}
 
 
-@pytest.fixture
-def run(monkeypatch):
-    """The program as its command line calls it, in this process: its exit status, 0 or 2."""
-
-    def call(*options):
-        monkeypatch.setattr(sys, "argv", ["hsnet.evaluate", *map(str, options)])
-        try:
-            run_program(main)
-        except SystemExit as end:
-            return end.code
-        return 0
-
-    return call
-
-
-def test_a_run_under_the_strict_protocol(datasets, data, run, capsys):
+def test_a_run_under_the_strict_protocol(datasets, data, call):
     folder = train(
         Config(**TINY, benchmark="pascal", protocol="strict", novel_images="drop", boundary="ignore", rule="majority")
     )
     assert folder.name == "pascal-fold0-efficientnet_lite0-strict"
-    assert run(folder.name, "--shot", "2", "--precision", "float32") == 0
+    assert call("evaluate", folder.name, "--shot", "2", "--precision", "float32").returncode == 0
     test, original = (json.loads((folder / f"{prefix}test-2shot.json").read_text()) for prefix in ("", "original-"))
     assert (test["protocol"], test["rule"], test["scored_at"], original["scored_at"]) == (
         "strict", "majority", "size", "original size",
@@ -75,37 +47,34 @@ def test_a_run_under_the_strict_protocol(datasets, data, run, capsys):
             row[1] + row[4] == row[2] + row[3] == counted
         )  # each counted pixel is in one intersection or the other union
 
-    assert run(folder.name, "--benchmark", "coco-to-pascal") == 2
-    assert (
-        "was trained on 4 of its classes, such as chair. It can be tested with --benchmark pascal --fold 0\n"
-        in capsys.readouterr().err
-    )
+    refused = call("evaluate", folder.name, "--benchmark", "coco-to-pascal")
+    assert refused.returncode == 2
+    known = "was trained on 4 of its classes, such as chair. It can be tested with --benchmark pascal --fold 0\n"
+    assert known in refused.stderr
 
 
-def test_a_run_of_coco_on_pascal(datasets, data, run, capsys):
+def test_a_run_of_coco_on_pascal(datasets, data, call):
     folder = train(Config(**TINY, benchmark="coco", fold=1))
     assert json.loads((folder / "test-1shot.json").read_text())["source"]["source"] == "ours"
-    assert run(folder.name, "--benchmark", "coco-to-pascal", "--original-size") == 0
+    assert call("evaluate", folder.name, "--benchmark", "coco-to-pascal", "--original-size").returncode == 0
     test = json.loads((folder / "coco-to-pascal-fold1-original-test-1shot.json").read_text())
     assert test["source"]["episodes"] == "ours"
     assert {row[0] for row in test["areas"]["HSNet"]} <= {1, 5, 12, 17}  # bicycle, bus, horse, sofa
     for options, message in (
+        ("--benchmark coco-to-pascal --fold 2", "2: this run was trained on 6 of its classes, such as bird"),
         (
-            ("--benchmark", "coco-to-pascal", "--fold", "2"),
-            "--benchmark coco-to-pascal --fold 2: this run was trained on 6 of its classes, such as bird",
+            "--benchmark pascal",
+            "It can be tested with --benchmark coco --fold 1 or --benchmark coco-to-pascal --fold 1",
         ),
-        (
-            ("--benchmark", "pascal"),
-            ". It can be tested with --benchmark coco --fold 1 or --benchmark coco-to-pascal --fold 1",
-        ),
-        (("--fold", "0"), "--fold 0: this run was trained on 20 of its classes, such as person"),
-        (("--protocol", "mine"), "protocol is 'mine': choose one of official, strict"),
-        (("--rule", "mine"), "rule is 'mine': choose one of paper, majority"),
-        (("--precision", "half"), "precision is 'half': choose one of auto, float32, bfloat16, float16"),
-        (("--backbone", "resnet50"), "a run brings its own"),
+        ("--fold 0", "--fold 0: this run was trained on 20 of its classes, such as person"),
+        ("--protocol mine", "protocol is 'mine': choose one of official, strict"),
+        ("--rule mine", "rule is 'mine': choose one of paper, majority"),
+        ("--precision half", "precision is 'half': choose one of auto, float32, bfloat16, float16"),
+        ("--backbone resnet50", "a run brings its own"),
     ):
-        assert run(folder.name, *options) == 2
-        assert message in capsys.readouterr().err
+        refused = call("evaluate", folder.name, *options.split())
+        assert refused.returncode == 2
+        assert message in refused.stderr
 
 
 def test_coco_to_pascal_does_not_train(datasets):
@@ -113,11 +82,11 @@ def test_coco_to_pascal_does_not_train(datasets):
         train(Config(**TINY, benchmark="coco-to-pascal"))
 
 
-def test_the_authors_weights(datasets, data, tmp_path, run):
+def test_the_authors_weights(datasets, data, tmp_path, call):
     path = tmp_path / "best_model.pt"
     torch.save(reference_state_dict("resnet50", "module."), path)
     options = ("--reference-checkpoint", path, "--benchmark", "pascal", "--backbone", "resnet50", "--fold", "2")
-    assert run(*options, "--test-episodes", "2", "--device", "cpu") == 0
+    assert call("evaluate", *options, "--test-episodes", "2", "--device", "cpu").returncode == 0
     folder = data / "reference" / "pascal-fold2-resnet50"
     test = json.loads((folder / "test-1shot.json").read_text())
     assert test["training"]["checkpoint"] == "best_model.pt"
@@ -147,9 +116,10 @@ def test_the_authors_weights(datasets, data, tmp_path, run):
         (["--benchmark", "pascal", "--controls"], "has no --controls"),
     ],
 )
-def test_reference_mistakes(datasets, options, message, run, capsys):
-    assert run("--reference-checkpoint", "FILE", *options) == 2
-    assert message in capsys.readouterr().err
+def test_reference_mistakes(datasets, options, message, call):
+    refused = call("evaluate", "--reference-checkpoint", "FILE", *options)
+    assert refused.returncode == 2
+    assert message in refused.stderr
 
 
 def test_what_is_no_checkpoint(datasets, tmp_path):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import helpers
 import pytest
 from safetensors.torch import load_file
 
@@ -15,20 +16,8 @@ from hsnet.reproduce.experiments import LAST_EPOCH, Experiment, state
 from hsnet.runs import lock
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = {
-    "benchmark": "shapes",
-    "size": 32,
-    "epochs": 2,
-    "epoch_episodes": 2,
-    "batch": 2,
-    "val_episodes": 2,
-    "test_episodes": 4,
-    "minutes": 0.0,
-    "workers": 0,
-    "device": "cpu",
-    "precision": "float32",
-    "pretrained": False,
-}
+TINY = {name: value for name, value in helpers.TINY.items() if name not in ("shot", "name")}
+TINY |= {"size": 32, "epoch_episodes": 2, "val_episodes": 2, "precision": "float32", "pretrained": False}
 
 
 def tiny(**changes):
@@ -116,14 +105,9 @@ def test_several_processes_fill_an_experiment(data, tmp_path):
     script = tmp_path / "tried.py"
     script.write_text(SCRIPT.format(settings=TINY | {"epochs": 1}))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HSNET_DATA": str(data)}
-    done = subprocess.run(
-        [*command, "tried", "--device", "cpu", "--workers", "0"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    options = ["tried", "--device", "cpu", "--workers", "0"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert state(tiny(epochs=1)).kind == "done"
     assert done.stdout.count("1 of 1") == 2  # one process speaks: at the beginning, and of the score

@@ -19,12 +19,9 @@ def bench():
     return measure.Bench("efficientnet_lite0", 96, CPU)
 
 
-def test_operations_are_counted():
+def test_operations_are_counted_and_the_mask_covers_a_quarter():
     a, b = torch.zeros(10, 20), torch.zeros(20, 30)
     assert measure.count(lambda: a @ b) == 2 * 10 * 20 * 30 / 1e9
-
-
-def test_the_mask_covers_a_quarter():
     assert measure.disc(400).float().mean() == pytest.approx(0.25, abs=1e-3)
 
 
@@ -38,23 +35,16 @@ def test_both_paths_agree(bench):
 
 
 def test_stages_tables_and_curves(bench):
-    result = {
-        "device": "here",
-        "backbone": "efficientnet_lite0",
-        "size": 96,
-        "mask": "a disc",
+    about = {"device": "here", "backbone": "efficientnet_lite0", "size": 96, "mask": "a disc"}
+    passes = {"what": "1-shot", "precision": "float32"}
+    memory = {"what": "1-shot", "size": 96}
+    result = about | {
         "limits": {"gflops": {"float32": 100.0}},
         "kernels": measure.measure_kernels([3, 4], 1, CPU),
         "stages": measure.measure_stages(bench, 1),
-        "whole": [
-            {"what": "1-shot", "path": "plain", "precision": "float32", "seconds": 3.0},
-            {"what": "1-shot", "path": "fast", "precision": "float32", "seconds": 2.0},
-        ],
+        "whole": [passes | {"path": "plain", "seconds": 3.0}, passes | {"path": "fast", "seconds": 2.0}],
         "segmenter": [{"shot": 1, "first": 2.0, "further": 1.0}],
-        "memory": [
-            {"what": "1-shot", "size": 96, "path": "plain", "bytes": None},
-            {"what": "1-shot", "size": 96, "path": "fast", "bytes": 10**9},
-        ],
+        "memory": [memory | {"path": "plain", "bytes": None}, memory | {"path": "fast", "bytes": 10**9}],
     }
     assert {row["stage"] for row in result["stages"]} >= {"mixing", "decoding"}
     figure = report.draw(result)
@@ -107,11 +97,6 @@ def test_half_precision_is_scored_on_the_same_episodes(data, monkeypatch):
     assert low <= half["difference"] <= high
     table = report.precision_table({"rows": [exact, half]})
     assert f"| {half['difference']:+.2f} [" in table
-
-
-def test_a_figure_that_is_not_there(data):
-    with pytest.raises(FileNotFoundError, match=r"python -m hsnet\.speed --name gpu"):
-        report.read_speed("gpu")
 
 
 def test_reading_is_measured_with_and_without_the_cache():
