@@ -222,7 +222,8 @@ def coco(own_folders, monkeypatch, serve, tmp_path):
         (splits.splits_folder() / f"coco/{split}.json").write_text(json.dumps(table))
     make_official(monkeypatch, Coco, {"train2014/*.jpg": 4, "val2014/*.jpg": 4})
     digest = splits.content_digest({int(c): ids for c, ids in table.items()})
-    monkeypatch.setattr(splits, "CONTENT", dict.fromkeys(splits.CONTENT, digest))
+    for split in ("trn", "val"):
+        monkeypatch.setitem(splits.LISTS, f"coco/{split}.json", digest)
     monkeypatch.setattr(coco_module, "CLASSES", ["a", "b", "c"])
     monkeypatch.setattr(Coco, "class_names", ["a", "b", "c"])
     server = serve(files | {"annotations_trainval2014.zip": packed("a.zip", members)})
@@ -405,8 +406,8 @@ def test_the_official_lists_are_fetched_checked_and_stored(own_folders, serve, m
     made |= {f"fss/{s}.txt": b"cup\n" for s in ("trn", "val", "test")}
     for name, content in made.items():
         monkeypatch.setitem(splits.LISTS, name, hashlib.sha256(content).hexdigest())
-    digest = splits.content_digest(table)
-    monkeypatch.setattr(splits, "CONTENT", {"coco/trn.json": digest, "coco/val.json": digest})
+    for split in ("trn", "val"):
+        monkeypatch.setitem(splits.LISTS, f"coco/{split}.json", splits.content_digest(table))
     server = serve(made)
     assert "13 lists in" in prepare("splits")
     assert splits.read_coco("val") == splits.read_coco("train") == table

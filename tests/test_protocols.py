@@ -1,6 +1,6 @@
 """PASCAL-5i, COCO-20i and FSS-1000: official and strict episodes, and the files behind them. Data sets are drawn by the tests.
 
-The authors' own episodes are compared where their lists are at hand: set HSNET_SPLITS.
+The authors' own episodes are compared where HSNET_SPLITS names the official lists.
 """
 
 import gzip
@@ -84,6 +84,19 @@ def test_how_many_pairs_show_novel_classes(official):
     keep, drop = (load_benchmark("pascal", size=400, novel_images=option) for option in ("keep", "drop"))
     share = [1 - drop.training_queries(f) / keep.training_queries(f) for f in range(4)]
     assert [round(100 * s) for s in share] == [7, 17, 29, 10]
+
+
+def test_official_episodes_are_calls_of_the_legacy_generator(datasets):
+    benchmark = load_benchmark("coco", size=64)
+    lists = benchmark.images(1, "test")
+    np.random.seed(0)
+    one_of = lambda names: np.random.choice(names, 1, replace=False)[0]  # noqa: E731
+    for episode in test_episodes(benchmark, fold=1, shot=5, count=20):
+        class_id = one_of(list(lists))
+        query, supports = one_of(lists[class_id]), []
+        while len(supports) < 5:
+            supports += [name for name in [one_of(lists[class_id])] if name != query]
+        assert (episode.class_id, episode.query, list(episode.supports)) == (class_id, query, supports)
 
 
 @pytest.mark.parametrize("name", ["pascal", "coco"])

@@ -1,6 +1,5 @@
 """FSS-1000: a thousand classes of ten images each, with training, validation and test classes of its own."""
 
-import re
 from argparse import Namespace
 from collections.abc import Iterator
 from functools import cached_property
@@ -38,7 +37,7 @@ class Fss(ListedBenchmark):
     parts = ("train", "val", "test")
     each_query_once = True
     paper_settings: ClassVar = {"val_episodes": 2400, "test_episodes": 2400}  # each image of the test classes once
-    preparation = "says where FSS-1000 is to be had and where it goes, and verifies it"
+    preparation = "says where to get FSS-1000 and where it goes, and verifies it"
     counts: ClassVar = {"*/*.jpg": 10_000, "*/*.png": 10_000}
 
     @cached_property
@@ -73,8 +72,8 @@ class Fss(ListedBenchmark):
 
     def images(self, fold: int, split: str) -> dict[int, list[str]]:
         """The images of each class, from 1 to 10: the order supports are drawn in."""
-        number = lambda name: int(re.search(r"(\d+)\.jpg$", name)[1])  # noqa: E731
-        return {c: sorted(names, key=number) for c, names in super().images(fold, split).items()}
+        lists = super().images(fold, split)
+        return {c: sorted(names, key=lambda name: int(Path(name).stem)) for c, names in lists.items()}
 
     def label(self, class_id: int) -> int:
         """A mask knows one class."""

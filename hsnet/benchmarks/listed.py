@@ -59,8 +59,7 @@ class ListedBenchmark(Benchmark):
     def open(cls, **arguments) -> "ListedBenchmark":
         """The benchmark, and its cache where there is one. Raises as `Cache.of` does."""
         benchmark = cls(**arguments)
-        if benchmark.cacheable:
-            benchmark.cache = Cache.of(benchmark, benchmark.size)
+        benchmark.cache = Cache.of(benchmark, benchmark.size)
         return benchmark
 
     @abstractmethod

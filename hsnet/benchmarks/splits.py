@@ -25,13 +25,8 @@ PASCAL_CLASSES, COCO_CLASSES = 20, 80
 REPOSITORY = tuple(
     f"https://raw.githubusercontent.com/juhongm999/hsnet/{version}/data/splits/" for version in ("6b1bc12", "main")
 )
-# The published files: name -> sha256.
+# The published files: name -> sha256; of COCO's tables, that of their content, which is in pickles there.
 LISTS: dict[str, str] = json.loads((SHIPPED / "splits-sha256.json").read_text())
-# Of the COCO pickles' content, read: class id -> image numbers.
-CONTENT = {
-    "coco/trn.json": "7c586c779480fce1122c016eb55bdc3cb431d6855ce045d6622df9e56dec40ce",
-    "coco/val.json": "b74ea15f954a7552a515ec917ac625c84321c205d8219c49404275098b4ccc64",
-}
 OTHER_LISTS = "move it elsewhere and run `python -m hsnet.prepare splits`, or name another folder with HSNET_SPLITS"
 _FILE_NAMES = {"train": "trn", "val": "val", "test": "test"}
 _PARTS = {file: part for part, file in _FILE_NAMES.items()}
@@ -136,7 +131,7 @@ def merge_coco_lists(parts: list[dict]) -> dict[str, list[int]]:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Whatever would import or call something is refused: what is left are containers, texts and numbers."""
+    """Whatever would import or call something is refused; containers, texts and numbers are read."""
 
     def find_class(self, module, name):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
@@ -157,7 +152,7 @@ def read_plain_pickle(content: bytes) -> dict:
 def verify_lists(which: str = "") -> Iterator[Finding]:
     """Are the lists in `splits_folder()` those that were published? `which` as in `fetch_lists`."""
     good = 0
-    for name, digest in (LISTS | CONTENT).items():
+    for name, digest in LISTS.items():
         if not name.startswith(which) or name.endswith(".pkl"):
             continue
         path = splits_folder() / name
