@@ -99,7 +99,6 @@ def fill(experiment: Experiment, config: Config) -> None:
         prototypes = prototypes or fit_prototypes(model, tested, benchmark, device)
         for shot in missing:
             test_run(model, tested, benchmark, folder, shot, prototypes, original_size=original_size)
-    claims.measure(experiment)
     broadcast(None)  # the others wait for the files
 
 

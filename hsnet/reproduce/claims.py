@@ -1,7 +1,8 @@
-"""Does each claim of the paper hold? The comparisons, what they need beyond training, and the verdicts.
+"""Does each claim of the paper hold? The comparisons and the verdicts, from the files of runs.
 
     python -m hsnet.reproduce claims --dry-run     which runs there are
-    python -m hsnet.reproduce claims               train, test and measure those that are not done
+    python -m hsnet.reproduce claims               train and test those that are not done
+    PYTHONPATH=book python -m kit.claims           what some comparisons need beyond the tests
 
 Everything is on the embedded benchmark, two folds, every run with the same number of training episodes, at 288 px, where
 the squeezed support has 2 × 2 positions and every weight learns.
@@ -10,34 +11,18 @@ the squeezed support has 2 × 2 positions and every weight learns.
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from copy import copy
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 
-import numpy as np
-import torch
-from PIL import Image
-from tqdm import tqdm
-
-from ..benchmarks.drawn import DrawnBenchmark
-from ..benchmarks.emoji import UNSEEN_ARTIST, Emoji
-from ..benchmarks.scenes import Scene
-from ..config import Config
-from ..devices import choose_device, choose_precision, computing_in
-from ..distributed import broadcast, rank
-from ..engine import evaluate_run, fit_prototypes, predictor
-from ..episodes import test_episodes
+from ..benchmarks.emoji import UNSEEN_ARTIST
 from ..metrics import SegmentationScore
-from ..model import HSNet, vote
-from ..runs import markdown, write_json
+from ..runs import markdown
 from ..runs import runs_table as table_of_runs
 from .experiments import CLAIMS_FOLDS, PUBLISHED, Experiment, expected_hours, state
 from .experiments import claims as claimed_runs
 
 SHOTS = (1, 2, 3, 5, 10)
 RULES = ("paper", "majority")
-EPISODES = 300  # of what is measured beyond the tests
 RUN_COLUMNS = (
     "fold",
     "seed",
@@ -51,110 +36,6 @@ RUN_COLUMNS = (
 VERDICTS = ("holds", "does not hold here", "too close to call")
 SIZES = {"small": (0.0, 0.06), "middle-sized": (0.06, 0.15), "large": (0.15, 1.0)}  # a target's share of the scene
 BACKGROUNDS = ("its own", "stripes and chequers")
-
-
-# What is measured on the published network beyond the tests: each writes one file into the run's folder.
-
-
-def on_other_backgrounds(benchmark: DrawnBenchmark) -> DrawnBenchmark:
-    """The benchmark with backgrounds of a kind that training never shows: stripes and chequers of two colours.
-
-    Objects and masks of its scenes are the same.
-    """
-    other = copy(benchmark)
-    other.scene = partial(_on_pattern, benchmark)
-    return other
-
-
-def _on_pattern(benchmark: DrawnBenchmark, name: str) -> Scene:
-    scene, size = benchmark.scene(name), benchmark.size
-    rng = np.random.default_rng([2, int(name.rsplit(".", 1)[-1])])
-    y, x = np.mgrid[:size, :size] / size
-    angle, period = rng.uniform(0, np.pi), rng.uniform(0.04, 0.2)
-    first = np.floor((x * np.cos(angle) + y * np.sin(angle)) / period)
-    second = np.floor((y * np.cos(angle) - x * np.sin(angle)) / period) if rng.random() < 0.5 else 0
-    colours = rng.integers(0, 256, (2, 3), dtype=np.uint8)
-    pattern = colours[((first + second) % 2).astype(int)]
-    # Soft edges, as drawings have.
-    objects = Image.fromarray(np.where(scene.labels > 0, 255, 0).astype(np.uint8))
-    half = objects.resize((size // 2,) * 2, Image.Resampling.BOX)
-    share = np.asarray(half.resize(objects.size, Image.Resampling.BILINEAR))
-    share = np.where(scene.labels > 0, 255, share // 2).astype(np.float32)[..., None] / 255
-    return Scene((share * scene.image + (1 - share) * pattern).astype(np.uint8), scene.labels)
-
-
-def measure_shots(model: HSNet, config: Config, benchmark: DrawnBenchmark) -> dict:
-    """The same queries with the first K of ten supports each, for each K and vote rule."""
-    device = choose_device(config.device)
-    dtype = choose_precision(config.precision, device)
-
-    @torch.no_grad()
-    def predict(batch):
-        batch = batch.to(device)
-        with computing_in(dtype, device):
-            query = model.backbone(model.backbone.normalize(batch.query))
-            support = model.backbone(model.backbone.normalize(batch.support.flatten(0, 1)))
-            logits = model.logits_from_features(query, support, batch.support_mask, batch.query_mask.shape[-2:])
-            masks = torch.stack([one[:, 1] > one[:, 0] for one in logits], dim=1)
-        return {f"{k} {rule}": vote(masks[:, :k], rule).cpu() for k in SHOTS for rule in RULES}
-
-    scores = _scores(predict, config, benchmark, max(SHOTS))
-    rows = [_row(scores[f"{k} {rule}"], shot=k, rule=rule) for k in SHOTS for rule in RULES]
-    return {"digest": benchmark.digest(), "scores": rows}
-
-
-def measure_backgrounds(model: HSNet, config: Config, benchmark: DrawnBenchmark) -> dict:
-    """The first test episodes as they are, and on backgrounds of another kind: the network and the prototypes."""
-    device = choose_device(config.device)
-    prototypes = fit_prototypes(model, config, benchmark, device)
-    predict = predictor(model, device, choose_precision(config.precision, device), prototypes)
-    rows = []
-    for name, drawn in zip(BACKGROUNDS, (benchmark, on_other_backgrounds(benchmark)), strict=True):
-        scores = _scores(predict, config, drawn, shot=1)
-        rows += [_row(score, backgrounds=name, who=who) for who, score in scores.items()]
-    return {"digest": benchmark.digest(), "scores": rows}
-
-
-def measure_episodes(model: HSNet, config: Config, benchmark: DrawnBenchmark) -> dict:
-    """What each test episode is like: the target's share of the query, the number of distractors, who drew the query."""
-    episodes = test_episodes(benchmark, fold=config.fold, shot=1, count=config.test_episodes)
-    rows = []
-    for episode in tqdm(episodes, desc="test scenes", unit="scene", leave=False):
-        share = float(benchmark.read(episode.query, episode.class_id).mask.mean())
-        objects = benchmark.objects(episode.query)
-        rows.append([round(share, 5), len(objects) - 1, objects[0][1]])
-    return {"digest": benchmark.digest(), "columns": ["share", "distractors", "artist"], "episodes": rows}
-
-
-MEASUREMENTS: dict[str, Callable[[HSNet, Config, DrawnBenchmark], dict]] = {
-    "episodes.json": measure_episodes,
-    "shots.json": measure_shots,
-    "backgrounds.json": measure_backgrounds,
-}
-
-
-def _scores(predict, config, benchmark, shot):
-    episodes = test_episodes(benchmark, fold=config.fold, shot=shot, count=EPISODES)
-    return evaluate_run(predict, config, benchmark, episodes, "measuring")
-
-
-def _row(score, **which):
-    return {**which, **score.summary(), "areas": score.rows}
-
-
-def measure(experiment: Experiment) -> None:
-    """Write those of an experiment's `more` files that are not there yet; every process takes part."""
-    missing = broadcast([name for name in experiment.more if not (experiment.folder / name).exists()])
-    if missing:
-        config = Config.load(experiment.folder / "config.json")
-        model = HSNet.from_run(experiment.folder).to(choose_device(config.device)).eval()
-        for name in missing:
-            content = MEASUREMENTS[name](model, config, Emoji(config.size))
-            if rank() == 0:
-                write_json(experiment.folder / name, content)
-
-
-# Verdicts
 
 Score = Callable[[int], SegmentationScore | None]  # of a fold; None where it was not run
 
@@ -180,6 +61,11 @@ def _read(run, name):
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def published(fold: int) -> Experiment:
+    """The run of the published network."""
+    return _run(PUBLISHED, fold)
+
+
 def _run(variant, fold):
     return next(r for r in claimed_runs() if (r.variant, r.config.fold, r.config.seed) == (variant, fold, 0))
 
@@ -201,10 +87,10 @@ def _test(variant: str = PUBLISHED, who: str = "HSNet", keep: Callable[[float, i
 
 
 def _measured(name: str, **which) -> Score:
-    """A score of one of the `more` files of the published network, by its other entries."""
+    """A score of one of the files that `kit.claims` measures on the published network, by its other entries."""
 
     def score(fold):
-        content = _read(_run(PUBLISHED, fold), name)
+        content = _read(published(fold), name)
         if content is None:
             return None
         row = next(row for row in content["scores"] if which.items() <= row.items())
@@ -355,7 +241,7 @@ def progress() -> str:
     if left:
         hours = max(1, round(sum(expected_hours(run.config) for run in left)))
         text += (
-            f" `python -m hsnet.reproduce claims` trains, tests and measures the others: about {hours} hour{'s'[: hours != 1]} "
+            f" `python -m hsnet.reproduce claims` trains and tests the others: about {hours} hour{'s'[: hours != 1]} "
             "of two cores that compute in bfloat16."
         )
     return text

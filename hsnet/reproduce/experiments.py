@@ -50,7 +50,6 @@ class Experiment:
         tested_on: the benchmark of the tests, where it is not the training's.
         variant: what is changed of the published network, as in `results.csv`; empty for nothing.
         last: whether the last epoch's weights are tested beside the best's.
-        more: files of further measurements in the run's folder, see `claims.MEASUREMENTS`.
     """
 
     config: Config
@@ -58,7 +57,6 @@ class Experiment:
     tested_on: str = ""
     variant: str = ""
     last: bool = True
-    more: tuple[str, ...] = ()
 
     @property
     def benchmark(self) -> str:
@@ -141,8 +139,7 @@ def state(experiment: Experiment) -> State:
     if holder := lock_holder(folder):
         return State("running", epochs, holder)
     tested = all(set(experiment.tests(*kind)) == set(experiment.shots) for kind in experiment.kinds)
-    measured = all((folder / name).exists() for name in experiment.more)
-    return State("done" if tested and measured else "cut", epochs)
+    return State("done" if tested else "cut", epochs)
 
 
 def expected_hours(config: Config) -> float:
@@ -190,8 +187,7 @@ def claims() -> list[Experiment]:
         for fold in CLAIMS_FOLDS:
             mark = (variant.replace(" ", "-") or "published") + f"-seed{seed}" * bool(seed)
             config = replace(CLAIMS, fold=fold, seed=seed, name=f"claims-fold{fold}-{mark}", **ABLATIONS[variant])
-            more = () if variant or seed else ("episodes.json", "shots.json", "backgrounds.json")
-            found.append(Experiment(config, shots=(1,), variant=variant, last=False, more=more))
+            found.append(Experiment(config, shots=(1,), variant=variant, last=False))
     return found
 
 
