@@ -138,7 +138,7 @@ def build_cache(benchmark, size: int, *, threads: int = 0) -> Path:
         except (UnreadableFileError, FileNotFoundError) as error:
             tqdm.write(f"left out: {error}")
             skipped.append(name)
-            return torch.zeros(3, size, size, dtype=torch.uint8), torch.zeros(size, size, dtype=torch.uint8)
+            return torch.zeros(3, size, size).byte(), torch.zeros(size, size).byte()
 
     with (
         ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool,

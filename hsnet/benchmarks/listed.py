@@ -185,7 +185,7 @@ class ListedBenchmark(Benchmark):
 
     def check(self, fold: int, split: str, tolerated: int = 0) -> None:
         """See `Benchmark.check`."""
-        next_step = f"`python -m hsnet.prepare {self.prepared} --check` says what is missing and how to get it"
+        next_step = f"`python -m hsnet.prepare {self.prepared} --check` names the missing files and how to get them"
         if not self.root.is_dir():
             raise FileNotFoundError(f"no folder {self.root} for {self.name}: name it with --root, or {next_step}")
         self._lists(fold, split, shot=1)

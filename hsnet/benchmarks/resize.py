@@ -56,7 +56,7 @@ def resize_mask(mask: np.ndarray, size: int) -> Bool[Tensor, "h w"]:
 
 
 def resize_labels(labels: np.ndarray, size: int) -> UInt8[Tensor, "h w"]:
-    """uint8 (h, w), resized like a mask: each class of the result is the squashed mask of that class."""
+    """uint8 (h, w), resized like a mask: each class of the result is the resized mask of that class."""
     labels = torch.tensor(labels)
     if labels.shape != (size, size):
         labels = F.interpolate(labels[None, None], (size, size), mode="nearest")[0, 0]
