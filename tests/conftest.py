@@ -96,3 +96,36 @@ def browser():
         browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """A function that opens a page; at the end, no script has failed and nothing was asked of another machine.
+
+    `still`: nothing goes on on the page; it is waited for, and an error on the console is one.
+    """
+    from helpers import VIEWS
+
+    contexts, problems = [], []
+
+    def open_page(name, view="desk", scheme="light", where=address, before="", still=True):
+        width, height = VIEWS[view]
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: problems.append(f"script: {error}"))
+        if still:
+            page.on("console", lambda message: message.type != "error" or problems.append(f"console: {message.text}"))
+        page.on(
+            "request", lambda r: r.url.startswith((where, "data:", "blob:")) or problems.append(f"asked for {r.url}")
+        )
+        page.on("response", lambda r: r.status < 400 or problems.append(f"{r.status} {r.url}"))
+        if before:
+            page.add_init_script(before)
+        page.goto(f"{where}/{name}", wait_until="networkidle" if still else "load")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not problems, "\n".join(problems)

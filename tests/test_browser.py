@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import PAGES, VIEWS, require_pages
+from helpers import PAGES, require_pages
 from kit.brush import Brush
 from PIL import Image
 
@@ -33,31 +33,6 @@ def episodes():
             episode[what] = np.asarray(Image.open(io.BytesIO(base64.b64decode(episode[what].split(",")[1]))))
         episode["mask"] = episode["mask"] > 127
     return found
-
-
-@pytest.fixture
-def visit(browser, address):
-    """A function that opens the page; at the end, no script has failed and nothing was asked of another machine."""
-    contexts, problems = [], []
-
-    def open_page(where=address, view="desk", scheme="light", before=""):
-        width, height = VIEWS[view]
-        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda e: problems.append(f"script: {e}"))
-        page.on(
-            "request", lambda r: r.url.startswith((where, "data:", "blob:")) or problems.append(f"asked for {r.url}")
-        )
-        if before:
-            page.add_init_script(before)
-        page.goto(f"{where}/{NAME}")
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not problems, problems
 
 
 def run(page):
@@ -102,7 +77,7 @@ def shown(page, i):
 
 
 def test_what_is_painted_is_found_as_python_finds_it(visit, episodes):
-    page = visit()
+    page = visit(NAME, still=False)
     shown(page, 0)
     canvas = page.locator("[data-part=support]").bounding_box()
     truth = episodes[0]["mask"]
@@ -129,7 +104,7 @@ def test_what_is_painted_is_found_as_python_finds_it(visit, episodes):
 
 
 def test_from_a_folder_without_a_server(visit, episodes):
-    page = visit(Path(PAGES).resolve().as_uri())
+    page = visit(NAME, where=Path(PAGES).resolve().as_uri(), still=False)
     shown(page, 0)
     choose(page, 2)
     page.locator("[data-part=given]").click()
@@ -138,7 +113,7 @@ def test_from_a_folder_without_a_server(visit, episodes):
 
 
 def test_own_pictures_keep_their_size(visit, episodes, tmp_path):
-    page = visit()
+    page = visit(NAME, still=False)
     shown(page, 0)
     for name, what, size in (("support", "support", (300, 200)), ("query", "query", (1000, 250))):
         Image.fromarray(episodes[0][what]).resize(size).save(tmp_path / f"{name}.png")
@@ -170,7 +145,7 @@ def test_own_pictures_keep_their_size(visit, episodes, tmp_path):
 
 
 def test_own_pictures_replace_the_episode_and_several_supports_vote(visit, episodes, tmp_path):
-    page = visit()
+    page = visit(NAME, still=False)
     shown(page, 0)
     page.locator("[data-part=given]").click()
     page.locator("[data-part=episode]").select_option("own")
@@ -219,14 +194,14 @@ def test_own_pictures_replace_the_episode_and_several_supports_vote(visit, episo
 
 
 def test_a_browser_without_webassembly_is_told(visit):
-    page = visit(before="delete globalThis.WebAssembly")
+    page = visit(NAME, before="delete globalThis.WebAssembly", still=False)
     assert "cannot run WebAssembly" in page.locator("#hsnet-try [role=alert]").inner_text()
     assert page.locator("#hsnet-try button").count() == 0
 
 
 @pytest.mark.parametrize(("view", "scheme"), [("desk", "light"), ("desk", "dark"), ("phone", "light")])
 def test_it_fits_the_window(visit, view, scheme):
-    page = visit(view=view, scheme=scheme)
+    page = visit(NAME, view, scheme, still=False)
     shown(page, 0)
     page.locator("[data-part=given]").click()
     run(page)

@@ -12,37 +12,6 @@ require_pages()
 NAMES = sorted(p.relative_to(PAGES).as_posix() for p in Path(PAGES, "book").glob("*.html"))
 
 
-@pytest.fixture
-def visit(browser, address):
-    """A function that opens a page and fails on scripts' errors and on anything fetched from elsewhere."""
-    contexts, problems = [], []
-
-    def open_page(name, view="desk", scheme="light"):
-        width, height = VIEWS[view]
-        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: problems.append(f"script: {error}"))
-        page.on(
-            "console",
-            lambda message: message.type != "error" or problems.append(f"console: {message.text}"),
-        )
-        page.on(
-            "request", lambda r: r.url.startswith((address, "data:", "blob:")) or problems.append(f"fetched {r.url}")
-        )
-        page.on(
-            "response",
-            lambda r: r.status < 400 or problems.append(f"{r.status} {r.url}"),
-        )
-        page.goto(f"{address}/{name}", wait_until="networkidle")
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not problems, "\n".join(problems)
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("name", NAMES)
@@ -58,10 +27,8 @@ def test_page(visit, name, view, scheme):
     assert not missing, f"pictures without a text: {missing}"
     formulas = page.locator(".math").count()
     assert formulas == 0 or page.locator("mjx-container svg").count() > 0, "formulas are not drawn"
-    folder = os.environ.get("HSNET_SCREENSHOTS")
-    if folder:
-        path = Path(folder) / f"{Path(name).stem}-{view}-{scheme}.png"
-        page.screenshot(path=path, full_page=True)
+    if folder := os.environ.get("HSNET_SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / f"{Path(name).stem}-{view}-{scheme}.png", full_page=True)
 
 
 # Formulas, code and what cells print, with the solutions open, that have to be scrolled sideways.
