@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+LEVEL = 0.95  # of intervals
+
 
 class SegmentationScore:
     """Collects the areas of each episode and turns them into scores in percent.
@@ -162,5 +164,5 @@ class SegmentationScore:
 
 
 def _middle(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(values, [0.025, 0.975])
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

@@ -6,10 +6,13 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 from conftest import table_rows
+from kit import reading
 
 from hsnet import Config, HSNet
+from hsnet.benchmarks import load_benchmark
+from hsnet.benchmarks.cache import build_cache
 from hsnet.runs import save_model
-from hsnet.speed import measure, reading, report
+from hsnet.speed import measure, report
 
 CPU = torch.device("cpu")
 
@@ -99,14 +102,16 @@ def test_half_precision_is_scored_on_the_same_episodes(data, monkeypatch):
     assert f"| {half['difference']:+.2f} [" in table
 
 
-def test_reading_is_measured_with_and_without_the_cache():
-    found = reading.measure_reading(32, 40, [0, 1])
+def test_reading_is_measured_with_and_without_the_cache(datasets):
+    assert [r["source"] for r in reading.measure_reading("pascal", 32, 20, [0])["rows"]] == ["files"]
+    build_cache(load_benchmark("pascal", size=32), 32)
+    found = reading.measure_reading("pascal", 32, 20, [0, 1])
     assert [(r["source"], r["workers"]) for r in found["rows"]] == [
-        ("files", 0), ("cache", 0), ("files", 1), ("cache", 1),
+        ("files", 0), ("files", 1), ("cache", 0), ("cache", 1),
     ]  # fmt: skip
     assert all(r["episodes_per_second"] > 0 for r in found["rows"])
-    consumption = measure.measure_consumption("efficientnet_lite0", 64, CPU, 1)
+    consumption = reading.measure_consumption("efficientnet_lite0", 64, CPU, 1)
     assert consumption[0]["precision"] == "float32"
-    text = report.reading_table({"device": "here", "size": 32, "reading": found, "consumption": consumption})
+    text = reading.reading_table({"device": "here", "size": 32, "reading": found, "consumption": consumption})
     assert "cache, 1 workers" in text
     assert "a training step takes, efficientnet_lite0, float32" in text

@@ -2,7 +2,6 @@
 
     python -m hsnet.speed                  everything: about a quarter of an hour on two cores
     python -m hsnet.speed --quick          fewer sizes and repetitions: two minutes
-    python -m hsnet.speed --reading        instead: how many episodes a second are read, and how many the network takes
     python -m hsnet.speed --score RUN      instead: by how much half precision moves a run's test score
 
 The plain path is the same mathematics written the obvious way: BatchNorm beside its convolution, correlations computed
@@ -17,13 +16,12 @@ import argparse
 import torch
 
 from ..config import run_program
-from ..devices import choose_device, choose_workers
+from ..devices import choose_device
 from ..figures import save
 from ..paths import data_folder
 from ..runs import write_json
-from .measure import about, measure, measure_consumption, measure_score
-from .reading import measure_reading
-from .report import draw, precision_table, reading_table, report
+from .measure import about, measure, measure_score
+from .report import draw, precision_table, report
 
 
 def main() -> None:
@@ -38,22 +36,16 @@ def main() -> None:
     option("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
     option("--threads", type=int, default=0, help="threads on a CPU (default: PyTorch's choice)")
     option("--name", help="name of the files under data/speed (default: device and backbone)")
-    option("--reading", action="store_true", help="instead: episodes a second, read and trained on")
     option("--score", metavar="RUN", help="instead: the test score of a run in each precision")
     arguments = parser.parse_args()
     backbone, size, quick = arguments.backbone, arguments.size, arguments.quick
     device = choose_device(arguments.device)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    usual = f"{backbone}-reading" if arguments.reading else "score" if arguments.score else backbone + "-quick" * quick
+    usual = "score" if arguments.score else backbone + "-quick" * quick
     path = data_folder() / "speed" / f"{arguments.name or f'{device.type}-{usual}'}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    if arguments.reading:
-        workers = sorted({0, 1, choose_workers(-1)})
-        result = about(device) | {"size": size, "reading": measure_reading(size, 200 if quick else 1000, workers)}
-        result["consumption"] = measure_consumption(backbone, size, device, 2 if quick else 5)
-        text = reading_table(result)
-    elif arguments.score:
+    if arguments.score:
         result = about(device) | measure_score(arguments.score, device)
         text = precision_table(result)
     else:

@@ -313,14 +313,6 @@ def measure_one(backbone: str, what: str, path: str, size: int, device: torch.de
     return {"bytes": memory.peak() - memory.before, "seconds": time.perf_counter() - start}
 
 
-def measure_consumption(backbone: str, size: int, device: torch.device, repetitions: int) -> list[dict]:
-    """Episodes a second of training steps, forward and backward, in each precision that makes sense here."""
-    bench = Bench(backbone, size, device)
-    contenders = {str(d)[6:]: lambda d=d: bench.run("training step", "fast", d) for d in precisions_of(device)}
-    seconds = take_turns(contenders, repetitions, "training step")
-    return [{"backbone": backbone, "precision": p, "episodes_per_second": BATCH / s} for p, s in seconds.items()]
-
-
 def measure_score(run: str, device: torch.device) -> dict:
     """The 1-shot test of a run in float32 and in the precision that is fast here: the same episodes, the same weights."""
     folder = run_folder(run)

@@ -77,16 +77,6 @@ def precision_table(result: dict) -> str:
     return markdown(["precision", "1-shot mIoU [95 %]", "moved by [95 %]", "episodes"], rows)
 
 
-def reading_table(result: dict) -> str:
-    """Markdown, with a line above: episodes a second that are read and trained on, from a file of `hsnet.speed --reading`."""
-    found = {f"{r['source']}, {r['workers']} workers": r for r in result["reading"]["rows"]}
-    found |= {f"a training step takes, {r['backbone']}, {r['precision']}": r for r in result["consumption"]}
-    table = markdown(
-        ["", "episodes a second"], [[what, f"{r['episodes_per_second']:.1f}"] for what, r in found.items()]
-    )
-    return f"{result['device']}, {result['size']} px, {result['reading']['cores']} cores\n\n{table}"
-
-
 def report(result: dict) -> str:
     """What `hsnet.speed` prints: the limits in words, and a table each of kernels, stages, passes and memory."""
     reached = ", ".join(f"{value:.0f} GFLOP/s in {name}" for name, value in result["limits"]["gflops"].items())
