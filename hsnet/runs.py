@@ -44,7 +44,6 @@ LAST, PREVIOUS, DAMAGED, LOCK = "last.pt", "previous.pt", "damaged.pt", "lock"
 # The run whose weights come with the repository, the default of every `run` argument. When a better one is shipped it is
 # named here, and `python -m hsnet.export` and `python -m kit.photographs` are run again.
 DEFAULT_RUN = "emoji-photographs"
-# Of the table of all runs.
 COLUMNS = "state", "benchmark", "fold", "backbone", "kernel", "size", "epochs", "validation mIoU", "test mIoU [95 %]"
 
 
@@ -99,9 +98,6 @@ def write_atomically(
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     """Write a training's state as `last.pt`; what had that name becomes `previous.pt`, once the new one has been read.
-
-    Args:
-        state: tensors, numbers, text, lists and dicts.
 
     Raises:
         OSError: it cannot be written; what was there before is untouched.
@@ -185,8 +181,10 @@ def lock(folder: Path):
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system that has no locks
-                message = f"{path} cannot be locked ({error.strerror}): start no other training there"
-                print(f"warning: {message}", file=sys.stderr)
+                print(
+                    f"warning: {path} cannot be locked ({error.strerror}): start no other training there",
+                    file=sys.stderr,
+                )
                 break
             file.seek(0)
             holder = file.read().strip() or "another process"
@@ -381,25 +379,25 @@ def scores_table(tests: list[dict]) -> str:
         raise ValueError(
             f"these scores are of different test scenes (digests {', '.join(sorted(digests))}): evaluate the runs again"
         )
-    names = list(dict.fromkeys(name for t in tests for name in t["scores"]))
+    names = dict.fromkeys(name for t in tests for name in t["scores"])
     header = [""]
     for test in tests:
-        episodes = max((score.get("episodes", 0) for score in test["scores"].values()), default=0)
-        header += [f"{test['shot']}-shot mIoU [95 %], {episodes} episodes", f"{test['shot']}-shot FB-IoU"]
+        count = next(iter(test["scores"].values())).get("episodes", 0)
+        header += [f"{test['shot']}-shot mIoU [95 %], {count} episodes", f"{test['shot']}-shot FB-IoU"]
     rows = [[name, *chain(*(_columns(test["scores"].get(name)) for test in tests))] for name in names]
     return markdown(header, rows)
 
 
 def _columns(score):
     if score is None:
-        return ["–", "–"]
+        return [None, None]
     low, high = score["interval"]
     return [f"{score['miou']:.1f} [{low:.1f}, {high:.1f}]", f"{score['fb_iou']:.1f}"]
 
 
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table whose columns line up in a terminal too."""
-    return tabulate(rows, header, tablefmt="github", disable_numparse=True)
+def markdown(header: list[str], rows: list[list[str | None]]) -> str:
+    """A Markdown table whose columns line up in a terminal too; "–" stands for None."""
+    return tabulate(rows, header, tablefmt="github", disable_numparse=True, missingval="–")
 
 
 def read_history(folder: Path) -> list[dict]:
@@ -413,14 +411,13 @@ def runs_table(runs: Iterable[tuple[str, Path]] | None = None, columns: Sequence
 
     Args:
         runs: names and folders; default: every run of the data folder.
-        columns: what `_row` knows; "–" where a run does not have it.
+        columns: what `_row` knows.
     """
     if runs is None:
         runs = [(path.parent.name, path.parent) for path in sorted((data_folder() / "runs").glob("*/config.json"))]
         if not runs:
             return f"no runs under {data_folder() / 'runs'} yet: `make train` trains one"
-    rows = [[name, *(row.get(column, "–") for column in columns)] for name, row in ((n, _row(f)) for n, f in runs)]
-    return markdown(["run", *columns], rows)
+    return markdown(["run", *columns], [[name, *map(_row(folder).get, columns)] for name, folder in runs])
 
 
 def _row(folder):
@@ -430,7 +427,7 @@ def _row(folder):
     except (ValueError, FileNotFoundError) as error:
         return {"state": str(error)}
     history, tests = read_history(folder), {test["shot"]: test for test in read_tests(folder)}
-    row = {name: str(getattr(config, name)) for name in ("benchmark", "fold", "seed", "backbone", "kernel", "size")}
+    row = {name: str(value) for name, value in vars(config).items()}
     saved = "stopped: the same command goes on" if (folder / LAST).exists() else "nothing saved yet"
     holder = lock_holder(folder)
     row["state"] = f"running, {holder}" if holder else "finished" if tests else saved

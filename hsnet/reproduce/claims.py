@@ -211,8 +211,8 @@ def verdicts_table() -> str:
             )
             for fold, (better, worse) in found.scores.items()
         }
-        scores = (by_fold.get(fold, "–") for fold in CLAIMS_FOLDS)
-        rows.append([str(found.line.claim), found.line.text, *scores, found.verdict or "–"])
+        scores = (by_fold.get(fold) for fold in CLAIMS_FOLDS)
+        rows.append([str(found.line.claim), found.line.text, *scores, found.verdict or None])
     return markdown(["", "claim", *(f"fold {f}: mIoU, difference [95 %]" for f in CLAIMS_FOLDS), "verdict"], rows)
 
 

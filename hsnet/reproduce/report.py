@@ -35,7 +35,7 @@ def paper_table() -> str:
         if row["what"] == "mean" and not row["variant"] and row["sources"] != "unconfirmed":
             by_shot = found.setdefault((row["benchmark"], row["backbone"]), {})
             by_shot[row["shot"]] = f"{row['value']} [{row['sources']}]"
-    rows = [[*key, *(by_shot.get(shot, "–") for shot in ("1", "5"))] for key, by_shot in found.items()]
+    rows = [[*key, *(by_shot.get(shot) for shot in ("1", "5"))] for key, by_shot in found.items()]
     return markdown(["benchmark", "backbone", "1-shot mIoU", "5-shot mIoU"], rows)
 
 
@@ -53,7 +53,7 @@ def others_table() -> str:
     found = {(r["method"], r["backbone"], r["benchmark"]): r["value"] for r in rows}
     keys = dict.fromkeys((r["method"], r["backbone"]) for r in rows)
     header = ["method", "backbone", *(f"{b}, 1-shot mIoU" for b in benchmarks)]
-    return markdown(header, [[*key, *(found.get((*key, b), "–") for b in benchmarks)] for key in keys])
+    return markdown(header, [[*key, *(found.get((*key, b)) for b in benchmarks)] for key in keys])
 
 
 def experiments_table(names: Iterable[str] = OF_PAPER, protocol: str = "official", words: str = "") -> str:
@@ -139,7 +139,7 @@ def paper_and_ours(name: str, protocol: str = "official") -> str:
                 if any(found := _measured(group, shot, last, original_size))
             }
             lines = ({"paper": printed} if printed else {}) | (measured or {"ours": {}})
-            rows += [[row, f"{shot}", what, *(found.get(c, "–") for c in columns)] for what, found in lines.items()]
+            rows += [[row, f"{shot}", what, *(found.get(c) for c in columns)] for what, found in lines.items()]
     return f"{markdown(['', 'shot', 'mIoU', *columns], rows)}\n\n{_caption(experiments)}"
 
 
@@ -151,7 +151,7 @@ def summary_table() -> str:
         _caption(experiments)  # refuses what must not stand in one table
         for row, group in by_row(experiments).items():
             pairs = [(_printed(group[0], shot), _measured(group, shot)) for shot in group[0].shots]
-            rows.append([row, *(numbers.get("mean", "–") for pair in pairs for numbers in pair)])
+            rows.append([row, *(numbers.get("mean") for pair in pairs for numbers in pair)])
     return markdown(["mean mIoU over the folds", *(f"{s}-shot, {w}" for s in (1, 5) for w in ("paper", "ours"))], rows)
 
 
