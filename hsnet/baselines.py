@@ -70,11 +70,9 @@ class Prototypes:
     def rule(self) -> str:
         """The best level and rule, in words."""
         level, rule = self._best()
-        words = (
-            "foreground against background"
-            if rule == len(self.THRESHOLDS)
-            else f"cosine above {self.THRESHOLDS[rule]:.2f}"
-        )
+        words = "foreground against background"
+        if rule < len(self.THRESHOLDS):
+            words = f"cosine above {self.THRESHOLDS[rule]:.2f}"
         return f"{self._sides[level]} × {self._sides[level]} level, {words}"
 
     def _best(self):

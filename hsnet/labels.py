@@ -29,9 +29,7 @@ class Labels:
         self.distinct, self.codes, self.counts = _distinct(packed)
         self.colours = self.distinct[:, None].astype(float)  # n 1, or n 3
         if self.coloured:
-            self.colours = np.stack([self.distinct >> 16, self.distinct >> 8 & 255, self.distinct & 255], 1).astype(
-                float
-            )
+            self.colours = (self.distinct[:, None] >> np.array([16, 8, 0]) & 255).astype(float)
             self.colours[self.distinct < 0] = -1000  # far from all others
         self.scale = 255 if self.coloured else max(float(self.distinct[-1]), 1)
         self.near = self.scale / 8
@@ -80,9 +78,8 @@ class Labels:
         if len(chosen) == 1:  # lines alone, with soft edges
             far = abs(self.colours - self.colours[chosen[0]]).max(axis=1) > 2 * self.near
             if far.any():
-                chosen = np.append(
-                    chosen, np.argmax(np.where(far, settled if self.coloured else np.arange(1, n + 1), 0))
-                )
+                weight = settled if self.coloured else np.arange(1, n + 1)
+                chosen = np.append(chosen, np.argmax(np.where(far, weight, 0)))
         return chosen
 
     def _apart(self, chosen, distance):
@@ -107,19 +104,17 @@ class Labels:
         if not self.noisy or not left.any():
             return False
         front = self.counts[np.arange(len(self.counts)) != self.background].sum()
-        share = self.counts[left].sum() / front
-        if share > 0.002 and self.background is None and len(self.objects) == 1:
+        share, alone = self.counts[left].sum() / front, len(self.objects) == 1
+        if share > 0.002 and self.background is None and alone:
             return True
-        if share > 0.5 and (
-            len(self.objects) != 1 or self.background is None or share * front > 0.25 * self.codes.size
-        ):
+        if share > 0.5 and (not alone or self.background is None or share * front > 0.25 * self.codes.size):
             return True
         # Transitions rise and fall from one label to another; textures have peaks and pits, away from labels too.
         inner = _around(left[self.codes])[0]
         low, high = _around(self.ranks)
         if (inner & ((self.ranks < low) | (high < self.ranks))).sum() > 0.01 * front:
             return True
-        if len(self.objects) != 1 or self.background is None or self.visible is not None:
+        if not alone or self.background is None or self.visible is not None:
             return False
         return self.counts[left & (self._mixture(self.objects[0])[1] > 2 * self.near)].sum() > 0.2 * front
 
@@ -147,9 +142,7 @@ class Labels:
         if not self.coloured and isinstance(label, tuple) and len(set(label)) == 1:
             label = label[0]
         wanted = np.atleast_1d(np.array(label, float))
-        distance = (
-            abs(self.colours - wanted).max(axis=1) if len(wanted) == self.colours.shape[1] else np.array([np.inf])
-        )
+        distance = abs(self.colours - wanted).max(axis=1) + (0 if len(wanted) == self.colours.shape[1] else np.inf)
         target = int(np.argmin(distance))
         if distance[target] > (1.5 * self.near if self.noisy else 0):
             raise ValueError(f"{name} has no label {_shown(label)}: it holds {', '.join(self.choices(None)[0][:8])}")
@@ -208,10 +201,8 @@ def _around(values):
     """The least and the largest of each pixel's eight neighbours."""
     from scipy.ndimage import maximum_filter, minimum_filter
 
-    ring = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]], bool)
-    return minimum_filter(values, footprint=ring, mode="nearest"), maximum_filter(
-        values, footprint=ring, mode="nearest"
-    )
+    options = {"footprint": np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]], bool), "mode": "nearest"}
+    return minimum_filter(values, **options), maximum_filter(values, **options)
 
 
 def _shown(label):

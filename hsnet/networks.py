@@ -139,12 +139,8 @@ def timm_facts(name: str) -> dict:
             "a ViT all have one size. Take a network with stages, such as timm:convnext_tiny.dinov3_lvd1689m, which has three"
         )
     cfg = network.pretrained_cfg
-    return {
-        "layers": levels,
-        "mean": tuple(cfg["mean"]),
-        "std": tuple(cfg["std"]),
-        "channels_last": channels_last,
-    }
+    facts = {"mean": tuple(cfg["mean"]), "std": tuple(cfg["std"]), "channels_last": channels_last}
+    return {"layers": levels, **facts}
 
 
 def _block_shapes(network) -> dict[str, tuple[int, ...]]:

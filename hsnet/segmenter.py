@@ -184,20 +184,23 @@ class Segmenter:
         It is a score of this network, which is not calibrated. Raises as `predict` does, and ValueError where the method
         has no probabilities.
         """
-        if self.method == "prototypes":
-            raise ValueError("prototypes give masks, no probabilities: call predict, or use the method hsnet")
-        [(probabilities, size)] = self._maps([image])
+        probabilities, size = self._each(image)
         return _enlarge(probabilities.mean(dim=0), size).cpu().numpy()
 
     def predict_each(self, image: Picture) -> Bool[np.ndarray, "k h w"]:
-        """What each of the K supports alone says, at the picture's own size. Raises as `predict` does."""
-        [(maps, size)] = self._maps([image], joined=False)
-        return np.stack([_enlarge(one > 0.5, size).cpu().numpy() for one in maps])
+        """What each of the K supports alone says, at the picture's own size. Raises as `predict_proba` does."""
+        probabilities, size = self._each(image)
+        return np.stack([_enlarge(one > 0.5, size).cpu().numpy() for one in probabilities])
 
-    def _maps(self, images, joined: bool = True) -> Iterator[tuple[Float[Tensor, "k h w"], tuple[int, int]]]:
+    def _each(self, image):
+        if self.method == "prototypes":
+            raise ValueError("prototypes give one mask, no probabilities: call predict, or use the method hsnet")
+        return next(self._maps([image]))
+
+    def _maps(self, images) -> Iterator[tuple[Float[Tensor, "k h w"], tuple[int, int]]]:
         """For each picture: each support's probabilities, at its own size or, if it is large, a fraction of it; and its own size.
 
-        Of prototypes: masks as 0 and 1; one mask of all supports if `joined`.
+        Of prototypes: one mask, as 0 and 1.
         """
         if self._support_mask is None:
             raise RuntimeError("this segmenter knows no supports: call fit(images, masks) first")
@@ -205,7 +208,7 @@ class Segmenter:
         squares = torch.stack([square_image(pixels, self.size, self.aspect) for pixels, _ in pictures]).to(self.device)
         with torch.no_grad():
             levels = self.model.backbone(self.model.backbone.normalize(squares))
-            answers = self._logits(levels) if self.method == "hsnet" else self._contrasts(levels, joined)
+            answers = self._logits(levels) if self.method == "hsnet" else self._contrasts(levels)
         for answer, (_, size) in zip(answers, pictures, strict=True):
             maps = from_square(answer.float(), _within(size), self.size, self.aspect)
             yield maps.softmax(dim=1)[:, 1] if self.method == "hsnet" else maps[:, 0], size
@@ -218,15 +221,11 @@ class Segmenter:
         logits = self.model.logits_from_features(query_levels, supports, masks, (2 * height, 2 * width))
         return torch.stack(list(logits), dim=1)
 
-    def _contrasts(self, query_levels, joined) -> list[Bool[Tensor, "k 1 s s"]]:
-        side, masks, answers = (self.size, self.size), self._support_mask, []
-        groups = [slice(None)] if joined else [slice(i, i + 1) for i in range(masks.shape[1])]
+    def _contrasts(self, query_levels) -> Iterator[Bool[Tensor, "1 1 s s"]]:
         for i in range(len(query_levels[0][0])):
             query = [[f[i : i + 1] for f in level] for level in query_levels]
-            supports = [[[f[group] for f in level] for level in self._support_levels] for group in groups]
-            found = [Prototypes.contrast(query, s, masks[:, g], side) for s, g in zip(supports, groups, strict=True)]
-            answers.append(torch.stack(found) > 0)
-        return answers
+            contrast = Prototypes.contrast(query, self._support_levels, self._support_mask, (self.size, self.size))
+            yield contrast[None] > 0
 
 
 def square_image(image: UInt8[np.ndarray, "h w 3"], side: int, aspect: str) -> UInt8[Tensor, "3 side side"]:

@@ -109,9 +109,8 @@ def _mean_and_variance(part):
         # which costs half precision nothing, and float32 a digit.
         wide = part.new_zeros(part.shape[1], dtype=torch.float32)
         return torch.batch_norm_update_stats(part, wide, wide.clone(), 0.0)
-    centre = at_least_float32(
-        part[0]
-    )  # any value near the mean: squares of large numbers would lose the small ones' digits
+    # Any value near the mean: squares of large numbers would lose the small ones' digits.
+    centre = at_least_float32(part[0])
     part = part - centre
     mean = part.mean(0)
     return centre + mean, part.square_().mean(0) - mean**2
