@@ -255,7 +255,7 @@ class Config:
 
 
 def paper(benchmark: str, backbone: str = "resnet50", fold: int = 0) -> Config:
-    """The settings behind a cell of the paper's tables.
+    """The settings behind a number of the paper's tables.
 
     The paper's: Adam, 1e-3, no schedule, 400 px, batch 20, float32, 1-shot validation after each epoch, 1000 test episodes,
     and what a benchmark's `paper_settings` say otherwise. Ours: it stops 100 epochs after the best, where the authors

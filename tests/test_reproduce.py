@@ -53,7 +53,7 @@ def test_from_training_to_table_though_another_fails(tried, run):
     best, last = (load_file(folder / "model.safetensors") for folder in (one.folder, one.folder / LAST_EPOCH))
     assert len(history) == 2
     assert all(best[name].equal(last[name]) for name in best) == history[1]["best"]
-    # What is done is skipped; what is missing is made, and nothing else.
+    # What is done is skipped; a lost test is made again, and nothing else.
     before = {path: path.stat().st_mtime_ns for path in one.folder.rglob("*.json")}
     out = run("tried", "--only", "0")
     assert out.stdout.count(": done") == 1
