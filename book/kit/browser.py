@@ -32,7 +32,6 @@ from hsnet.prepare.downloads import fetch_npm
 from hsnet.runs import DEFAULT_RUN, run_folder
 from kit.figures import png_address
 from kit.pages import thread
-from kit.photographs import METHODS
 
 PACKAGE = "onnxruntime-web@1.30.0"
 SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
@@ -84,7 +83,8 @@ def on_photographs(run: str, side: int) -> dict | None:
     results = json.loads(path.read_text())["results"] if path.exists() else []
     for result in results:
         if (result["aspect"], result["size"]) == ("squash", side):
-            return {m: f"{result['shots']['1'][name]['miou']:.1f}" for name, m in METHODS.items()}
+            scores = result["shots"]["1"]
+            return {name.lower(): f"{scores[name]['miou']:.1f}" for name in ("HSNet", "prototypes")}
     return None
 
 
