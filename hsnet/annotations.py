@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 from jaxtyping import Bool
 from PIL import Image, ImageDraw
-from pycocotools import mask as coco_masks
+
+from .prepare.masks import outline_mask
 
 TOOLS = "export it as COCO json or as PNG masks"
 
@@ -66,12 +67,10 @@ def _polygon(points, height, width):
 
 
 def _outline(outline, height, width):
-    """Polygons, or run lengths, compressed or not."""
+    """Polygons, painted as labelme does, or run lengths."""
     if isinstance(outline, list):
         return np.any([_polygon(np.reshape(part, (-1, 2)), height, width) for part in outline], axis=0)
-    if not isinstance(outline["counts"], bytes | str):
-        outline = coco_masks.frPyObjects(outline, height, width)
-    return coco_masks.decode(outline).astype(bool)
+    return outline_mask(outline, height, width)
 
 
 def _labelme(path, content, size):

@@ -40,7 +40,7 @@ class Prototypes:
         ious = []
         # A level at a time: the maps of all at once are the most memory a small training takes.
         for pair in zip(query_levels, support_levels, strict=True):
-            masks = self._masks(*([level] for level in pair), support_mask, truth.shape[-2:])[0]  # rule b h w
+            masks = self._masks(*pair, support_mask, truth.shape[-2:])
             union = (masks | truth).sum((-2, -1)).clamp(min=1)
             ious.append(((masks & truth).sum((-2, -1)) / union).sum(-1))
         self._iou = self._iou + torch.stack(ious)
@@ -55,8 +55,7 @@ class Prototypes:
             ValueError: nothing was observed.
         """
         level, rule = self._best()
-        chosen = slice(level, level + 1)
-        return self._masks(query_levels[chosen], support_levels[chosen], support_mask, size)[0, rule]
+        return self._masks(query_levels[level], support_levels[level], support_mask, size)[rule]
 
     @classmethod
     def contrast(
@@ -80,13 +79,10 @@ class Prototypes:
             raise ValueError("no episode was observed: call observe with training episodes first")
         return divmod(int(self._iou.argmax()), self._iou.shape[1])
 
-    def _masks(self, query_levels, support_levels, support_mask, size) -> Bool[Tensor, "level rule b h w"]:
-        masks = []
-        for query_level, support_level in zip(query_levels, support_levels, strict=True):
-            maps = _maps(query_level, support_level, support_mask, size)
-            thresholds = self.THRESHOLDS.to(maps.device).view(-1, 1, 1, 1)
-            masks.append(torch.cat([maps[:, 0] > thresholds, (maps[:, 0] > maps[:, 1])[None]]))
-        return torch.stack(masks)
+    def _masks(self, query_level, support_level, support_mask, size) -> Bool[Tensor, "rule b h w"]:
+        maps = _maps(query_level, support_level, support_mask, size)
+        thresholds = self.THRESHOLDS.to(maps.device).view(-1, 1, 1, 1)
+        return torch.cat([maps[:, 0] > thresholds, (maps[:, 0] > maps[:, 1])[None]])
 
 
 def _maps(query_level, support_level, support_mask, size) -> Float[Tensor, "b 2 h w"]:

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .backbone import BACKBONES
+from .backbone import BACKBONES, LAYERS
 from .benchmarks import BENCHMARKS, Benchmark, load_benchmark
 from .benchmarks.augment import AUGMENTATIONS
 from .conv4d import KERNELS
@@ -57,12 +57,8 @@ class Config:
         tuple(BENCHMARKS),
     )
     root: str = _setting("", "folder of the benchmark's files (empty: its own under HSNET_IMAGES, else under data/)")
-    test_root: str = _setting(
-        "", "folder: a second folder, whose classes are the test; all of --root is then trained on"
-    )
-    least_area: int = _setting(
-        0, "folder: pixels that a class must cover in an image of COCO's json to count there (0: one)"
-    )
+    test_root: str = _setting("", "folder: a second folder, whose classes are the test; all of --root is trained on")
+    least_area: int = _setting(0, "folder: pixels that a class must cover in an image of COCO's json to count (0: one)")
     protocol: str = _setting(
         "official",
         "official: the paper's episodes, which choose the epoch too where there are no others; strict: classes of the "
@@ -70,9 +66,7 @@ class Config:
         tuple(TEST_LISTS),
     )
     novel_images: str = _setting(
-        "keep",
-        "training images that also show a class that is held out: keep, as in the paper (it is background there), or drop",
-        ("keep", "drop"),
+        "keep", "training images that also show a held-out class: keep, as in the paper, or drop", ("keep", "drop")
     )
     fold: int = _setting(0, "the group of classes that is held out of training", (0, 1, 2, 3))
     backbone: str = _setting(
@@ -82,58 +76,40 @@ class Config:
     )
     pretrained: bool = _setting(True, "start from the backbone's ImageNet weights")
     start: str = _setting(
-        "",
-        "run, by name or folder, whose weights the training starts from (empty: drawn at random); with its --seed, its "
-        "episodes would come again: give another",
+        "", "run whose weights training starts from (empty: random ones); give another --seed than that run's"
     )
     kernel: str = _setting("center-pivot", "the 4D convolution", tuple(KERNELS))
-    layers: str = _setting(
-        "all",
-        "which layers of each level are correlated: all, the last (deep) or the first (shallow)",
-        ("all", "deep", "shallow"),
-    )
+    layers: str = _setting("all", "of each level: all of them, the last (deep) or the first (shallow)", tuple(LAYERS))
     levels: int = _setting(3, "how many levels of the pyramid, counted from the coarsest", (3, 2, 1))
     convolutions: int = _setting(3, "4D convolutions in each squeezing and mixing block", (3, 2, 1))
     mask_support: bool = _setting(True, "hide the support's background, equation (1)")
     train_backbone: bool = _setting(False, "train the backbone too (the paper's ablation: it over-fits)")
     size: int = _setting(256, "images are resized to this many pixels a side")
-    augment: str = _setting(
-        "",
-        f"changes of training images, with commas between: {', '.join(AUGMENTATIONS)} (empty: none, as in the paper)",
-    )
+    augment: str = _setting("", f"changes of training images, with commas between: {', '.join(AUGMENTATIONS)}")
     shot: str = _setting("1,5", "supports per test episode, one test for each; training is 1-shot, as in the paper")
     epochs: int = _setting(12, "number of epochs at most")
-    epoch_episodes: int = _setting(
-        400, "training episodes per epoch (0: as many as the benchmark has training queries)"
-    )
+    epoch_episodes: int = _setting(400, "training episodes per epoch (0: as many as there are training queries)")
     batch: int = _setting(4, "episodes per training step, summed over all processes")
-    micro_batch: int = _setting(
-        0, "episodes that are computed at a time: less memory, the same step (0: chosen by the device)"
-    )
+    micro_batch: int = _setting(0, "episodes computed at a time: less memory, the same step (0: chosen by the device)")
     recompute: bool = _setting(
-        False,
-        "activation checkpointing of the squeezing layers: less memory, more time, the same step",
+        False, "activation checkpointing of the squeezing: less memory, more time, the same step"
     )
-    optimizer: str = _setting(
-        "muon", "adam, as in the paper, or muon, which learns more in a thousand steps", ("adam", "muon")
-    )
+    optimizer: str = _setting("muon", "adam, as in the paper; muon learns more in a thousand steps", ("adam", "muon"))
     learning_rate: float = _setting(0.015, "of the optimizer: about 1e-3 for adam, 0.015 for muon")
     foreground_weight: float = _setting(
-        2.0,
-        "weight of foreground pixels in the cross-entropy (the paper: 1); above 1, doubtful pixels count as foreground",
+        2.0, "of foreground pixels in the loss (the paper: 1); above 1, doubtful pixels count as foreground"
     )
     boundary: str = _setting(
         "background",
-        "pixels of no class (PASCAL's outlines) in the loss: background, as in the paper, or ignore; scores ignore them",
+        "PASCAL's outlines in the loss: background, as in the paper, or ignore, as scores do",
         ("background", "ignore"),
     )
     schedule: str = _setting(
-        "cosine", "of the learning rate: as in the paper, or warmed up and let down to zero", ("constant", "cosine")
+        "cosine", "constant, as in the paper, or warmed up and let down to zero", ("constant", "cosine")
     )
     patience: int = _setting(0, "stop when so many epochs have brought no better validation mIoU (0: never)")
     minutes: float = _setting(
-        15.0,
-        "stop training after this many minutes, whatever the epochs; the schedule then follows the clock (0: no limit)",
+        15.0, "stop after this many minutes, whatever the epochs; the schedule then follows the clock (0: no limit)"
     )
     precision: str = _setting(
         "auto",
@@ -150,15 +126,11 @@ class Config:
         "a threshold, which the validation episodes choose at the end of training",
         ("paper", "majority", "mean"),
     )
-    bad_files: int = _setting(
-        20, "images or masks that cannot be read and are passed over in training before it stops (in a test: none)"
-    )
+    bad_files: int = _setting(20, "unreadable images or masks that training passes over before it stops (a test: none)")
     workers: int = _setting(-1, "processes that prepare episodes (-1: chosen by the machine)")
     device: str = _setting("auto", "auto, cpu, cuda, cuda:1, mps, …")
     seed: int = _setting(0, "of the first weights and the training episodes")
-    tensorboard: bool = _setting(
-        False, "write losses, scores and pictures for TensorBoard, too (needs `pip install tensorboard`)"
-    )
+    tensorboard: bool = _setting(False, "write losses, scores and pictures for TensorBoard, which must be installed")
     name: str = _setting("", "of the run's folder under data/runs (empty: benchmark-foldF-backbone)")
 
     def __post_init__(self):
@@ -282,6 +254,12 @@ def paper(benchmark: str, backbone: str = "resnet50", fold: int = 0) -> Config:
     if benchmark in BENCHMARKS:
         settings |= BENCHMARKS[benchmark].paper_settings or {}
     return Config(benchmark=benchmark, backbone=backbone, fold=fold, **settings)
+
+
+def command_line(module: str, description: str) -> argparse.ArgumentParser:
+    """The parser of `python -m hsnet.MODULE`, whose help begins with the module's docstring."""
+    form = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(f"python -m hsnet.{module}", description=description, formatter_class=form)
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:

@@ -122,6 +122,12 @@ def broadcast(value):
     return values[0]
 
 
+def say(text: str) -> None:
+    """Print a line, in the first process alone."""
+    if rank() == 0:
+        print(text, flush=True)
+
+
 def part_of(count: int, number: int, of: int) -> tuple[int, int]:
     """Begin and end of one of `of` shares of `count` neighbours, as equal as can be.
 

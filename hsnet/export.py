@@ -11,7 +11,6 @@ K passes; their masks are put to the vote (`hsnet.vote`) by whoever runs it.
 The pictures are squares of the side the run was trained at. Weights are stored small and computed with in float32.
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from copy import deepcopy
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import runs
-from .config import Config, run_program
+from .config import Config, command_line, run_program
 from .conv4d import CenterPivotConv4d
 from .correlation import hypercorrelation_pyramid
 from .engine import evaluate
@@ -306,9 +305,7 @@ def _packages():
 
 def main() -> None:
     """The program."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hsnet.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line("export", __doc__)
     option = parser.add_argument
     option("run", nargs="?", default=DEFAULT_RUN, help=f"trained run, by name or folder (default: {DEFAULT_RUN})")
     option("--out", type=Path, help="folder for the two files (default: the run's name, here)")

@@ -222,9 +222,7 @@ class HSNet(nn.Module):
             pyramid = hypercorrelation_pyramid(self.backbone(query), support_levels)  # by level: b l hq wq hs ws
             context = self.encoder(pyramid)  # b 128 hq wq
         logits = self.decoder(context)  # b 2 2hq 2wq
-        return resize(
-            logits, query.shape[-2:]
-        )  # b 2 h w; the reference resizes to the support, right where both are equal
+        return resize(logits, query.shape[-2:])  # b 2 h w; the reference takes the support's size
 
     @torch.no_grad()
     def predict(

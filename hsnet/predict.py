@@ -15,7 +15,6 @@ out too. Without --run the weights that come with the package are used. Larger s
 and take more time; the shipped weights take 257 to 512 pixels. On photographs try both methods.
 """
 
-import argparse
 import html
 import sys
 import warnings
@@ -27,7 +26,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from .config import run_program
+from .config import command_line, run_program
 from .figures import overlay
 from .pictures import counted, find_pictures, looks_like_mask, read_image
 from .runs import DEFAULT_RUN
@@ -164,9 +163,7 @@ def _figure(picture, caption, mask):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(
-        prog="python -m hsnet.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line("predict", __doc__)
     option = parser.add_argument
     support = "an annotated picture and its mask or annotations, or one cut-out; repeat it for more supports"
     option("--support", nargs="+", action="append", required=True, metavar=("PICTURE", "MASK"), type=Path, help=support)

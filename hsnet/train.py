@@ -13,7 +13,6 @@ A run is a folder, data/runs/NAME: config.json, history.jsonl (a line an epoch),
 last.pt and previous.pt (to go on), test-1shot.json, episodes.png. Every setting below is stored with it.
 """
 
-import argparse
 import dataclasses
 import json
 import signal
@@ -32,9 +31,9 @@ from torch import Tensor
 
 from . import figures, runs
 from .benchmarks import BENCHMARKS
-from .config import FREE, Config, add_settings, config_from, run_program
+from .config import FREE, Config, add_settings, command_line, config_from, run_program
 from .devices import Memory, choose_device
-from .distributed import all_reduce, broadcast, process_group, rank, world
+from .distributed import all_reduce, broadcast, process_group, rank, say, world
 from .engine import Learner, Predictor, fit_prototypes, predictor, test_run
 from .episodes import Batch, EpisodeDataset, test_episodes
 from .memory import estimate, explained
@@ -82,13 +81,13 @@ def train(config: Config, resume: bool = False, memory: bool = False) -> Path:
         state = broadcast(_find_state(config, folder, resume) if rank() == 0 else None)
         here = dataclasses.replace(config, device=name)
         if state is not None and state["finished"]:
-            _say(f"{config.run} is finished. Train another with --name, or longer with --resume --epochs N")
-            _say(runs.scores_table(runs.read_tests(folder)))
+            say(f"{config.run} is finished. Train another with --name, or longer with --resume --epochs N")
+            say(runs.scores_table(runs.read_tests(folder)))
             return folder
         device = choose_device(name)
         peak = Memory(device)
         if memory:
-            _say(estimate(here, device))
+            say(estimate(here, device))
         stack.enter_context(explained(here, device, folder / LAST))
         interruption = stack.enter_context(Interruption(folder))
         with interruption.immediate():
@@ -112,7 +111,7 @@ def train(config: Config, resume: bool = False, memory: bool = False) -> Path:
             training.test()
         if memory:
             (mean,) = all_reduce([peak.peak() / world()], device)
-            _say(f"memory   {mean / 1e9:.2f} GB at its peak, measured" + " (mean of the processes)" * (world() > 1))
+            say(f"memory   {mean / 1e9:.2f} GB at its peak, measured" + " (mean of the processes)" * (world() > 1))
     return folder
 
 
@@ -143,7 +142,7 @@ class Interruption:
             signal.signal(number, handler)
         if kind is KeyboardInterrupt:
             saved = f"saved in {self.folder}: the same command goes on"
-            _say(f"\nstopped, {saved if (self.folder / LAST).exists() else 'nothing to save yet'}")
+            say(f"\nstopped, {saved if (self.folder / LAST).exists() else 'nothing to save yet'}")
             if self.number == signal.SIGTERM:
                 raise SystemExit(RESUME_ME) from None
 
@@ -187,13 +186,13 @@ class Training:
         self._saved, self._cost = time.perf_counter(), 0.0
         parameters = sum(p.numel() for p in learner.learned.values())
         several = f", {world()} processes" * (world() > 1)
-        _say(f"{folder.name}: {parameters:,} parameters to learn, {learner.device}{several}, {str(learner.dtype)[6:]}")
+        say(f"{folder.name}: {parameters:,} parameters to learn, {learner.device}{several}, {str(learner.dtype)[6:]}")
         if state is not None:
             learner.load_state(state)
             for name in ("history", "best", "best_epoch", "best_model"):
                 setattr(self, name, state[name])
             step = f", step {learner.step}" if learner.step else ""
-            _say(f"going on after epoch {learner.epoch}{step}, {self.clock.seconds():.0f} s")
+            say(f"going on after epoch {learner.epoch}{step}, {self.clock.seconds():.0f} s")
         elif config.start:
             _start_from(config.start, learner.model)
         self.writer = None
@@ -210,7 +209,7 @@ class Training:
         if self.learner.step or not self.best_epoch:
             return True
         if config.patience and epoch - self.best_epoch >= config.patience:
-            _say(f"no better epoch in {config.patience}: stopped, as --patience asks")
+            say(f"no better epoch in {config.patience}: stopped, as --patience asks")
             return False
         return epoch < config.epochs and broadcast(self.clock.progress(epoch)) < 1
 
@@ -238,7 +237,7 @@ class Training:
         if self.writer:
             self._show(line)
         mark = "   best so far" if best else ""
-        _say(f"epoch {learner.epoch:3d}   loss {loss:.4f}   validation mIoU {miou:5.1f}   {seconds:.0f} s{mark}")
+        say(f"epoch {learner.epoch:3d}   loss {loss:.4f}   validation mIoU {miou:5.1f}   {seconds:.0f} s{mark}")
 
     def test(self) -> None:
         """Score the best epoch and draw; then the run is finished."""
@@ -249,7 +248,7 @@ class Training:
         prototypes = fit_prototypes(model.eval(), config, benchmark, device)
         if config.rule == "mean":
             self._written, model.thresholds = 0, choose_thresholds(model, config, benchmark, device)
-            _say("thresholds {} with one support, {} with several".format(*model.thresholds))
+            say("thresholds {} with one support, {} with several".format(*model.thresholds))
         # An episode costs its K + 1 pictures: fewer of many shots, for about equal times. `hsnet.evaluate` scores them all.
         counts = {shot: max(1, 2 * config.test_episodes // (shot + 1)) for shot in config.shots}
         results = [test_run(model, config, benchmark, self.folder, k, prototypes, n) for k, n in counts.items()]
@@ -260,8 +259,8 @@ class Training:
             figures.save(drawn, picture)
         model.load_state_dict(last, strict=False)
         self.save(finished=True)
-        _say(runs.scores_table(results))
-        _say(f"run      {self.folder}\npicture  {picture}")
+        say(runs.scores_table(results))
+        say(f"run      {self.folder}\npicture  {picture}")
 
     def save(self, finished: bool = False) -> None:
         """Write the checkpoint, and the best epoch's weights (the first of several processes does).
@@ -331,11 +330,6 @@ def _start_from(run, model):
         raise kind(f"start is {run!r}: {error}") from error
 
 
-def _say(text):
-    if rank() == 0:
-        print(text, flush=True)
-
-
 @contextmanager
 def _existing(folder):
     """The run's folder; it goes again if it is empty, after a training that could not begin."""
@@ -376,9 +370,7 @@ def _find_state(config, folder, resume):
 
 def main() -> None:
     """The program."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hsnet.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line("train", __doc__)
     add_settings(parser)
     option = partial(parser.add_argument, action="store_true")
     option("--resume", help="there must be a run to go on with; more epochs or minutes may be given")

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from ..benchmarks import BENCHMARKS
 from ..benchmarks.cache import build_cache
 from ..benchmarks.splits import fetch_lists, splits_folder, verify_lists
-from ..config import run_program
+from ..config import command_line, run_program
 from .findings import report
 
 LISTS = "splits"  # what the official lists are called on the command line
@@ -56,35 +56,22 @@ def main() -> None:
 
 def _parser():
     lines = "".join(f"    python -m hsnet.prepare {name:<26}{b.preparation}\n" for name, b in PREPARED.items())
-    parser = argparse.ArgumentParser(
-        prog="python -m hsnet.prepare",
-        description=__doc__.replace("\n\n", "\n\n" + lines, 1),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_line("prepare", __doc__.replace("\n\n", "\n\n" + lines, 1))
+    masks = (
+        "use the authors' own PNG masks instead of building them: for coco a folder with train2014/ and val2014/, "
+        "for pascal one with the PNG files. Runs record which were used; --check compares them with ours"
     )
-    parser.add_argument("name", choices=(*PREPARED, LISTS), help="what to prepare")
-    parser.add_argument("--root", default="", help="folder of the benchmark's files (default: see above)")
-    parser.add_argument("--check", action="store_true", help="only verify; fetch, build and change nothing")
-    parser.add_argument(
-        "--masks",
-        type=Path,
-        metavar="FOLDER",
-        help="use the authors' own PNG masks instead of building them: for coco a folder with train2014/ and val2014/, "
-        "for pascal one with the PNG files. Runs record which were used; --check compares them with ours",
-    )
-    parser.add_argument(
-        "--crowd",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="coco: paint regions marked as crowds into the masks (default: yes); recorded beside the masks",
-    )
-    parser.add_argument(
-        "--cache", type=int, metavar="SIZE", help="also store all images at SIZE × SIZE pixels (the paper: 400)"
-    )
-    parser.add_argument("--sample", type=int, help="images and masks that are opened (default: 200; fss: all)")
-    parser.add_argument(
-        "--workers", type=int, default=0, help="processes that build masks (default: one per processor)"
-    )
-    parser.add_argument("--keep-archives", action="store_true", help="keep downloaded archives after unpacking them")
+    crowd = "coco: paint regions marked as crowds into the masks (default: yes); recorded beside the masks"
+    option = parser.add_argument
+    option("name", choices=(*PREPARED, LISTS), help="what to prepare")
+    option("--root", default="", help="folder of the benchmark's files (default: see above)")
+    option("--check", action="store_true", help="only verify; fetch, build and change nothing")
+    option("--masks", type=Path, metavar="FOLDER", help=masks)
+    option("--crowd", action=argparse.BooleanOptionalAction, default=True, help=crowd)
+    option("--cache", type=int, metavar="SIZE", help="also store all images at SIZE × SIZE pixels (the paper: 400)")
+    option("--sample", type=int, help="images and masks that are opened (default: 200; fss: all)")
+    option("--workers", type=int, default=0, help="processes that build masks (default: one per processor)")
+    option("--keep-archives", action="store_true", help="keep downloaded archives after unpacking them")
     return parser
 
 

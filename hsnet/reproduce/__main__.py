@@ -11,16 +11,15 @@ done is skipped, what was cut goes on, what another process is training is left 
 machines that share the data folder. It ends with status 75 where a scheduler stopped it: start it again.
 """
 
-import argparse
 import gc
 import sys
 from dataclasses import replace
 
 import torch
 
-from ..config import TEST_LISTS, Config, run_program
+from ..config import TEST_LISTS, Config, command_line, run_program
 from ..devices import choose_device
-from ..distributed import broadcast, process_group, rank, world
+from ..distributed import broadcast, process_group, rank, say, world
 from ..engine import fit_prototypes, test_run
 from ..model import HSNet
 from ..runs import WEIGHTS, load_checkpoint, save_model
@@ -46,14 +45,14 @@ def reproduce(experiments: list[Experiment], machine: dict | None = None) -> lis
         found = broadcast(state(one) if rank() == 0 else None)
         name = f"{number} of {len(experiments)}, {one.row}, fold {one.config.fold}"
         if found.kind in ("done", "running"):
-            _say(f"{name}: {found}" + f" ({found.text})" * bool(found.text))
+            say(f"{name}: {found}" + f" ({found.text})" * bool(found.text))
             continue
         try:
             if found.kind == "other settings":
                 raise ValueError(f"{one.folder} was trained with {found.text}: rename it, or delete it")
-            _say(f"{name}: {found}, working in {one.folder}")
+            say(f"{name}: {found}, working in {one.folder}")
             fill(one, replace(one.config, **machine or {}))
-            _say(f"{name}: " + "; ".join(_score(one, shot) for shot in one.shots))
+            say(f"{name}: " + "; ".join(_score(one, shot) for shot in one.shots))
         except (ValueError, OSError, MemoryError) as error:
             if world() > 1:  # the others wait for this process
                 raise
@@ -62,11 +61,6 @@ def reproduce(experiments: list[Experiment], machine: dict | None = None) -> lis
         gc.collect()
         torch.cuda.empty_cache()
     return failed
-
-
-def _say(text):
-    if rank() == 0:
-        print(text, flush=True)
 
 
 def _score(experiment, shot):
@@ -121,9 +115,7 @@ def keep_last_epoch(experiment: Experiment) -> None:
 
 def main() -> None:
     """The program."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hsnet.reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line("reproduce", __doc__)
     option = parser.add_argument
     option("table", nargs="?", help=f"{', '.join(TABLES)} (default: all of the paper's)")
     option("--dry-run", action="store_true", help="only say how far the experiments are and what the rest costs")

@@ -3,13 +3,12 @@
 python -m hsnet.reproduce.report      write the tables of README.md and data/runs/README.md again
 """
 
-import argparse
 import json
 import re
 from collections.abc import Callable, Iterable
 
 from ..backbone import backbone_row
-from ..config import run_program
+from ..config import command_line, run_program
 from ..paths import ROOT, data_folder
 from ..runs import markdown, read_tests, scores_table
 from ..speed.report import memory_table, precision_table, read_speed, speed_table, step_memory_table
@@ -230,9 +229,7 @@ def _run_table(run: str, what: str) -> str:
 
 def main() -> None:
     """The program."""
-    parser = argparse.ArgumentParser(prog="python -m hsnet.reproduce.report", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.parse_args()
+    command_line("reproduce.report", __doc__).parse_args()
     for page in PAGES:
         page.write_text(render(page.read_text()))
         print(f"written to {page}")

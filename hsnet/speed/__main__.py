@@ -11,11 +11,9 @@ Written: data/speed/NAME.json with every figure and what it was measured on, and
 memory is measured, which comes last and takes longest, the file has the rest.
 """
 
-import argparse
-
 import torch
 
-from ..config import run_program
+from ..config import command_line, run_program
 from ..devices import choose_device
 from ..figures import save
 from ..paths import data_folder
@@ -26,9 +24,7 @@ from .report import draw, precision_table, report
 
 def main() -> None:
     """The program."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hsnet.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line("speed", __doc__)
     option = parser.add_argument
     option("--quick", action="store_true", help="fewer sizes and repetitions")
     option("--backbone", default="resnet50", help="as in hsnet.train (default: resnet50)")
