@@ -45,16 +45,6 @@ def paper_kernels_table() -> str:
     return markdown(header, [[form.format(**row) for form in forms] for row in read_paper("kernels")])
 
 
-def others_table() -> str:
-    """Markdown: what later methods report on the same task, 1-shot mIoU; one source each, the method's own paper."""
-    rows = read_paper("others")
-    benchmarks = list(dict.fromkeys(row["benchmark"] for row in rows))
-    found = {(r["method"], r["backbone"], r["benchmark"]): r["value"] for r in rows}
-    keys = dict.fromkeys((r["method"], r["backbone"]) for r in rows)
-    header = ["method", "backbone", *(f"{b}, 1-shot mIoU" for b in benchmarks)]
-    return markdown(header, [[*key, *(found.get((*key, b)) for b in benchmarks)] for key in keys])
-
-
 def experiments_table(names: Iterable[str] = OF_PAPER, protocol: str = "official", words: str = "") -> str:
     """Markdown: every experiment of tables with its state, and the hours of the trainings that are not done yet.
 

@@ -7,19 +7,18 @@
 The plain path is the same mathematics written the obvious way: BatchNorm beside its convolution, correlations computed
 one by one and copied into stacks, 4D convolutions as permute, copy, reshape, and a full network pass per support.
 
-Written: data/speed/NAME.json with every figure and what it was measured on, and NAME.png, its curves. After Ctrl-C while
-memory is measured, which comes last and takes longest, the file has the rest.
+Written: data/speed/NAME.json with every figure and what it was measured on; the speed page of the book draws its curves.
+After Ctrl-C while memory is measured, which comes last and takes longest, the file has the rest.
 """
 
 import torch
 
 from ..config import command_line, run_program
 from ..devices import choose_device
-from ..figures import save
 from ..paths import data_folder
 from ..runs import write_json
 from .measure import about, measure, measure_score
-from .report import draw, precision_table, report
+from .report import precision_table, report
 
 
 def main() -> None:
@@ -46,7 +45,7 @@ def main() -> None:
         text = precision_table(result)
     else:
         result = measure(backbone, size, device, quick, path)
-        text = f"{report(result)}\n\ncurves   {save(draw(result), path.with_suffix('.png'))}"
+        text = report(result)
     write_json(path, result)
     print(f"{text}\n\nfigures  {path}")
 

@@ -1,8 +1,6 @@
-"""Tables and curves of the measurements of `hsnet.speed` and `kit.memory`."""
+"""Tables of the measurements of `hsnet.speed` and `kit.memory`."""
 
 import json
-
-import matplotlib.pyplot as plt
 
 from ..paths import data_folder
 from ..runs import markdown
@@ -97,40 +95,3 @@ def report(result: dict) -> str:
 def _rates(row):
     seconds, flop = row["seconds"], row["gflop"]
     return [f"{1000 * seconds:.1f}", f"{flop:.2f}", f"{flop / seconds:.0f}"]
-
-
-def draw(result: dict) -> plt.Figure:
-    """Curves: time of the kernels, time of the stages, memory by size."""
-    figure, (kernels, stages, memory) = plt.subplots(1, 3, figsize=(10.5, 3.6))
-    figure.patch.set_facecolor("white")
-    grey, blue, orange = "#495057", "#1c7ed6", "#d9480f"
-    styles = {
-        "dense": ("o-", grey),
-        "separable": ("s--", blue),
-        "center-pivot": ("D-", orange),
-        "center-pivot, plain": ("D:", orange),
-    }
-    for name, (style, colour) in styles.items():
-        rows = [r for r in result["kernels"] if r["kernel"] == name]
-        kernels.plot([r["side"] for r in rows], [1000 * r["seconds"] for r in rows], style, color=colour, label=name)
-    kernels.set(xlabel="positions a side, of four", ylabel="milliseconds", title="4D kernels, 16 to 16 channels")
-    names = list(dict.fromkeys(r["stage"] for r in result["stages"]))
-    for offset, path, colour in ((-0.2, "plain", "#adb5bd"), (0.2, "fast", orange)):
-        rows = {r["stage"]: r for r in result["stages"] if r["path"] == path}
-        places = [i + offset for i in range(len(names))]
-        stages.barh(places, [1000 * rows[n]["seconds"] for n in names], 0.38, color=colour, label=path)
-    stages.set_yticks(range(len(names)), [n.replace(" and ", "\nand ") for n in names], fontsize=8)
-    stages.invert_yaxis()
-    stages.set(xlabel="milliseconds", title=f"one image pair, {result['backbone']}, {result['size']} px")
-    for path, style, colour in (("plain", "o--", grey), ("fast", "D-", orange)):
-        rows = [r for r in result["memory"] if r["what"] == "1-shot" and r["path"] == path and r["bytes"]]
-        memory.plot([r["size"] for r in rows], [r["bytes"] / 1e9 for r in rows], style, color=colour, label=path)
-    memory.set(xlabel="pixels a side", ylabel="GB", title="peak memory of 1-shot")
-    for axis in (kernels, memory):
-        axis.set_yscale("log")
-    for axis in (kernels, stages, memory):
-        axis.legend(fontsize=8, frameon=False)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.title.set_fontsize(10)
-    figure.tight_layout()
-    return figure
