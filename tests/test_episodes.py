@@ -8,7 +8,6 @@ from drawn_datasets import with_stand_ins
 from hsnet import BENCHMARKS, Batch, EpisodeDataset, test_episodes
 from hsnet.benchmarks import load_benchmark
 from hsnet.benchmarks.emoji import Emoji
-from hsnet.benchmarks.resize import resize_mask
 from hsnet.benchmarks.scenes import LEAST_VISIBLE
 
 
@@ -160,9 +159,3 @@ def test_errors(shapes):
         test_episodes(shapes, fold=0, shot=1, protocol="mine")
     with pytest.raises(ValueError, match="split is 'training'"):
         shapes.classes(0, "training")
-
-
-def test_masks_are_resized_to_the_nearest_rounding_down():
-    mask = np.array([[True, False, False], [False, False, True], [False, True, False]])
-    index = np.arange(2) * 3 // 2
-    np.testing.assert_array_equal(resize_mask(mask, 2).numpy(), mask[np.ix_(index, index)])

@@ -42,15 +42,8 @@ def test_a_run_under_the_strict_protocol(datasets, data, call):
     assert [row[0] for row in original["areas"]["HSNet"][:6]] == [e.class_id for e in episodes]
     for row, episode in zip(original["areas"]["HSNet"], episodes, strict=False):
         sample = benchmark.read(episode.query, episode.class_id)
-        counted = int((~sample.ignored).sum())
-        assert (
-            row[1] + row[4] == row[2] + row[3] == counted
-        )  # each counted pixel is in one intersection or the other union
-
-    refused = call("evaluate", folder.name, "--benchmark", "coco-to-pascal")
-    assert refused.returncode == 2
-    known = "was trained on 4 of its classes, such as chair. It can be tested with --benchmark pascal --fold 0\n"
-    assert known in refused.stderr
+        # Each counted pixel is in one intersection or the other union.
+        assert row[1] + row[4] == row[2] + row[3] == int((~sample.ignored).sum())
 
 
 def test_a_run_of_coco_on_pascal(datasets, data, call):
@@ -62,14 +55,9 @@ def test_a_run_of_coco_on_pascal(datasets, data, call):
     assert {row[0] for row in test["areas"]["HSNet"]} <= {1, 5, 12, 17}  # bicycle, bus, horse, sofa
     for options, message in (
         ("--benchmark coco-to-pascal --fold 2", "2: this run was trained on 6 of its classes, such as bird"),
-        (
-            "--benchmark pascal",
-            "It can be tested with --benchmark coco --fold 1 or --benchmark coco-to-pascal --fold 1",
-        ),
+        ("--benchmark pascal", "can be tested with --benchmark coco --fold 1 or --benchmark coco-to-pascal --fold 1"),
         ("--fold 0", "--fold 0: this run was trained on 20 of its classes, such as person"),
-        ("--protocol mine", "protocol is 'mine': choose one of official, strict"),
         ("--rule mine", "rule is 'mine': choose one of paper, majority"),
-        ("--precision half", "precision is 'half': choose one of auto, float32, bfloat16, float16"),
         ("--backbone resnet50", "a run brings its own"),
     ):
         refused = call("evaluate", folder.name, *options.split())

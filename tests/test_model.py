@@ -7,7 +7,7 @@ import jaxtyping
 import pytest
 import torch
 
-from hsnet import HSNet, hypercorrelation_pyramid
+from hsnet import HSNet
 from hsnet.model import PyramidEncoder
 
 
@@ -96,18 +96,6 @@ def test_training_changes_what_is_learned_alone(train_backbone):
     assert all(torch.equal(b, before[n]) for n, b in model.backbone.named_buffers())
 
 
-@pytest.mark.parametrize("size", [264, 520])
-def test_vgg_at_sizes_whose_supports_differ(size):
-    model = HSNet("vgg16", pretrained=False).eval()
-    with torch.no_grad():
-        levels = model.backbone(torch.randn(1, 3, size, size))
-        pyramid = hypercorrelation_pyramid([[f[:, :, ::8, ::8] for f in level] for level in levels], levels)
-        squeezed = [block(x) for block, x in zip(model.encoder.squeezing, pyramid, strict=True)]
-        expected = {264: [2, 1, 1], 520: [3, 2, 2]}[size]
-        assert [s.shape[-1] for s in squeezed] == expected
-        assert model.encoder(pyramid).isfinite().all()
-
-
 def test_warns_once_about_a_support_of_another_size(model):
     query, support, mask = pictures(1, 1, support=(288, 64))
     model.training_size = 256
@@ -123,10 +111,6 @@ def test_errors_name_the_value(model):
     query, support, mask = pictures(1, 1)
     with pytest.raises(ValueError, match="unknown kernel 'cross': choose one of center-pivot"):
         HSNet(kernel="cross")
-    with pytest.raises(ValueError, match="levels is 4"):
-        HSNet(levels=4)
-    with pytest.raises(ValueError, match="unknown layers 'some'"):
-        HSNet(layers="some")
     nan = query.clone()
     nan[0, 0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"query holds NaN or infinity, in batch item \[0\]"):

@@ -138,8 +138,6 @@ def test_strict_needs_enough_images(datasets):
     ):
         test_episodes(load_benchmark("fss", size=64), fold=0, shot=10, protocol="strict")
     assert len(test_episodes(load_benchmark("fss", size=64), fold=0, shot=10, count=3)) == 3
-    with pytest.raises(ValueError, match="protocol is 'strict': shapes has official"):
-        load_benchmark("shapes", size=64, protocol="strict")
 
 
 def test_a_class_without_images(datasets):

@@ -67,13 +67,6 @@ def test_from_training_to_table_though_another_fails(tried, run):
     assert lost.exists()
 
 
-def test_missing_images_are_an_error_with_the_next_step(run, monkeypatch):
-    monkeypatch.delenv("HSNET_IMAGES", raising=False)
-    out = run("pascal", "--only", "vgg16,0")
-    assert out.returncode == 2
-    assert "python -m hsnet.prepare" in out.stderr
-
-
 def test_what_another_process_trains_is_left_to_it(tried, run):
     tried[0].folder.mkdir(parents=True)
     tried[0].config.save(tried[0].folder / "config.json")

@@ -10,7 +10,6 @@ from PIL import Image
 
 import hsnet.predict as program
 from hsnet import HSNet, Segmenter
-from hsnet.baselines import Prototypes
 from hsnet.benchmarks.resize import resize_image, resize_mask
 from hsnet.model import vote
 from hsnet.paths import ROOT
@@ -265,7 +264,6 @@ def test_errors_of_the_command_line(run, call, tmp_path):
         (["--support", tmp_path, "--query", tmp_path], "is a folder: give --support PICTURE MASK for each"),
         (["--support", "b.png", tmp_path / "a.png", "--query", tmp_path], "nothing to segment"),
         (["--support", "b.png", "--query", tmp_path, "--out", tmp_path / "a.png"], "--out must be a folder"),
-        (["--support", tmp_path / "a.png", "--query", tmp_path], "not a cut-out"),
     ):
         result = call("predict", "--run", run, "--out", tmp_path / "out", *options)
         assert result.returncode == 2
@@ -355,7 +353,7 @@ def test_a_mask_of_nearly_everything_is_doubted(run):
         segmenter.fit(image, close)
 
 
-def test_prototypes_are_the_baseline_of_the_same_features(run):
+def test_prototypes_find_what_is_like_the_objects(run):
     images = [np.full((50, 70, 3), 30, np.uint8), np.full((40, 90, 3), 30, np.uint8)]
     masks = [np.zeros(i.shape[:2], bool) for i in images]
     for image, mask in zip(images, masks, strict=True):
@@ -364,18 +362,10 @@ def test_prototypes_are_the_baseline_of_the_same_features(run):
     # Like the objects, and like what surrounds them: far from where rounding would decide.
     queries = [np.full((33, 44, 3), (230, 40, 40), np.uint8), np.full((44, 33, 3), 30, np.uint8)]
     segmenter = Segmenter(run, method="prototypes").fit(images, masks)
-    backbone = segmenter.model.backbone
-    levels = backbone(backbone.normalize(torch.stack([resize_image(i, SIZE) for i in [*images, *queries]])))
-    support_mask = torch.stack([resize_mask(m, SIZE) for m in masks])[None]
-    support = [[f[:2] for f in level] for level in levels]
     answers = segmenter.predict(queries)
-    for i, (query, answer) in enumerate(zip(queries, answers, strict=True), 2):
-        asked = [[f[i : i + 1] for f in level] for level in levels]
-        expected = Prototypes.contrast(asked, support, support_mask, query.shape[:2])[0] > 0
-        assert (answer == expected.numpy()).mean() > 0.99
     assert [round(answer.mean()) for answer in answers] == [1, 0]
     with pytest.raises(ValueError, match="no probabilities"):
-        segmenter.predict_proba(query)
+        segmenter.predict_proba(queries[0])
 
 
 def test_without_a_run_the_shipped_weights_are_used(data, call, tmp_path):

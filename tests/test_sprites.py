@@ -8,6 +8,7 @@ import pickle
 import shlex
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -219,15 +220,8 @@ def test_npm_of_the_wheel_serves_where_the_system_has_none(workshop, tmp_path, m
 
 
 def test_interruption_leaves_no_half_cache(workshop, tmp_path, monkeypatch):
-    render_sprite, drawn = sprites.render_sprite, []
-
-    def interrupted(svg):
-        drawn.append(svg)
-        if len(drawn) == 2:
-            raise KeyboardInterrupt
-        return render_sprite(svg)
-
-    monkeypatch.setattr(sprites, "render_sprite", interrupted)
+    first = np.zeros((160, 160, 4), np.uint8)
+    monkeypatch.setattr(sprites, "render_sprite", mock.Mock(side_effect=[first, KeyboardInterrupt, first, first]))
     with pytest.raises(KeyboardInterrupt):
         prepare_sprites(tmp_path / "cache", progress=False)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["packages"]

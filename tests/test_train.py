@@ -67,10 +67,6 @@ def test_a_training_from_the_command_line(data, call):
     assert controls.returncode == 0, controls.stderr
     assert "wrong support" in controls.stdout
     assert (folder / "controls.json").exists()
-    other_fold = call("evaluate", "tiny", "--fold", "1")
-    assert other_fold.returncode == 2
-    assert "this run was trained on 8 of its classes" in other_fold.stderr
-    assert "It can be tested with --benchmark shapes --fold 0" in other_fold.stderr
     table = call("evaluate")
     assert "tiny" in table.stdout
     assert "shapes" in table.stdout
@@ -154,44 +150,22 @@ def test_the_loss_falls_and_all_foreground_is_beaten():
 
 
 @pytest.mark.parametrize(
-    ("program", "options", "message"),
+    ("options", "message"),
     [
-        (
-            "train",
-            "--benchmark voc",
-            "benchmark is 'voc': choose one of coco, emoji, ",
-        ),
-        ("train", "--backbone resnet7", "backbone is 'resnet7': choose one of vgg16, resnet50, "),
-        ("train", "--fold 7", "fold is 7: choose one of 0, 1, 2, 3"),
-        ("train", "--shot 0", "shot is '0': give numbers of supports"),
-        ("train", "--size 16", "size is 16: it must be 32 or more"),
-        ("train", "--benchmark coco --root /nowhere", "no masks of COCO 2014 under /nowhere"),
-        ("train", "--benchmark shapes --device cuda:99", "device 'cuda:99' cannot be used"),
-        ("evaluate", "nothing", "no run 'nothing'"),
-        ("evaluate", "nothing --shot 0", "--shot is 0"),
+        ("--backbone resnet7", "backbone is 'resnet7': choose one of vgg16, resnet50, "),
+        ("--size 16", "size is 16: it must be 32 or more"),
+        ("--benchmark coco --root /nowhere", "no masks of COCO 2014 under /nowhere"),
     ],
 )
-def test_mistakes_get_one_line(program, options, message, call):
-    result = call(program, *options.split())
+def test_mistakes_get_one_line(options, message, call):
+    result = call("train", *options.split())
     assert result.returncode == 2
-    assert result.stderr.startswith("error: ")
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith(f"error: {message}")
 
 
-def test_a_folder_that_cannot_be_written(data, monkeypatch):
+def test_a_folder_that_cannot_be_written(data):
     (data / "runs").write_text("a file where the folder should be")
     with pytest.raises(PermissionError, match=r"runs.tiny cannot be written \(.*\): set HSNET_DATA"):
-        train(Config(**TINY))
-    (data / "runs").unlink()
-    (data / "runs").mkdir()
-    if os.geteuid() == 0:  # root may write anywhere: let the system call refuse
-        monkeypatch.setattr(
-            os, "mkdir", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
-        )
-    else:
-        (data / "runs").chmod(0o500)
-    with pytest.raises(PermissionError, match=r"cannot be written \(Permission denied\)"):
         train(Config(**TINY))
 
 
@@ -242,13 +216,6 @@ def test_half_precision_gives_nearly_the_same_gradients(precision):
     again, rounded = gradients(replace(config, precision=precision))
     assert again == pytest.approx(loss, rel=0.02)
     assert (rounded - exact).norm() <= 0.1 * exact.norm()
-
-
-def test_the_same_seed_gives_the_same_bits(data):
-    settings = {**TINY, "precision": "float32", "epochs": 1, "shot": "1"}
-    # The loader's processes and what they prepare ahead change nothing.
-    runs = [train(Config(**{**settings, "name": f"run{workers}", "workers": workers})) for workers in (0, 2)]
-    assert outcome(runs[0]) == outcome(runs[1])
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_episode(data, monkeypatch):

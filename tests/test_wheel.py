@@ -62,14 +62,8 @@ def test_predict_from_another_folder(call, installed):
 
 def test_every_program_starts_and_writes_nothing_into_the_package(call, installed):
     before = {p for p in installed.rglob("*") if "__pycache__" not in p.parts}
-    programs = (
-        "train",
-        "evaluate",
-        "predict",
-        "export",
-        *(f"{p}.__main__" for p in ("prepare", "reproduce", "speed")),
-    )
-    result = call("-c", f"import {', '.join(f'hsnet.{name}' for name in programs)}")
+    programs = "train, evaluate, predict, export, prepare.__main__, reproduce.__main__, speed.__main__"
+    result = call("-c", "import " + ", ".join(f"hsnet.{name}" for name in programs.split(", ")))
     assert result.returncode == 0, result.stderr
     result = call("-m", "hsnet.train", "--benchmark", "shapes", "--size", "64", "--epochs", "1", "--epoch-episodes", "4",
                   "--val-episodes", "4", "--test-episodes", "4", "--workers", "0", "--name", "tiny")  # fmt: skip

@@ -1,6 +1,5 @@
 """Correlation and first convolution in one against the definition: the whole pyramid, then the convolution."""
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,14 +54,6 @@ def test_is_the_definition(kernel_size, stride, sides, batch, layers, covered, s
         fused.SLICE, fused.KEEP = before
 
 
-def test_gradients():
-    conv, query, support, mask = case(3, 2, (3, 2, 4, 3), 2, 2, 0.5)
-    units, supports = [unit_vectors(f) for f in query], fused.cut(support, mask, conv)
-    assert torch.autograd.gradcheck(
-        lambda *_: fused.correlate_and_convolve(conv, units, supports), tuple(conv.parameters()), fast_mode=True
-    )
-
-
 def test_only_what_is_inside_the_mask_is_multiplied():
     conv, _, support, _ = case(5, 4, (9, 9, 9, 9), 1, 1, None)
     mask = torch.zeros(1, 9, 9, dtype=torch.bool)
@@ -71,10 +62,3 @@ def test_only_what_is_inside_the_mask_is_multiplied():
     assert cut.layers[0].shape == (3, 4)
     # Rows 4 to 8 of 9: from the multiple of the stride before the mask to the last output that sees it, in row 8.
     assert (cut.top, cut.inside.shape[0]) == (4, 5)
-
-
-@pytest.mark.parametrize("covered", [0.0, 1.0])
-def test_empty_and_full_masks(covered):
-    torch.manual_seed(1)
-    fast, expected = both(*case(3, 2, (4, 5, 6, 7), 2, 2, covered))
-    torch.testing.assert_close(fast, expected)

@@ -49,17 +49,6 @@ def test_gradients_on_equal_gradients_off(settings, path):
     torch.testing.assert_close(predicted, learned.detach())
 
 
-def test_recompute_changes_no_gradient(path):
-    model, query, support, mask = example()
-    found = []
-    for recompute in (False, True):
-        model.zero_grad()
-        model.encoder.recompute = recompute
-        model(query, support[:, 0], mask[:, 0]).square().sum().backward()
-        found.append([p.grad.clone() for p in model.learned_parameters().values()])
-    torch.testing.assert_close(*found)
-
-
 @pytest.mark.parametrize(
     "settings",
     [
