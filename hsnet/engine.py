@@ -127,7 +127,7 @@ class Learner:
         self.dataset.passed_over = dict.fromkeys(state["passed_over"])
 
     def train_one_epoch(self, clock: Clock, stopped: Callable[[], bool], after_step: Callable[[], None]) -> None:
-        """What is left of the running epoch's steps.
+        """The remaining steps of the running epoch.
 
         Args:
             clock: says when time is up, and the learning rate.

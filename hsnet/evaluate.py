@@ -13,6 +13,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from tqdm import tqdm
+
 from . import runs
 from .benchmarks import BENCHMARKS, Benchmark
 from .benchmarks.drawn import DrawnBenchmark
@@ -178,6 +180,11 @@ def _check_unseen(own: Config, config: Config, benchmark: Benchmark) -> None:
         return
     trained = BENCHMARKS[own.benchmark]()
     if trained.vocabulary == benchmark.vocabulary and trained.options:  # its classes are those of its files
+        if not own.load_benchmark().root.is_dir():
+            tqdm.write(
+                f"not checked: whether {own.name or own.run} was trained on these classes, for its images are not here"
+            )
+            return
         trained = own.load_benchmark()
     if seen := benchmark.seen(config.fold, trained, own.fold):
         same = [b for b in BENCHMARKS.values() if b.vocabulary == trained.vocabulary and not b.options]

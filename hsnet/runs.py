@@ -42,8 +42,8 @@ from .paths import ROOT, SHIPPED, data_folder
 WEIGHTS = "model.safetensors"
 LAST, PREVIOUS, DAMAGED, LOCK = "last.pt", "previous.pt", "damaged.pt", "lock"
 # The run whose weights come with the repository, the default of every `run` argument. When a better one is shipped it is
-# named here, and `python -m hsnet.export` and `python -m kit.photographs` are run again.
-DEFAULT_RUN = "emoji-photographs"
+# named here and in pyproject.toml, and `python -m hsnet.export` is run again.
+DEFAULT_RUN = "photographs"
 COLUMNS = "state", "benchmark", "fold", "backbone", "kernel", "size", "epochs", "validation mIoU", "test mIoU [95 %]"
 
 

@@ -190,7 +190,7 @@ class Segmenter:
     def predict_each(self, image: Picture) -> Bool[np.ndarray, "k h w"]:
         """What each of the K supports alone says, at the picture's own size. Raises as `predict_proba` does."""
         probabilities, size = self._each(image)
-        return np.stack([_enlarge(one > 0.5, size).cpu().numpy() for one in probabilities])
+        return np.stack([_enlarge(one > self.model.thresholds[0], size).cpu().numpy() for one in probabilities])
 
     def _each(self, image):
         if self.method == "prototypes":

@@ -380,7 +380,7 @@ def test_without_a_run_the_shipped_weights_are_used(data, call, tmp_path):
     # A folder without weights of that name, as a training leaves it that has just begun, does not hide them.
     (data / "runs" / DEFAULT_RUN).mkdir(parents=True)
     assert run_folder(DEFAULT_RUN) == ROOT / "data" / "runs" / DEFAULT_RUN
-    with pytest.raises(FileNotFoundError, match=r"no run 'emoji'.*emoji-photographs"):
+    with pytest.raises(FileNotFoundError, match=r"no run 'emoji'.*photographs"):
         Segmenter("emoji")
 
 

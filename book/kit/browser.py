@@ -6,7 +6,7 @@
 - onnxruntime-web, which computes them in a browser: with the processor (WebAssembly) or the graphics card (WebGPU). Its
   files are tens of megabytes and are not kept in the repository: npm fetches the published package once into the data
   folder, and its sha256 is compared;
-- a few episodes of the embedded benchmark to begin with, and the run's scores on photographs where they were measured.
+- a few episodes of the embedded benchmark and two photographs to begin with, and the run's scores on photographs.
 
 Each file becomes a script that holds it in base64. Browsers let a page that was opened from a folder (file://) load
 scripts but not fetch files: so it works there too, and from any static server.
@@ -14,24 +14,26 @@ scripts but not fetch files: so it works there too, and from any static server.
 
 import argparse
 import base64
+import io
 import json
 import tarfile
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from hsnet.benchmarks import Benchmark, Episode, load_benchmark
+from hsnet.benchmarks import load_benchmark
 from hsnet.config import run_program
 from hsnet.episodes import test_episodes
 from hsnet.export import make_graphs, write_graphs
 from hsnet.model import HSNet
 from hsnet.paths import data_folder
 from hsnet.prepare.downloads import fetch_npm
-from hsnet.runs import DEFAULT_RUN, run_folder
+from hsnet.runs import DEFAULT_RUN
 from kit.figures import png_address
-from kit.pages import thread
+from kit.pages import PHOTOGRAPHERS, bowls, episode_of, photographs, thread
+from kit.photographs import read
 
 PACKAGE = "onnxruntime-web@1.30.0"
 SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
@@ -56,36 +58,59 @@ def write_script(out: Path, name: str, content: bytes) -> None:
     (out / f"{name}.js").write_text(f"globalThis.hsnetFiles[{json.dumps(name)}]={json.dumps(text)};\n")
 
 
-def built_in(benchmark: Benchmark) -> list[Episode]:
-    """The episodes to begin with: the pages' query, asked for both its objects, and two others."""
-    tests = test_episodes(benchmark, fold=0, shot=5)
-    return [*thread(benchmark), *(replace(tests[place], supports=tests[place].supports[:1]) for place in PLACES)]
+def built_in(side: int) -> list[dict]:
+    """What there is to begin with: the pages' query, asked for both its objects, two other drawn ones, and photographs.
 
-
-def write_episodes(out: Path, side: int, photographs: dict | None = None) -> None:
-    """Write the built-in episodes as pictures in a script, with the scores of `on_photographs`."""
-    benchmark = load_benchmark("emoji", size=side)
+    Returns:
+        For each its name, attribution, and the addresses of the pictures that the page shows.
+    """
+    drawn, taken = load_benchmark("emoji", size=side), photographs()
+    tests = test_episodes(drawn, fold=0, shot=5)
+    episodes = [(drawn, episode) for episode in (*thread(drawn), *(tests[place] for place in PLACES))]
+    episodes += [(taken, bowls(shot=1)), (taken, episode_of("pizza"))]
     shown = []
-    for episode in built_in(benchmark):
-        query = benchmark.read(episode.query, episode.class_id)
-        support = benchmark.read(episode.supports[0], episode.class_id)
-        mask = support.mask.astype(np.uint8) * 255
-        pictures = {"support": support.image, "mask": mask, "query": query.image}
-        addresses = {what: png_address(picture) for what, picture in pictures.items()}
-        shown.append({"name": benchmark.class_names[episode.class_id], **addresses})
-    content = {"side": side, "attribution": benchmark.attribution, "photographs": photographs, "episodes": shown}
+    for benchmark, episode in episodes:
+        query, support = (benchmark.read(name, episode.class_id) for name in (episode.query, episode.supports[0]))
+        pictures = {"support": support.image, "mask": support.mask.astype(np.uint8) * 255, "query": query.image}
+        if benchmark is taken:  # a photograph as PNG is large
+            addresses = {what: picture_address(picture) for what, picture in pictures.items()}
+        else:
+            addresses = {what: png_address(picture) for what, picture in pictures.items()}
+        name = benchmark.class_names[episode.class_id] + ", a photograph" * (benchmark is taken)
+        shown.append(
+            {"name": name, "attribution": PHOTOGRAPHERS if benchmark is taken else drawn.attribution} | addresses
+        )
+    return shown
+
+
+def picture_address(picture: np.ndarray) -> str:
+    """A data address: JPEG of a photograph (h, w, 3), PNG of a mask (h, w)."""
+    if picture.ndim == 2:
+        return png_address(picture)
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, "JPEG", quality=90)
+    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def write_episodes(out: Path, model: HSNet, run: str) -> None:
+    """Write what is built in as a script, with the weights' size and thresholds, and the run's scores on photographs."""
+    content = {
+        "side": model.training_size,
+        "thresholds": model.thresholds,
+        "photographs": on_photographs(run),
+        "episodes": built_in(model.training_size),
+    }
     (out / "episodes.js").write_text(f"globalThis.hsnetEpisodes={json.dumps(content)};\n")
 
 
-def on_photographs(run: str, side: int) -> dict | None:
-    """The 1-shot mIoU on photographs, in percent, that `kit.photographs` measured at this size, resized."""
-    path = run_folder(run) / "photographs.json"
-    results = json.loads(path.read_text())["results"] if path.exists() else []
-    for result in results:
-        if (result["aspect"], result["size"]) == ("squash", side):
-            scores = result["shots"]["1"]
-            return {name.lower(): f"{scores[name]['miou']:.1f}" for name in ("HSNet", "prototypes")}
-    return None
+def on_photographs(run: str) -> dict | None:
+    """The 1-shot mIoU in percent of HSNet and of the better prototypes; None for a run without these tests."""
+    try:
+        scores = read(run, shot=1)
+    except (FileNotFoundError, KeyError):
+        return None
+    prototypes = max(score.miou() for name, score in scores.items() if name.startswith("prototypes"))
+    return {"hsnet": f"{scores['HSNet'].miou():.1f}", "prototypes": f"{prototypes:.1f}"}
 
 
 def write(run: str, out: Path, precision: str = "float16") -> None:
@@ -95,7 +120,7 @@ def write(run: str, out: Path, precision: str = "float16") -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for name in write_graphs(make_graphs(model), Path(scratch), precision):
             write_script(out, name, Path(scratch, name).read_bytes())
-    write_episodes(out, model.training_size, on_photographs(run, model.training_size))
+    write_episodes(out, model, run)
     write_runtime(fetch_npm(PACKAGE, SHA256, data_folder() / "browser"), out)
 
 

@@ -22,6 +22,7 @@ RUN = "emoji-fold0-long"  # the trained network the pages show
 LAPTOP_RUN = Config().run  # what `make train` leaves
 SIZE = 256  # pixels a side
 
+PHOTOGRAPHERS = "Photographs: COCO, CC BY 2.0; their addresses at Flickr are in data/photographs/attribution.csv"
 THREAD = 136  # place of the pages' query among the 5-shot test episodes: a videocassette and a light bulb
 LADDER = 200  # so many test episodes carry the ladder: the first ones of the 1000 that every table uses
 
@@ -29,6 +30,25 @@ LADDER = 200  # so many test episodes carry the ladder: the first ones of the 10
 def emoji() -> Benchmark:
     """The embedded benchmark at the size of the pages."""
     return load_benchmark("emoji", size=SIZE)
+
+
+def photographs() -> Benchmark:
+    """29 photographs of COCO with the masks of 15 classes: none was seen in training."""
+    return load_benchmark("folder", size=SIZE, root=ROOT / "data" / "photographs")
+
+
+def episode_of(class_name: str, query: int = 0, shot: int = 1) -> Episode:
+    """A photograph asked for a class by others that show it."""
+    benchmark = photographs()
+    class_id = benchmark.class_names.index(class_name)
+    names = [name for name, c in benchmark.listed("all") if c == class_id]
+    asked = names.pop(query)
+    return Episode(asked, tuple(names[:shot]), class_id)
+
+
+def bowls(shot: int = 3) -> Episode:
+    """The photographs that chapter 15 follows: one bowl, found by up to three others. Bowls are no class of training."""
+    return episode_of("bowl", query=1, shot=shot)
 
 
 def thread(benchmark: Benchmark, shot: int = 1) -> list[Episode]:

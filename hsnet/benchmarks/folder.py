@@ -171,13 +171,14 @@ class Folder(ListedBenchmark):
     summary = "(a folder of your own images and masks, --root DIR)"
     protocols = ("official",)
     class_first = True
+    resample_classes = True
     options = ("test_root", "least_area")
     training_settings: ClassVar = {
         "size": 288,
         "augment": "mirror,crop,colour",
         "learning_rate": 0.008,
         "rule": "mean",
-        "start": "emoji-photographs",
+        "start": "photographs",
     }
     preparation = "counts and opens your own images and masks in --root"
 

@@ -117,11 +117,11 @@
 
   function pixels(canvas, width = canvas.width, height = canvas.height) {
     if (canvas.width !== width || canvas.height !== height) {
-      const squashed = canvasOf(width, height);
-      const pen = squashed.getContext("2d");
+      const resized = canvasOf(width, height);
+      const pen = resized.getContext("2d");
       pen.imageSmoothingQuality = "high";
       pen.drawImage(canvas, 0, 0, width, height);
-      canvas = squashed;
+      canvas = resized;
     }
     return canvas.getContext("2d").getImageData(0, 0, width, height).data;
   }
@@ -270,7 +270,7 @@
   });
 
   // A painted mask as the network sees it: nearest, rounding down, as `hsnet.episodes.resize_mask`.
-  function squashedMask(mask) {
+  function resizedMask(mask) {
     const values = pixels(mask);
     const small = new Float32Array(side * side);
     for (let y = 0; y < side; y++)
@@ -328,7 +328,7 @@
   async function answer() {
     if (!supports.length) return say(query.canvas ? "Choose a support first." : "Choose a support and a query first.");
     if (!query.canvas) return say("Choose a query first.");
-    const small = supports.map((one) => squashedMask(one.mask));
+    const small = supports.map((one) => resizedMask(one.mask));
     const bare = small.findIndex((values) => !values.some((v) => v));
     if (bare >= 0) {
       paintOn(bare);
@@ -392,25 +392,24 @@
     }
   }
 
-  // The answer at a size: each support's probability, corners on corners, above a half is its vote; a pixel with half of the
-  // picture's most votes is the object's, as `hsnet.model.vote`.
-  function voted(width, height) {
-    const votes = new Uint8Array(width * height);
-    for (const probability of answered)
-      for (let y = 0; y < height; y++) {
-        const v = height > 1 ? (y * (side - 1)) / (height - 1) : 0;
-        const top = Math.min(Math.floor(v), side - 2);
-        for (let x = 0; x < width; x++) {
-          const u = width > 1 ? (x * (side - 1)) / (width - 1) : 0;
-          const left = Math.min(Math.floor(u), side - 2);
-          const at = top * side + left;
-          const upper = probability[at] + (u - left) * (probability[at + 1] - probability[at]);
-          const lower = probability[at + side] + (u - left) * (probability[at + side + 1] - probability[at + side]);
-          if (upper + (v - top) * (lower - upper) > 0.5) votes[y * width + x] += 1;
-        }
+  // The mask at a size: the mean of the supports' probabilities, corners on corners, above the threshold of the weights.
+  function found(width, height) {
+    const mask = new Uint8Array(width * height);
+    const threshold = globalThis.hsnetEpisodes.thresholds[answered.length > 1 ? 1 : 0];
+    const mean = answered[0].map((_, i) => answered.reduce((sum, probability) => sum + probability[i], 0) / answered.length);
+    for (let y = 0; y < height; y++) {
+      const v = height > 1 ? (y * (side - 1)) / (height - 1) : 0;
+      const top = Math.min(Math.floor(v), side - 2);
+      for (let x = 0; x < width; x++) {
+        const u = width > 1 ? (x * (side - 1)) / (width - 1) : 0;
+        const left = Math.min(Math.floor(u), side - 2);
+        const at = top * side + left;
+        const upper = mean[at] + (u - left) * (mean[at + 1] - mean[at]);
+        const lower = mean[at + side] + (u - left) * (mean[at + side + 1] - mean[at + side]);
+        mask[y * width + x] = upper + (v - top) * (lower - upper) > threshold ? 1 : 0;
       }
-    const most = votes.reduce((a, b) => Math.max(a, b), 1);
-    return votes.map((n) => (2 * n >= most ? 1 : 0));
+    }
+    return mask;
   }
 
   // A picture of the query's own size, white on the object.
@@ -419,7 +418,7 @@
     const canvas = canvasOf(width, height);
     const pen = canvas.getContext("2d");
     const shown = pen.createImageData(width, height);
-    voted(width, height).forEach((inside, i) => shown.data.set([255 * inside, 255 * inside, 255 * inside, 255], 4 * i));
+    found(width, height).forEach((inside, i) => shown.data.set([255 * inside, 255 * inside, 255 * inside, 255], 4 * i));
     pen.putImageData(shown, 0, 0);
     canvas.toBlob((blob) => {
       const link = document.createElement("a");
@@ -436,7 +435,7 @@
     const { width, height } = part.query;
     const pen = part.query.getContext("2d");
     const shown = pen.getImageData(0, 0, width, height);
-    const inside = voted(width, height);
+    const inside = found(width, height);
     const count = inside.reduce((a, b) => a + b, 0);
     for (let y = 0; y < height; y++)
       for (let x = 0; x < width; x++) {
@@ -488,6 +487,7 @@
     setSupports([{ ...first, given: truth.canvas }]);
     if (query.source !== episode.query) setQuery({ ...second, source: episode.query }); // else its features are kept
     else setQuery(query);
+    part.attribution.textContent = episode.attribution;
     box.dataset.shown = part.episode.value;
     say("Paint over the object in the support, then let the network find it in the query.");
   }
@@ -522,14 +522,13 @@
       ...globalThis.hsnetEpisodes.episodes.map((episode, i) => new Option(episode.name, i)),
       new Option("my own pictures", "own"),
     );
-    part.attribution.textContent = globalThis.hsnetEpisodes.attribution;
     if (globalThis.hsnetEpisodes.photographs) {
       const { hsnet, prototypes } = globalThis.hsnetEpisodes.photographs;
       const link = document.createElement("a");
       link.href = "15_your_own_pictures.html#how-good-is-it-on-photographs";
       link.textContent = "what to expect";
       part.honest.append(
-        `Learned from drawings. On photographs its mIoU with one support is ${hsnet}; plain prototypes reach ${prototypes}: `,
+        `On photographs of kinds of objects that training has not seen, mIoU with one support is ${hsnet}; prototypes reach ${prototypes}: `,
         link,
         ".",
       );
