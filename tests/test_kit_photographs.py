@@ -35,4 +35,4 @@ def test_scores_by_object_size_and_beside_the_prototypes(data):
     assert rows[-1][-1].startswith("+20.0 [20.0")
     rows = table_rows(photographs.sizes_table("made"))[-8:]
     assert [row[2] for row in rows] == ["10"] * 8
-    assert rows[0][3:] == ["60.0", "30.0", "40.0", "100 %", "0 %", "0 %"]
+    assert rows[0][3:] == ["60.0", "40.0", "100 %", "0 %"]

@@ -59,7 +59,7 @@ def sizes_table(run: str) -> str:
         scores = read(run, shot)
         areas = np.array(scores.pop("all foreground").rows)
         shares = areas[:, 2] / areas[:, 4]  # its intersection is the object, its union the image
-        names = list(scores)
+        names = ["HSNet", f"prototypes, {LARGER} px"]
         for low, high in SIZES:
             inside = np.flatnonzero((shares >= low) & (shares < high)).tolist()
             parts = [scores[name].part(inside) for name in names] if inside else []
