@@ -357,7 +357,9 @@ def _find_state(config, folder, resume):
     if before is None:
         raise ValueError(f"{folder / LAST} was written by an older version: give a new --name, or delete that folder")
     before = vars(Config()) | before  # an older version had fewer settings
-    free = FREE + (LONGER if resume else ())
+    free = set(FREE + (LONGER if resume else ()))
+    if BENCHMARKS[config.benchmark].options:  # the folders decide what is learned
+        free -= {"root", "test_root"}
     other = [f"{k} {before[k]!r}, now {v!r}" for k, v in vars(config).items() if k not in free and before[k] != v]
     if other:
         longer = "" if resume else f" With --resume, {', '.join(LONGER)} may differ"

@@ -223,6 +223,13 @@ def test_a_training_on_it_resumes_and_is_scored(root, call, data):
     )
     assert more.returncode == 0, more.stderr
     assert len((data / "runs" / "mine" / "history.jsonl").read_text().splitlines()) == 2
+    (root.parent / "other").mkdir()
+    other = call(
+        "train", *options.split(), "--start", "", "--no-pretrained", "--root", root.parent / "other", "--name", "mine"
+    )
+    assert other.returncode == 2
+    assert "was started with" in other.stderr
+    assert "root" in other.stderr
     assert call("evaluate", "mine").returncode == 0
     refused = call("evaluate", "mine", "--fold", "1")
     assert refused.returncode == 2
