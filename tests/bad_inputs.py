@@ -66,7 +66,9 @@ def measure_pictures(count: int, seed: int = 0) -> dict:
 
 def _wrong(option):
     """The wrong values of a setting that there are."""
-    return WRONG.get(option.name) or WRONG.get("choices" if option.metadata["choices"] else option.type, [])
+    choices = option.metadata["choices"]
+    values = WRONG.get(option.name) or WRONG.get("choices" if choices else option.type, [])
+    return [value for value in values if value not in map(str, choices or ())]  # 0 is a fold
 
 
 def _bad_line(rng):
