@@ -105,7 +105,7 @@ class Config:
         ("background", "ignore"),
     )
     schedule: str = _setting(
-        "cosine", "constant, as in the paper, or warmed up and let down to zero", ("constant", "cosine")
+        "cosine", "constant, as in the paper, or cosine: warmed up, then lowered to zero", ("constant", "cosine")
     )
     patience: int = _setting(0, "stop when so many epochs have brought no better validation mIoU (0: never)")
     minutes: float = _setting(
