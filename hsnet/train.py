@@ -139,7 +139,9 @@ class Interruption:
 
     def __exit__(self, kind, *_):
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # torchrun terminates the others as soon as one process has ended: this one is ending, and first says why.
+            ending = kind is ConnectionError and number == signal.SIGTERM
+            signal.signal(number, signal.SIG_IGN if ending else handler)
         if kind is KeyboardInterrupt:
             saved = f"saved in {self.folder}: the same command goes on"
             say(f"\nstopped, {saved if (self.folder / LAST).exists() else 'nothing to save yet'}")
