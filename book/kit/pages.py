@@ -18,9 +18,9 @@ from hsnet.metrics import SegmentationScore
 from hsnet.reproduce.report import ROOT
 from hsnet.runs import run_score, write_json
 
-RUN = "emoji-fold0-long"  # the trained network the pages show
+RUN = "emoji-fold0-288px"  # the trained network the pages show
 LAPTOP_RUN = Config().run  # what `make train` leaves
-SIZE = 256  # pixels a side
+SIZE = 288  # pixels a side
 
 PHOTOGRAPHERS = "Photographs: COCO, CC BY 2.0; their addresses at Flickr are in data/photographs/attribution.csv"
 THREAD = 136  # place of the pages' query among the 5-shot test episodes: a videocassette and a light bulb
