@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -44,7 +44,6 @@ LAST, PREVIOUS, DAMAGED, LOCK = "last.pt", "previous.pt", "damaged.pt", "lock"
 # The run whose weights come with the repository, the default of every `run` argument. When a better one is shipped it is
 # named here and in pyproject.toml, and `python -m hsnet.export` is run again.
 DEFAULT_RUN = "photographs"
-COLUMNS = "state", "benchmark", "fold", "backbone", "kernel", "size", "epochs", "validation mIoU", "test mIoU [95 %]"
 
 
 def save_model(path: Path, model: nn.Module, learned: dict[str, Tensor] | None = None) -> None:
@@ -406,45 +405,31 @@ def read_history(folder: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def runs_table(runs: Iterable[tuple[str, Path]] | None = None, columns: Sequence[str] = COLUMNS) -> str:
-    """Markdown: a row a run, with its settings, what it is doing and its scores.
-
-    Args:
-        runs: names and folders; default: every run of the data folder.
-        columns: what `_row` knows.
-    """
-    if runs is None:
-        runs = [(path.parent.name, path.parent) for path in sorted((data_folder() / "runs").glob("*/config.json"))]
-        if not runs:
-            return f"no runs under {data_folder() / 'runs'} yet: `make train` trains one"
-    return markdown(["run", *columns], [[name, *map(_row(folder).get, columns)] for name, folder in runs])
-
-
-def _row(folder):
-    """What tables say of a run, by column."""
-    try:
-        config = Config.load(folder / "config.json")
-    except (ValueError, FileNotFoundError) as error:
-        return {"state": str(error)}
-    history, tests = read_history(folder), {test["shot"]: test for test in read_tests(folder)}
-    row = {name: str(value) for name, value in vars(config).items()}
-    saved = "stopped: the same command goes on" if (folder / LAST).exists() else "nothing saved yet"
-    holder = lock_holder(folder)
-    row["state"] = f"running, {holder}" if holder else "finished" if tests else saved
-    row["epochs"] = f"{len(history)} of {config.epochs}"
-    if history:
-        best, last = max(history, key=lambda line: (line["val_miou"], line["epoch"])), history[-1]
-        row["validation mIoU"] = f"{best['val_miou']:.1f} (epoch {best['epoch']})"
-        row["episodes seen"] = f"{len(history) * config.epoch_episodes:,}"
-        row["training"] = f"{last['seconds'] / 60:.0f} min"
-        row["peak memory"] = f"{last.get('peak_bytes', 0) / 1e9:.2f} GB"
-    scores = {shot: _columns(test["scores"]["HSNet"])[0] for shot, test in tests.items()}
-    row |= {f"{shot}-shot mIoU [95 %]": score for shot, score in scores.items()}
-    if tests:
-        row["test mIoU [95 %]"] = ", ".join(f"{score} ({shot}-shot)" for shot, score in scores.items())
-        test = next(iter(tests.values()))
-        row |= {
-            "learned values": f"{test.get('parameters', 0):,}",
-            "computed by": ", ".join(test[key] for key in ("device", "precision") if key in test),
-        }
-    return row
+def runs_table() -> str:
+    """Markdown: a row for every run of the data folder, with its settings, its state and its scores."""
+    folders = [path.parent for path in sorted((data_folder() / "runs").glob("*/config.json"))]
+    if not folders:
+        return f"no runs under {data_folder() / 'runs'} yet: `make train` trains one"
+    settings = ("benchmark", "fold", "backbone", "kernel", "size")
+    rows = []
+    for folder in folders:
+        try:
+            config = vars(Config.load(folder / "config.json"))
+        except ValueError as error:
+            rows.append([folder.name, str(error)])
+            continue
+        history, tests, holder = read_history(folder), read_tests(folder), lock_holder(folder)
+        saved = "stopped: the same command goes on" if (folder / LAST).exists() else "nothing saved yet"
+        best = max(history, key=lambda line: (line["val_miou"], line["epoch"]), default=None)
+        scores = (f"{_columns(test['scores']['HSNet'])[0]} ({test['shot']}-shot)" for test in tests)
+        rows.append(
+            [
+                folder.name,
+                f"running, {holder}" if holder else "finished" if tests else saved,
+                *(str(config[name]) for name in settings),
+                f"{len(history)} of {config['epochs']}",
+                best and f"{best['val_miou']:.1f} (epoch {best['epoch']})",
+                ", ".join(scores) or None,
+            ]
+        )
+    return markdown(["run", "state", *settings, "epochs", "validation mIoU", "test mIoU [95 %]"], rows)

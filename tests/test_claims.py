@@ -5,13 +5,12 @@ import json
 import numpy as np
 import pytest
 from conftest import table_rows
-from kit import claims as measuring
+from kit import claims
 
 from hsnet import HSNet
 from hsnet.benchmarks.shapes import Shapes
 from hsnet.config import Config
 from hsnet.episodes import test_episodes
-from hsnet.reproduce import claims
 from hsnet.reproduce.experiments import claims as claimed_runs
 
 
@@ -95,24 +94,24 @@ def test_a_line_is_made_from_files_and_waits_for_all_of_them():
 def test_other_backgrounds_change_the_background_alone():
     shapes = Shapes(64)
     name = test_episodes(shapes, fold=0, shot=1, count=1)[0].query
-    own, other = shapes.scene(name), measuring.on_other_backgrounds(shapes).scene(name)
+    own, other = shapes.scene(name), claims.on_other_backgrounds(shapes).scene(name)
     assert np.array_equal(own.labels, other.labels)
     assert np.array_equal(own.image[own.labels > 0], other.image[own.labels > 0])
     assert np.abs(own.image[own.labels == 0].astype(int) - other.image[own.labels == 0]).mean() > 20
 
 
 def test_measurements_beyond_the_tests(monkeypatch):
-    monkeypatch.setattr(measuring, "EPISODES", 6)
+    monkeypatch.setattr(claims, "EPISODES", 6)
     config = Config(benchmark="shapes", size=64, val_episodes=4, test_episodes=6, workers=0, precision="float32")
     model = HSNet("efficientnet_lite0", pretrained=False).eval()
-    shots = measuring.measure_shots(model, config, Shapes(64))["scores"]
+    shots = claims.measure_shots(model, config, Shapes(64))["scores"]
     assert [(row["shot"], row["rule"]) for row in shots] == [(k, r) for k in claims.SHOTS for r in claims.RULES]
     assert {row["episodes"] for row in shots} == {6}
     assert shots[0]["areas"] == shots[1]["areas"]  # of one support every rule makes the same
-    backgrounds = measuring.measure_backgrounds(model, config, Shapes(64))["scores"]
+    backgrounds = claims.measure_backgrounds(model, config, Shapes(64))["scores"]
     assert [row["who"] for row in backgrounds] == ["HSNet", "prototypes"] * 2
     assert backgrounds[0]["areas"] != backgrounds[2]["areas"]
-    episodes = measuring.measure_episodes(model, config, Shapes(64))["episodes"]
+    episodes = claims.measure_episodes(model, config, Shapes(64))["episodes"]
     assert len(episodes) == 6
     assert all(0.01 < share < 1 for share, _, _ in episodes)
     assert {n for _, n, _ in episodes} <= {1, 2, 3, 4}

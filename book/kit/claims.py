@@ -1,29 +1,233 @@
-"""What the claims of chapter 13 need beyond tests, measured on the published network: `PYTHONPATH=book python -m kit.claims`.
+"""Does each claim of the paper hold on the embedded benchmark? The comparisons and verdicts of chapter 13, from the files of runs.
 
-Each measurement writes one file into the run's folder; what is there is kept.
+    python -m hsnet.reproduce claims           train and test the runs that are not done
+    PYTHONPATH=book python -m kit.claims       measure what some comparisons need beyond tests, and print the verdicts
+
+Two folds; every run has the same number of training episodes, at 288 px, where the squeezed support has 2 × 2 positions and every
+weight learns. Each measurement writes one file into the published network's folder; what is there is kept.
 """
 
-from collections.abc import Callable
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
 from copy import copy
+from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-from hsnet import HSNet, test_episodes, vote
+from hsnet import HSNet, SegmentationScore, test_episodes, vote
 from hsnet.benchmarks.drawn import DrawnBenchmark
-from hsnet.benchmarks.emoji import Emoji
+from hsnet.benchmarks.emoji import UNSEEN_ARTIST, Emoji
 from hsnet.benchmarks.scenes import Scene
 from hsnet.config import Config, run_program
 from hsnet.devices import choose_device, choose_precision, computing_in
 from hsnet.engine import evaluate_run, features_of, fit_prototypes, predictor
-from hsnet.reproduce.claims import BACKGROUNDS, RULES, SHOTS, published
-from hsnet.reproduce.experiments import CLAIMS_FOLDS
-from hsnet.runs import write_json
+from hsnet.reproduce.experiments import CLAIMS_FOLDS, PUBLISHED, Experiment, claims, expected_hours, state
+from hsnet.runs import markdown, write_json
 
-EPISODES = 300
+EPISODES = 300  # of each measurement
+SHOTS = (1, 2, 3, 5, 10)
+RULES = ("paper", "majority")
+SIZES = {"small": (0.0, 0.06), "middle-sized": (0.06, 0.15), "large": (0.15, 1.0)}  # a target's share of the scene
+BACKGROUNDS = ("its own", "stripes and chequers")
+VERDICTS = ("holds", "does not hold here", "too close to call")
+DESIGNS = (
+    (1, "center-pivot above separable kernels", PUBLISHED, "separable 4D kernels"),
+    (1, "separable above original (dense) kernels", "separable 4D kernels", "original 4D kernels"),
+    (1, "center-pivot above original (dense) kernels", PUBLISHED, "original 4D kernels"),
+    (2, "support features masked above not masked", PUBLISHED, "no support masking"),
+    (3, "all layers above one deep layer per level", PUBLISHED, "one deep layer per level"),
+    (3, "one deep above one shallow layer per level", "one deep layer per level", "one shallow layer per level"),
+    (4, "three levels above two", PUBLISHED, "two deepest levels"),
+    (4, "two levels above the deepest alone", "two deepest levels", "deepest level alone"),
+    (5, "three convolutions a block above two", PUBLISHED, "two 4D convolutions per block"),
+    (5, "two convolutions a block above one", "two 4D convolutions per block", "one 4D convolution per block"),
+)
+
+Score = Callable[[int], SegmentationScore | None]  # of a fold; None where it was not run
+
+
+def _run(variant: str, fold: int) -> Experiment:
+    return next(r for r in claims() if (r.variant, r.config.fold, r.config.seed) == (variant, fold, 0))
+
+
+def _read(fold: int, name: str) -> dict | None:
+    path = _run(PUBLISHED, fold).folder / name
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _test(variant: str = PUBLISHED, who: str = "HSNet", keep: Callable[[float, int, str], bool] | None = None) -> Score:
+    """The 1-shot test of a run; of some episodes where `keep` selects by share, distractors and artist."""
+
+    def score(fold):
+        test, episodes = _run(variant, fold).tests().get(1), keep and _read(fold, "episodes.json")
+        if test is None or (keep and episodes is None):
+            return None
+        rows = test["areas"][who]
+        if keep:
+            rows = [row for row, episode in zip(rows, episodes["episodes"], strict=True) if keep(*episode)]
+        return SegmentationScore.from_rows(rows, resample_classes=True)
+
+    return score
+
+
+def _measured(name: str, **which) -> Score:
+    """A score of one of the files of `MEASUREMENTS`, by its other entries."""
+
+    def score(fold):
+        if (content := _read(fold, name)) is None:
+            return None
+        row = next(row for row in content["scores"] if which.items() <= row.items())
+        return SegmentationScore.from_rows(row["areas"], resample_classes=True)
+
+    return score
+
+
+def comparisons() -> list[tuple[int, str, Score, Score]]:
+    """Number and text of each claim, in the paper's order, the score that is claimed to be the higher, and the other."""
+    lines = [(claim, text, _test(better), _test(worse)) for claim, text, better, worse in DESIGNS]
+    for fewer, more in pairwise(SHOTS):
+        pair = [_measured("shots.json", shot=k, rule="paper") for k in (more, fewer)]
+        lines.append((6, f"{more} supports above {fewer}, the paper's vote", *pair))
+    pair = [_measured("shots.json", shot=5, rule=rule) for rule in RULES]
+    lines.append((6, "5 supports: the paper's vote above the majority's", *pair))
+    of_queries: dict[str, Callable[[float, int, str], bool] | None] = {"HSNet above prototypes": None}
+    for name, (low, high) in SIZES.items():
+        text = f"… on {name} objects ({low:.0%} to {high:.0%} of the query)"
+        of_queries[text] = lambda share, distractors, artist, low=low, high=high: low <= share < high
+    for n in (1, 2, 3, 4):
+        of_queries[f"… with {n} distractor{'s'[: n > 1]}"] = lambda share, distractors, artist, n=n: distractors == n
+    unseen = "HSNet above prototypes on the unseen artist"
+    of_queries[unseen] = lambda share, distractors, artist: artist == UNSEEN_ARTIST
+    both = ("HSNet", "prototypes")
+    lines += [(8 if t == unseen else 7, t, *(_test(who=w, keep=keep) for w in both)) for t, keep in of_queries.items()]
+    pair = [_measured("backgrounds.json", backgrounds=BACKGROUNDS[1], who=who) for who in both]
+    lines.append((8, "HSNet above prototypes on unseen backgrounds", *pair))
+    lines.append((9, "a frozen backbone above one that is trained too", _test(), _test("backbone trained too")))
+    return lines
+
+
+def verdict(differences: Sequence[float], intervals: Sequence[tuple[float, float]], spread: float) -> str:
+    """Whether a claim holds, by a rule that was fixed before the runs.
+
+    Args:
+        differences: better minus worse in each fold.
+        intervals: the paired bootstrap interval of each.
+        spread: by how much the published network's score differs between training seeds.
+    """
+    smallest = min(abs(d) for d in differences)
+    if smallest > spread and all(low > 0 for low, _ in intervals):
+        return "holds"
+    if smallest > spread and all(high < 0 for _, high in intervals):
+        return "does not hold here"
+    return "too close to call"
+
+
+def seed_spread() -> float | None:
+    """The largest difference, over folds, between two trainings of the published network that differ in their seed."""
+    by_fold: dict[int, list[float]] = {}
+    for run in (run for run in claims() if run.variant == PUBLISHED):
+        if (test := run.tests().get(1)) is None:
+            return None
+        by_fold.setdefault(run.config.fold, []).append(test["scores"]["HSNet"]["miou"])
+    return max(max(scores) - min(scores) for scores in by_fold.values())
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A comparison with its measurements so far.
+
+    Attributes:
+        claim, text: as in `comparisons`.
+        scores: by fold, the two mIoUs and the paired 95 % interval of their difference; folds that were not run are absent.
+        verdict: see `verdict`; empty until all folds and the spread over seeds are there.
+    """
+
+    claim: int
+    text: str
+    scores: dict[int, tuple[float, float, tuple[float, float]]]
+    verdict: str
+
+
+def findings() -> list[Finding]:
+    """Every comparison with what was measured."""
+    spread, found = seed_spread(), []
+    for claim, text, better, worse in comparisons():
+        pairs = {fold: (better(fold), worse(fold)) for fold in CLAIMS_FOLDS}
+        scores = {f: (a.miou(), b.miou(), a.interval_above(b)) for f, (a, b) in pairs.items() if a and b}
+        complete = len(scores) == len(CLAIMS_FOLDS) and spread is not None
+        differences, intervals = (
+            [a - b for a, b, _ in scores.values()],
+            [interval for _, _, interval in scores.values()],
+        )
+        found.append(Finding(claim, text, scores, verdict(differences, intervals, spread) if complete else ""))
+    return found
+
+
+def verdicts_table() -> str:
+    """Markdown: each comparison with its scores, the paired differences and the verdict; "–" where it was not run."""
+    rows = []
+    for found in findings():
+        texts = {
+            fold: f"{better:.1f} − {worse:.1f} = {better - worse:.1f} [{low:.1f}, {high:.1f}]"
+            for fold, (better, worse, (low, high)) in found.scores.items()
+        }
+        rows.append([str(found.claim), found.text, *map(texts.get, CLAIMS_FOLDS), found.verdict or None])
+    return markdown(["", "claim", *(f"fold {f}: mIoU, difference [95 %]" for f in CLAIMS_FOLDS), "verdict"], rows)
+
+
+def marks() -> dict[str, tuple[list[tuple[int, float, tuple[float, float]]], str]]:
+    """The bars of `kit.figures.differences`: by number and text of the claim, a mark for each fold, and the verdict."""
+    return {
+        f"{found.claim}  {found.text}": (
+            [(fold, better - worse, interval) for fold, (better, worse, interval) in found.scores.items()],
+            found.verdict,
+        )
+        for found in findings()
+    }
+
+
+def progress() -> str:
+    """How many of the runs are done, how many verdicts of each kind there are, and the command that fills the rest."""
+    runs = claims()
+    left = [run for run in runs if state(run).kind != "done"]
+    counted = Counter(one.verdict for one in findings())
+    verdicts = ", ".join(f"{name}: {counted[name]}" for name in VERDICTS)
+    text = f"{len(runs) - len(left)} of {len(runs)} runs are done. Verdicts: {verdicts}."
+    if left:
+        hours = max(1, round(sum(expected_hours(run.config) for run in left)))
+        text += (
+            f" `python -m hsnet.reproduce claims` trains and tests the others: about {hours} hour{'s'[: hours != 1]} "
+            "of two cores that compute in bfloat16."
+        )
+    return text
+
+
+def runs_table() -> str:
+    """Markdown: the runs of the comparisons: score, episodes seen, time, learned values, memory; "–" where not run."""
+    rows = []
+    for run in claims():
+        test, row = run.tests().get(1), [run.variant or "as published", *[None] * 8]
+        if test:
+            history, score = run.history(), test["scores"]["HSNet"]
+            row[1:] = [
+                str(run.config.fold),
+                str(run.config.seed),
+                "{miou:.1f} [{interval[0]:.1f}, {interval[1]:.1f}]".format(**score),
+                f"{len(history) * run.config.epoch_episodes:,}",
+                f"{history[-1]['seconds'] / 60:.0f} min",
+                f"{test['parameters']:,}",
+                f"{history[-1]['peak_bytes'] / 1e9:.2f} GB",
+                f"{test['device']}, {test['precision']}",
+            ]
+        rows.append(row)
+    header = ["run", "fold", "seed", "1-shot mIoU [95 %]", "episodes seen", "training"]
+    return markdown([*header, "learned values", "peak memory", "computed by"], rows)
 
 
 def on_other_backgrounds(benchmark: DrawnBenchmark) -> DrawnBenchmark:
@@ -114,12 +318,15 @@ def _row(score, **which):
 
 def main() -> None:
     """The program."""
-    for run in map(published, CLAIMS_FOLDS):
+    for run in (_run(PUBLISHED, fold) for fold in CLAIMS_FOLDS):
+        if not (run.folder / "config.json").exists():
+            continue
         config = Config.load(run.folder / "config.json")
         for name in (name for name in MEASUREMENTS if not (run.folder / name).exists()):
             model = HSNet.from_run(run.folder).to(choose_device(config.device))
             write_json(run.folder / name, MEASUREMENTS[name](model, config, Emoji(config.size)))
             print(f"written to {run.folder / name}")
+    print(f"{progress()}\n\n{runs_table()}\n\n{verdicts_table()}")
 
 
 if __name__ == "__main__":
