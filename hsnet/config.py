@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .backbone import BACKBONES, LAYERS
-from .benchmarks import BENCHMARKS, Benchmark, load_benchmark
+from .benchmarks import BENCHMARKS, REMOVED, Benchmark, load_benchmark
 from .benchmarks.augment import AUGMENTATIONS
 from .conv4d import KERNELS
 
@@ -142,7 +142,8 @@ class Config:
             if type(value) is not option.type:
                 raise ValueError(f"{option.name} is {value!r}: it must be {KINDS[option.type]}")
             if choices and value not in choices:
-                raise ValueError(f"{option.name} is {value!r}: choose one of {', '.join(map(str, choices))}")
+                possible = f"choose one of {', '.join(map(str, choices))}"
+                raise ValueError(f"{option.name} is {value!r}: {REMOVED.get(value, possible)}")
         for name, (least, most) in RANGES.items():
             if not least <= getattr(self, name) <= most:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be {least} or more, at most {most}")

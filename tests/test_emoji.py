@@ -5,8 +5,6 @@ import pytest
 from drawn_datasets import StandIns, with_stand_ins
 
 from hsnet.benchmarks import emoji
-from hsnet.benchmarks.drawn import DrawnBenchmark
-from hsnet.benchmarks.emoji_photo import LEVELS, EmojiPhoto
 from hsnet.benchmarks.scenes import compose
 from hsnet.episodes import test_episodes
 
@@ -48,35 +46,3 @@ def test_scenes_have_no_halos_and_exact_masks(benchmark):
             grown |= np.roll(inside, 2, axis) | np.roll(inside, -2, axis)
         np.testing.assert_array_equal(a.image[~grown], b.image[~grown])
         assert (b.image[inside].astype(int).mean() < 40).all()
-
-
-def test_photo_scenes_train_every_concept_and_test_the_benchmarks_own(benchmark):
-    photo = with_stand_ins(EmojiPhoto)
-    assert photo.classes(0, "train") == list(range(len(photo.concepts)))
-    assert photo.classes(0, "test") == benchmark.classes(0, "test")
-    for split in ("val", "test"):
-        for episode in test_episodes(photo, fold=0, shot=1, count=3, split=split):
-            scene, own = photo.scene(episode.query), benchmark.scene(episode.query)
-            assert np.array_equal(scene.image, own.image)
-            assert np.array_equal(scene.labels, own.labels)
-
-
-def test_photo_scenes_show_their_target_and_follow_from_their_names(benchmark):
-    photo, rng = with_stand_ins(EmojiPhoto), np.random.default_rng(0)
-    shares, levels = [], set()
-    for _ in range(60):
-        episode = photo.draw(rng, 0)
-        # One difficulty an episode; the least is a scene of the benchmark, with distractors of all concepts.
-        (level,) = {int(name.rpartition(".")[2]) % LEVELS for name in (episode.query, *episode.supports)}
-        levels.add(level)
-        if level == 0:
-            assert np.array_equal(photo.scene(episode.query).image, DrawnBenchmark.scene(photo, episode.query).image)
-        assert emoji.UNSEEN_ARTIST not in {artist for _, artist in photo.objects(episode.query)}
-        sample, again = photo.read(episode.query, episode.class_id), photo.read(episode.query, episode.class_id)
-        assert np.array_equal(sample.image, again.image)
-        shares.append(sample.mask.mean())
-    shares = np.array(shares)
-    # Seldom twenty draws do not suffice; objects are of many sizes.
-    assert (shares >= 0.01).mean() > 0.9
-    assert np.quantile(shares, 0.9) / np.quantile(shares, 0.1) > 8
-    assert levels == set(range(LEVELS))

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from . import coco, emoji, emoji_photo, folder, fss, pascal, shapes  # noqa: F401 - importing a module registers its benchmarks
-from .base import BENCHMARKS, Benchmark, Episode, UnreadableFileError
+from . import coco, emoji, folder, fss, pascal, shapes  # noqa: F401 - importing a module registers its benchmarks
+from .base import BENCHMARKS, REMOVED, Benchmark, Episode, UnreadableFileError
 from .resize import Sample, Square
 
-__all__ = ["BENCHMARKS", "Benchmark", "Episode", "Sample", "Square", "UnreadableFileError", "load_benchmark"]
+__all__ = ["BENCHMARKS", "REMOVED", "Benchmark", "Episode", "Sample", "Square", "UnreadableFileError", "load_benchmark"]
 
 
 def load_benchmark(
@@ -23,7 +23,7 @@ def load_benchmark(
         ValueError: an unknown name, with those that exist, or a protocol that it does not have.
     """
     if name not in BENCHMARKS:
-        raise ValueError(f"unknown benchmark {name!r}: choose one of {', '.join(BENCHMARKS)}")
+        raise ValueError(f"unknown benchmark {name!r}: " + REMOVED.get(name, f"choose one of {', '.join(BENCHMARKS)}"))
     given = {option: value for option, value in options.items() if value}
     if unknown := set(given) - set(BENCHMARKS[name].options):
         raise ValueError(f"--{min(unknown).replace('_', '-')} is not for {name}: leave it out")

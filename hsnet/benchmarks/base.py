@@ -15,6 +15,9 @@ from .resize import Sample, Square, resize_sample
 
 SPLITS = ("train", "val", "test")
 BENCHMARKS: dict[str, type["Benchmark"]] = {}  # by name, as on the command line
+REMOVED = {
+    "emoji-photo": "it was removed; train for photographs with --benchmark folder, from the weights `photographs`"
+}
 
 
 @dataclass(frozen=True)

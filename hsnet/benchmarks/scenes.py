@@ -62,12 +62,12 @@ def compose(rng: np.random.Generator, sprites: list[np.ndarray], size: int) -> S
     for _ in range(20):  # the target may end up covered or outside
         places = [_place(rng, size) for _ in sprites]
         order = rng.permutation(len(sprites))
-        if shows_target(sprites, places, order, size):
+        if _shows_target(sprites, places, order, size):
             break
     image = _background(rng, size)  # three planes: arithmetic on long rows is faster than on RGB triples
     labels = np.zeros((size, size), np.uint8)
     for i in order:
-        paste(_recolour(rng, sprites[i]), places[i], image, labels, i + 1)
+        _paste(_recolour(rng, sprites[i]), places[i], image, labels, i + 1)
     return Scene(np.ascontiguousarray(image.transpose(1, 2, 0)), labels)
 
 
@@ -77,22 +77,8 @@ def _place(rng, size):
     return Place(x, y, side, rng.uniform(-TILT, TILT), int(rng.choice([-1, 1])))
 
 
-def shows_target(
-    sprites: list[np.ndarray],
-    places: list[Place],
-    order: np.ndarray,
-    size: int,
-    least_visible: float = LEAST_VISIBLE,
-    least_uncovered: float = LEAST_UNCOVERED,
-    *,
-    border_hides: bool = False,
-) -> bool:
-    """Whether enough of the target shows, seen on every fourth pixel: drawing in full only to throw away would be slow.
-
-    Args:
-        least_visible, least_uncovered: shares of the scene and of the target.
-        border_hides: whether what lies beyond the scene's border counts as covered.
-    """
+def _shows_target(sprites, places, order, size):
+    """Whether enough of the target shows, seen on every fourth pixel: drawing in full only to throw away would be slow."""
     n, target, area = size // 4, None, 0
     for i in order:  # from the bottom to the top
         if target is None and i != 0:
@@ -102,21 +88,13 @@ def shows_target(
         inside = np.asarray(drawn) >= 128
         if i == 0:
             target, area = inside, np.count_nonzero(inside)
-            if border_hides:
-                area = np.count_nonzero(np.asarray(alpha) >= 128) * (places[i].side / 4 / alpha.width) ** 2
         else:
             target = target & ~inside
     visible = np.count_nonzero(target)
-    return bool(visible >= least_visible * n**2 and visible >= least_uncovered * area)
+    return visible >= LEAST_VISIBLE * n**2 and visible >= LEAST_UNCOVERED * area
 
 
-def hue_turn(angle: float) -> np.ndarray:
-    """The 3 × 3 matrix that turns RGB by an angle in radians around the grey axis."""
-    c, s = np.cos(angle), np.sin(angle) / np.sqrt(3)
-    return np.full((3, 3), (1 - c) / 3) + c * np.eye(3) + s * np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
-
-
-def paste(drawing, place, image, labels, label):
+def _paste(drawing, place, image, labels, label):
     """Draw one object over what is there."""
     size = labels.shape[0]
     # Only the part of the scene that the turned square can reach.
@@ -136,7 +114,9 @@ def paste(drawing, place, image, labels, label):
 def _recolour(rng, sprite):
     """A turn of the hue around the grey axis and a gain: a 3 × 3 matrix on premultiplied colours, clipped to alpha."""
     angle, gain = rng.uniform(-HUE_SHIFT, HUE_SHIFT), rng.uniform(*GAIN)
-    matrix = np.concatenate([gain * hue_turn(angle), np.zeros((3, 1))], axis=1)
+    c, s = np.cos(angle), np.sin(angle) / np.sqrt(3)
+    turn = np.full((3, 3), (1 - c) / 3) + c * np.eye(3) + s * np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
+    matrix = np.concatenate([gain * turn, np.zeros((3, 1))], axis=1)
     # "RGBa" is premultiplied, so that edges mix without halos.
     *colours, alpha = Image.frombuffer("RGBa", sprite.shape[:2], sprite).split()
     colours = Image.merge("RGB", colours).convert("RGB", tuple(matrix.flatten())).split()
