@@ -108,8 +108,21 @@ def test_the_papers_means_are_those_of_its_folds():
     assert table_rows(report.paper_kernels_table())[-1][:2] == ["center-pivot 4D", "25.51 ms"]
 
 
-def test_no_number_is_typed_in_a_table_of_the_readme():
-    page = report.ROOT / "README.md"
+def test_networks_and_results(folder):
+    (folder.parent / "networks.csv").write_text("run,network,computed on\none,the first,a CPU\ntwo,not there,a CPU\n")
+    runs.write_json(folder / "config.json", {"start": "", "size": 256, "epoch_episodes": 2000})
+    (folder / "history.jsonl").write_text('{"seconds": 60.0}\n{"seconds": 121.0}\n')
+    runs.write_json(folder / "test-1shot.json", test(1, HSNet=50.0, prototypes=30.0))
+    rows = table_rows(report.networks_table())
+    assert rows[1:] == [["`one`", "the first", "–", "256", "4,000", "2", "a CPU", "50.0 [49.0, 51.0]"]]
+    rows = table_rows(report.results_table("one,two"))
+    assert rows[1:] == [["`one`", "50.0 [49.0, 51.0]", "30.0 [29.0, 31.0]", "–", "–"], ["`two`", *"––––"]]
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in report.PAGES if "runs" not in page.parts], ids=lambda page: page.stem
+)
+def test_no_number_is_typed_in_a_table(page):
     text = re.sub(r"<!-- \S+ \S+ -->\n.*?<!-- end -->", "", page.read_text(), flags=re.DOTALL)
     rows = [line for line in text.splitlines() if re.match(r"\s*\|.*\|", line)]
     typed = [row for row in rows if re.search(r"\d+\.\d", re.sub(r"`[^`]*`", "", row))]

@@ -5,7 +5,7 @@
 Each setting is measured in a process of its own, with one and with two episodes at a time, whose objects fill their
 pictures: less of a picture needs less. The network's weights are random, which changes nothing.
 
-Written: data/speed/memory-DEVICE.json, from which `speed.report.step_memory_table` makes the README's table, and
+Written: data/speed/memory-DEVICE.json, from which `speed.report.step_memory_table` makes the table of the page `benchmarks`, and
 `hsnet.memory` its estimates.
 """
 

@@ -1,8 +1,9 @@
 """Tables made from files: the paper's numbers beside ours, and the tables of the pages.
 
-python -m hsnet.reproduce.report      write the tables of README.md and data/runs/README.md again
+python -m hsnet.reproduce.report      render the tables of the README and the pages again
 """
 
+import csv
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -10,8 +11,8 @@ from collections.abc import Callable, Iterable
 from ..backbone import backbone_row
 from ..config import command_line, run_program
 from ..paths import ROOT, data_folder
-from ..runs import markdown, read_tests, scores_table
-from ..speed.report import memory_table, precision_table, read_speed, speed_table, step_memory_table
+from ..runs import markdown, read_history, read_tests, scores_table
+from ..speed.report import read_speed, step_memory_table
 from .experiments import (
     OF_PAPER,
     Experiment,
@@ -24,7 +25,8 @@ from .experiments import (
     trainings,
 )
 
-PAGES = (ROOT / "README.md", ROOT / "data" / "runs" / "README.md")  # the files that hold rendered tables
+# The files that contain rendered tables.
+PAGES = tuple(ROOT / name for name in ("README.md", "data/runs/README.md", "book/benchmarks.md", "book/networks.md"))
 
 
 def paper_table() -> str:
@@ -183,6 +185,42 @@ def _caption(experiments: list[Experiment]) -> str:
     )
 
 
+def networks_table() -> str:
+    """Markdown: the networks of `data/runs/networks.csv` that are there, their trainings and their 1-shot test scores.
+
+    Training episodes are counted in whole epochs, although a limit in minutes ends the last one early.
+    """
+    columns = "run", "network", "start", "side, px", "training episodes", "minutes", "computed on", "1-shot mIoU [95 %]"
+    rows = []
+    for network in csv.DictReader((data_folder() / "runs" / "networks.csv").read_text().splitlines()):
+        folder = data_folder() / "runs" / network["run"]
+        if history := read_history(folder):
+            config = json.loads((folder / "config.json").read_text())
+            row = network | {
+                "run": f"`{network['run']}`",
+                "start": f"`{config['start']}`" if config.get("start") else None,
+                "side, px": str(config["size"]),
+                "training episodes": f"{len(history) * config['epoch_episodes']:,}",
+                "minutes": f"{history[-1]['seconds'] / 60:.0f}",
+                "1-shot mIoU [95 %]": _scores(folder).get((1, "HSNet")),
+            }
+            rows.append([row[column] for column in columns])
+    return markdown([*columns], rows)
+
+
+def results_table(runs: str) -> str:
+    """Markdown: test scores of runs, with commas between their names, beside those of the prototypes."""
+    columns = [(shot, name) for shot in (1, 5) for name in ("HSNet", "prototypes")]
+    rows = [[f"`{run}`", *map(_scores(data_folder() / "runs" / run).get, columns)] for run in runs.split(",")]
+    return markdown(["run", *(f"{shot}-shot, {name}" for shot, name in columns)], rows)
+
+
+def _scores(folder):
+    """A run's mIoU with its interval, by number of shots and predictor."""
+    scores = {(test["shot"], name): score for test in read_tests(folder) for name, score in test["scores"].items()}
+    return {key: "{:.1f} [{:.1f}, {:.1f}]".format(score["miou"], *score["interval"]) for key, score in scores.items()}
+
+
 def render(text: str) -> str:
     """Replace what stands between `<!-- WHAT NAME -->` and `<!-- end -->` by a table made from files.
 
@@ -199,12 +237,9 @@ def render(text: str) -> str:
 
 
 BLOCKS: dict[str, Callable[[str], str]] = {
-    "speed": lambda name: speed_table(read_speed(name)),
-    "memory": lambda name: memory_table(read_speed(name)),
-    "precision": lambda name: precision_table(read_speed(name)),
     "step-memory": lambda name: step_memory_table(read_speed(name)),
-    "results": lambda _: summary_table(),
-    "experiments": lambda protocol: f"{experiments_table(protocol=protocol)}\n\n{expectation()}",
+    "networks": lambda _: networks_table(),
+    "scores": results_table,
 }
 
 
