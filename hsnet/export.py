@@ -2,7 +2,6 @@
 
     python -m hsnet.export RUN --out FOLDER                         features.onnx and match.onnx, weights in float16
     python -m hsnet.export RUN --precision int8 --out FOLDER        weights in 8 bits
-    python -m hsnet.export RUN --check 200                          measures all precisions; writes export.json into the run's folder
 
 features.onnx: a picture -> its features. Each picture passes it once, support or query.
 match.onnx: the features of a query and of one support, and the support's mask -> the query's probabilities. K supports are
@@ -12,7 +11,6 @@ The pictures are squares of the side the run was trained at. Weights are stored 
 """
 
 import tempfile
-from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from itertools import islice
@@ -25,18 +23,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import runs
-from .config import Config, command_line, run_program
+from .config import command_line, run_program
 from .conv4d import CenterPivotConv4d
 from .correlation import hypercorrelation_pyramid
-from .engine import evaluate
-from .episodes import EpisodeDataset, test_episodes
 from .fast.convolution import conv2d, over_query, over_support
 from .model import HSNet, resize
 from .runs import DEFAULT_RUN, run_folder
 
 OPSET = 18
 PRECISIONS = ("float32", "float16", "int8")
-GRAPHS = ("features", "match")
 SMALLEST = 256  # values: smaller tensors, such as biases, stay as they are
 
 
@@ -219,80 +214,6 @@ def _store_small(graph, precision):
     return graph
 
 
-def load(folder: Path) -> Callable[[Tensor, Tensor, Tensor], Float[np.ndarray, "s s"]]:
-    """Run exported graphs with onnxruntime, on the CPU.
-
-    Returns:
-        A function of a query (3, s, s), a support (3, s, s), both uint8, and the support's mask (s, s), to probabilities.
-    """
-    _, runtime = _packages()
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    features, match = (
-        runtime.InferenceSession(folder / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
-        for name in GRAPHS
-    )
-
-    def predict(query, support, mask):
-        inputs = {"mask": mask[None].float().numpy()}
-        for name, picture in (("query", query), ("support", support)):
-            found = features.run(None, {"picture": picture[None].numpy()})
-            inputs |= {f"{name}-{i}": feature for i, feature in enumerate(found)}
-        return match.run(None, inputs)[0]
-
-    return predict
-
-
-def check(model: HSNet, config: Config, count: int) -> dict:
-    """Compare every precision with PyTorch on the first 1-shot test episodes of the run's benchmark.
-
-    Returns:
-        Per precision the files' sizes, the share of pixels whose mask equals PyTorch's, and the mIoU.
-    """
-    benchmark = config.load_benchmark()
-    episodes = test_episodes(benchmark, fold=config.fold, shot=1, count=config.test_episodes)[:count]
-    equal: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}
-    with tempfile.TemporaryDirectory() as scratch:
-        made, folders = make_graphs(model), {precision: Path(scratch, precision) for precision in PRECISIONS}
-        sizes = {precision: write_graphs(made, folder, precision) for precision, folder in folders.items()}
-        graphs = {precision: load(folder) for precision, folder in folders.items()}
-    normalize = model.backbone.normalize
-
-    def predict(batch):
-        masks = {"PyTorch": model.predict(normalize(batch.query), normalize(batch.support), batch.support_mask)}
-        for precision, run in graphs.items():
-            found = run(batch.query[0], batch.support[0, 0], batch.support_mask[0, 0]) > 0.5
-            masks[precision] = torch.tensor(found)[None]
-            equal[precision].append((masks[precision] == masks["PyTorch"]).float().mean().item())
-        return masks
-
-    dataset, class_ids = EpisodeDataset(benchmark, config.size, episodes), benchmark.classes(config.fold, "test")
-    scores = evaluate(predict, dataset, class_ids, batch=1, workers=0, title="comparing")
-    return {
-        "opset": OPSET,
-        "size": config.size,
-        "episodes": len(episodes),
-        "digest": benchmark.digest(),
-        "scores": {name: score.summary() for name, score in scores.items()},
-        "bytes": sizes,
-        "equal_pixels": {p: {"mean": float(np.mean(v)), "least": float(np.min(v))} for p, v in equal.items()},
-    }
-
-
-def table(result: dict) -> str:
-    """Markdown: what each precision costs."""
-    rows = []
-    for name, score in result["scores"].items():
-        low, high = score["interval"]
-        cost = ["–", "–"]
-        if name in result["bytes"]:
-            size, equal = sum(result["bytes"][name].values()), result["equal_pixels"][name]["mean"]
-            cost = [f"{size / 1e6:.1f} MB", f"{100 * equal:.3f} %"]
-        rows.append([name, *cost, f"{score['miou']:.2f} [{low:.1f}, {high:.1f}]"])
-    header = ["weights", "both files", "pixels as in PyTorch", f"mIoU [95 %], {result['episodes']} episodes"]
-    return runs.markdown(header, rows)
-
-
 def _packages():
     try:
         import onnx
@@ -310,19 +231,13 @@ def main() -> None:
     option("run", nargs="?", default=DEFAULT_RUN, help=f"trained run, by name or folder (default: {DEFAULT_RUN})")
     option("--out", type=Path, help="folder for the two files (default: the run's name, here)")
     option("--precision", default="float16", choices=PRECISIONS, help="of the weights (default: float16)")
-    option("--check", type=int, metavar="N", help="instead: compare all precisions with PyTorch on N test episodes")
     arguments = parser.parse_args()
     folder = run_folder(arguments.run)
     model = HSNet.from_run(folder)
-    if arguments.check:
-        result = check(model, Config.load(folder / "config.json"), arguments.check)
-        runs.write_json(folder / "export.json", result)
-        print(f"{table(result)}\nwritten to {folder / 'export.json'}")
-    else:
-        out = arguments.out or Path(folder.name)
-        sizes = write_graphs(make_graphs(model), out, arguments.precision)
-        files = ", ".join(f"{out / name} {size / 1e6:.1f} MB" for name, size in sizes.items())
-        print(f"opset {OPSET}, {model.training_size} px: {files}")
+    out = arguments.out or Path(folder.name)
+    sizes = write_graphs(make_graphs(model), out, arguments.precision)
+    files = ", ".join(f"{out / name} {size / 1e6:.1f} MB" for name, size in sizes.items())
+    print(f"opset {OPSET}, {model.training_size} px: {files}")
 
 
 if __name__ == "__main__":

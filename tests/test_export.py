@@ -12,8 +12,9 @@ from hsnet.config import Config
 from hsnet.runs import WEIGHTS, save_model
 
 pytest.importorskip("onnx", reason="writing ONNX needs the extra `export`")
-import hsnet.export
-from hsnet.export import OPSET, Features, Match, load, make_graphs, write_graphs
+from kit import exported
+
+from hsnet.export import OPSET, Features, Match, make_graphs, write_graphs
 
 SIDE = 64
 
@@ -69,7 +70,7 @@ def test_the_plain_mathematics_equals_the_network(side, convolutions):
 
 
 def test_the_graphs_equal_the_network(model, folder):
-    run = load(folder)
+    run = exported.load(folder)
     for seed in (1, 2):
         asked = question(seed)
         theirs = expected(model, *asked)
@@ -82,7 +83,7 @@ def test_smaller_weights_make_smaller_files_and_nearly_the_same_answer(model, gr
     for precision, largest, share in (("float16", 0.01, 0.55), ("int8", 0.1, 0.6)):
         sizes = write_graphs(graphs, tmp_path / precision, precision)
         assert sum(sizes.values()) < share * last
-        assert 0 < np.abs(load(tmp_path / precision)(*question()) - theirs).max() < largest
+        assert 0 < np.abs(exported.load(tmp_path / precision)(*question()) - theirs).max() < largest
         last = sum(sizes.values())
 
 
@@ -108,14 +109,14 @@ def test_what_cannot_be_exported_is_named(graphs, tmp_path):
     assert not list(tmp_path.glob("*.onnx"))
 
 
-def test_the_command_line_checks_a_run(model, graphs, data, monkeypatch, capsys):
+def test_a_run_is_checked(model, graphs, data, monkeypatch, capsys):
     run = data / "runs" / "tiny"
     run.mkdir(parents=True)
     save_model(run / WEIGHTS, model)
     Config(benchmark="shapes", size=SIDE, test_episodes=3).save(run / "config.json")
-    monkeypatch.setattr(hsnet.export, "make_graphs", lambda _: graphs)
-    monkeypatch.setattr(sys, "argv", ["export", "tiny", "--check", "3"])
-    hsnet.export.main()
+    monkeypatch.setattr(exported, "make_graphs", lambda _: graphs)
+    monkeypatch.setattr(sys, "argv", ["exported", "tiny", "3"])
+    exported.main()
     assert "mIoU [95 %], 3 episodes" in capsys.readouterr().out
     result = json.loads((run / "export.json").read_text())
     assert result["equal_pixels"]["float32"]["least"] > 0.99
