@@ -58,13 +58,6 @@ def test_a_cache_that_was_cut_off_is_built_again(datasets):
     assert (folder / "index.json").stat().st_mtime_ns == before
 
 
-def test_a_cache_without_space(datasets, monkeypatch):
-    usage = shutil.disk_usage("/")._replace(free=5000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(OSError, match=r"a cache at 400 px needs 0.0 GB in .*fss, 0.0 GB are free: free space, or move"):
-        build_cache(load_benchmark("fss", size=400), 400)
-
-
 def test_no_cache_of_what_has_no_maps_of_labels():
     with pytest.raises(ValueError, match="shapes has no maps of labels to keep"):
         build_cache(load_benchmark("shapes", size=32), 32)

@@ -10,7 +10,6 @@ Pixels are those of the uncached path. A benchmark that is read at this size tak
 """
 
 import json
-import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -22,7 +21,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from .base import SPLITS, UnreadableFileError
+from .base import SPLITS
 
 IMAGES, LABELS, INDEX = "images.uint8", "labels.uint8", "index.json"
 
@@ -43,9 +42,9 @@ class Cache:
         self.size: int = index["size"]
         self.source: dict = index["source"]
         self._count = len(index["names"])
-        skipped = set(index["skipped"])
+        skipped = index.get("skipped", ())  # of caches that an earlier version built
         self._places = {name: i for i, name in enumerate(index["names"]) if name not in skipped}
-        for name, bytes_each in _files(self.size):
+        for name, bytes_each in ((IMAGES, 3 * self.size**2), (LABELS, self.size**2)):
             path, expected = folder / name, self._count * bytes_each
             if not path.exists() or path.stat().st_size != expected:
                 raise ValueError(f"{path} has not the {expected:,} bytes it was written with: {_again(folder)}")
@@ -94,65 +93,37 @@ def cache_folder(benchmark, size: int) -> Path:
     return benchmark.root / f"cache-{size}"
 
 
-def build_cache(benchmark, size: int, *, threads: int = 0) -> Path:
+def build_cache(benchmark, size: int) -> Path:
     """Write the cache, unless it is there; returns its folder.
 
     The files grow in `cache-SIZE.tmp`, which gets its name when they are complete; a call that was cut off begins again.
-    Files that cannot be read are named and left out: an episode that needs one fails or passes it over as it does without a
-    cache.
 
     Args:
         benchmark: a `ListedBenchmark` with maps of labels.
-        threads: how many decode at once; 0 for one a core.
 
     Raises:
-        FileNotFoundError: images or masks that are not there.
-        OSError: too little space, saying how much is needed.
+        FileNotFoundError, UnreadableFileError: an image or a mask that is not there or cannot be read.
         ValueError: a benchmark without maps of labels, or a cache of other masks.
     """
     if not benchmark.cacheable:
-        raise ValueError(
-            f"{benchmark.name} has no maps of labels to keep: those of COCO are made by `python -m hsnet.prepare coco`, "
-            "and what is drawn needs no cache"
-        )
+        raise ValueError(f"{benchmark.name} has no maps of labels to keep: what is drawn needs no cache")
     folder = cache_folder(benchmark, size)
     if Cache.of(benchmark, size) is not None:
         return folder
     for fold in range(benchmark.folds):
         for split in SPLITS:
             benchmark.check(fold, split)
-    names, skipped = benchmark.names(), []
-    growing = folder.with_name(folder.name + ".tmp")
+    names, growing = benchmark.names(), folder.with_name(folder.name + ".tmp")
     shutil.rmtree(growing, ignore_errors=True)
     growing.mkdir(parents=True)
-    needed, free = len(names) * 4 * size * size, shutil.disk_usage(growing).free
-    if needed > free:
-        raise OSError(
-            f"a cache at {size} px needs {needed / 1e9:.1f} GB in {folder.parent}, {free / 1e9:.1f} GB are free: free space, "
-            "or move the images to a larger disk and name it with --root. Training works without a cache"
-        )
-
-    def read(name):
-        try:
-            return benchmark.read_labelled_square(name, size)
-        except (UnreadableFileError, FileNotFoundError) as error:
-            tqdm.write(f"left out: {error}")
-            skipped.append(name)
-            return torch.zeros(3, size, size).byte(), torch.zeros(size, size).byte()
-
-    with (
-        ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool,
-        (growing / IMAGES).open("wb") as images,
-        (growing / LABELS).open("wb") as labels,
-        tqdm(desc=f"{folder.name} of {benchmark.name}", unit="image", total=len(names)) as bar,
-    ):
-        for start in range(0, len(names), 64):  # so many in memory at most
-            for image, label_map in pool.map(read, names[start : start + 64]):
+    with ThreadPoolExecutor() as pool, (growing / IMAGES).open("wb") as images, (growing / LABELS).open("wb") as labels:
+        for start in tqdm(range(0, len(names), 64), f"{folder.name} of {benchmark.name}", unit="64 images"):
+            read = pool.map(lambda name: benchmark.read_labelled_square(name, size), names[start : start + 64])
+            for image, label_map in read:  # so many in memory at most
                 images.write(image.permute(1, 2, 0).numpy().tobytes())
                 labels.write(label_map.numpy().tobytes())
-                bar.update()
     index = {"benchmark": benchmark.name, "size": size, "source": _masks_of(benchmark), "names": names}
-    (growing / INDEX).write_text(json.dumps(index | {"skipped": skipped}))
+    (growing / INDEX).write_text(json.dumps(index))
     growing.rename(folder)
     return folder
 
@@ -160,10 +131,6 @@ def build_cache(benchmark, size: int, *, threads: int = 0) -> Path:
 def _masks_of(benchmark):
     """Whose masks they are: two benchmarks may share images, and a cache."""
     return {key: value for key, value in benchmark.source().items() if key in ("source", "crowd")}
-
-
-def _files(size):
-    return (IMAGES, 3 * size * size), (LABELS, size * size)
 
 
 def _again(folder):

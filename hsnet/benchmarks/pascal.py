@@ -20,17 +20,12 @@ CLASSES = NAMES.split()
 COCO_IDS = (4, 1, 14, 8, 39, 5, 2, 15, 56, 19, 60, 16, 17, 3, 0, 58, 18, 57, 6, 62)
 # Checksums as torchvision has them.
 VOC = RemoteFile(
-    (
-        "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
-        "https://data.pjreddie.com/files/VOCtrainval_11-May-2012.tar",
-    ),
+    "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
     "md5:6cd6e144f989b92b3379bac3b3de84fd",
-    1_999_639_040,
 )
 SBD = RemoteFile(
-    ("https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",),
+    "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
     "md5:82b4d87ceb2ed10f6038a1cba92111cb",
-    1_419_539_633,
 )
 
 

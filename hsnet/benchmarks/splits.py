@@ -22,9 +22,7 @@ from ..prepare.downloads import RemoteFile, fetch, write_json
 from ..prepare.findings import Finding
 
 PASCAL_CLASSES, COCO_CLASSES = 20, 80
-REPOSITORY = tuple(
-    f"https://raw.githubusercontent.com/juhongm999/hsnet/{version}/data/splits/" for version in ("6b1bc12", "main")
-)
+REPOSITORY = "https://raw.githubusercontent.com/juhongm999/hsnet/6b1bc12/data/splits/"
 # The published files: name -> sha256; of COCO's tables, that of their content, which is in pickles there.
 LISTS: dict[str, str] = json.loads((SHIPPED / "splits-sha256.json").read_text())
 OTHER_LISTS = "move it elsewhere and run `python -m hsnet.prepare splits`, or name another folder with HSNET_SPLITS"
@@ -121,7 +119,7 @@ def _names(which, suffix, start=""):
 
 
 def _remote(name):
-    return RemoteFile(tuple(base + name for base in REPOSITORY), f"sha256:{LISTS[name]}")
+    return RemoteFile(REPOSITORY + name, f"sha256:{LISTS[name]}")
 
 
 def merge_coco_lists(parts: list[dict]) -> dict[str, list[int]]:

@@ -59,7 +59,7 @@ def _parser():
     parser = command_line("prepare", __doc__.replace("\n\n", "\n\n" + lines, 1))
     masks = (
         "use the authors' own PNG masks instead of building them: for coco a folder with train2014/ and val2014/, "
-        "for pascal one with the PNG files. Runs record which were used; --check compares them with ours"
+        "for pascal one with the PNG files. Runs record which were used"
     )
     crowd = "coco: paint regions marked as crowds into the masks (default: yes); recorded beside the masks"
     option = parser.add_argument

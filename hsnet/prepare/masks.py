@@ -2,14 +2,13 @@
 
 import json
 import multiprocessing
-import os
 import shutil
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
 from PIL import Image
 from pycocotools import mask as coco_masks
 from tqdm import tqdm
@@ -30,15 +29,11 @@ def build(sources: dict[str, object], target: Path, write: Callable[[object, Pat
     part = target.with_name(target.name + ".part")
     part.mkdir(parents=True, exist_ok=True)
     tasks = [(write, source, part / name) for name, source in sources.items() if not (part / name).exists()]
-    bar = {"desc": f"masks of {target.name}", "total": len(tasks), "unit": "mask"}
-    workers = min(workers or os.cpu_count() or 1, 1 + len(tasks) // 256)
-    if workers == 1:
-        for task in tqdm(tasks, **bar):
-            _build_one(task)
-    else:
-        with multiprocessing.Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-            for _ in tqdm(pool.imap_unordered(_build_one, tasks, chunksize=64), **bar):
-                pass
+    with multiprocessing.Pool(workers or None, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        for _ in tqdm(
+            pool.imap_unordered(_build_one, tasks, chunksize=64), f"masks of {target.name}", len(tasks), unit="mask"
+        ):
+            pass
     part.replace(target)
 
 
@@ -61,16 +56,12 @@ def write_pascal_mask(source: Path, path: Path) -> None:
 
 
 def write_coco_mask(source: tuple[int, int, list[Instance]], path: Path) -> None:
-    """A grey PNG of labels; `source` holds height, width and instances."""
-    Image.fromarray(paint(*source)).save(path, "PNG")
-
-
-def paint(height: int, width: int, instances: Iterable[Instance]) -> UInt8[np.ndarray, "h w"]:
-    """Labels of one image, smaller instances over larger ones; 0 where there is none."""
+    """A grey PNG of labels, 0 where there is none; `source` holds height, width and instances, of which smaller ones lie on top."""
+    height, width, instances = source
     labels = np.zeros((height, width), np.uint8)
     for label, _, outline in sorted(instances, key=lambda instance: -instance[1]):
         labels[outline_mask(outline, height, width)] = label
-    return labels
+    Image.fromarray(labels).save(path, "PNG")
 
 
 def outline_mask(outline: dict | list, height: int, width: int) -> Bool[np.ndarray, "h w"]:
