@@ -26,7 +26,6 @@ RANGES = {  # least and most; the most are far beyond use, so that a slip of the
     "test_episodes": (1, 10**7),
     "epoch_episodes": (0, 10**9),
     "patience": (0, 10**6),
-    "bad_files": (0, 10**9),
     "minutes": (0, 10**7),
     "workers": (-1, 1024),
     "least_area": (0, 10**9),
@@ -35,7 +34,11 @@ RANGES = {  # least and most; the most are far beyond use, so that a slip of the
 
 MODEL = ("backbone", "pretrained", "kernel", "mask_support", "layers", "levels", "convolutions", "train_backbone")
 # Settings that may differ between the sittings of a run: they change where and how it is computed, not what.
-FREE = ("workers", "device", "name", "root", "test_root", "bad_files", "micro_batch", "recompute", "tensorboard")
+FREE = ("workers", "device", "name", "root", "test_root", "micro_batch", "recompute")
+RETIRED = (
+    "bad_files",
+    "tensorboard",
+)  # settings of earlier versions, which files may hold: they never changed what is learned
 
 
 def _setting(default, help: str, choices: tuple | None = None):
@@ -126,11 +129,9 @@ class Config:
         "a threshold, which the validation episodes choose at the end of training",
         ("paper", "majority", "mean"),
     )
-    bad_files: int = _setting(20, "unreadable images or masks that training passes over before it stops (a test: none)")
     workers: int = _setting(-1, "processes that prepare episodes (-1: chosen by the machine)")
     device: str = _setting("auto", "auto, cpu, cuda, cuda:1, mps, …")
     seed: int = _setting(0, "of the first weights and the training episodes")
-    tensorboard: bool = _setting(False, "write losses, scores and pictures for TensorBoard, which must be installed")
     name: str = _setting("", "of the run's folder under data/runs (empty: benchmark-foldF-backbone)")
 
     def __post_init__(self):
@@ -216,6 +217,7 @@ class Config:
             raise ValueError(
                 f"{path} holds {type(content).__name__}, not settings by name: put it right, or train anew"
             )
+        content = {name: value for name, value in content.items() if name not in RETIRED}
         unknown = sorted(set(content) - {option.name for option in dataclasses.fields(cls)})
         if unknown:
             raise ValueError(

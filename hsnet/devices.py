@@ -121,49 +121,6 @@ class Memory:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def memory_limits(groups: Path = Path("/sys/fs/cgroup")) -> dict[str, tuple[int, int]]:
-    """What limits this process's memory under Linux besides the machine's own: (limit, used) in bytes by name.
-
-    "ulimit -d" counts private memory that can be written, "ulimit -v" all addresses, those of libraries too; "cgroup" is
-    the limit of a container or a scheduler, and is shared by all of its processes. No limit, no entry.
-    """
-    limits: dict[str, tuple[int, int]] = {}
-    if sys.platform != "linux":
-        return limits
-    import resource
-
-    status = Path("/proc/self/status").read_text()
-    for name, number, field in (
-        ("ulimit -d", resource.RLIMIT_DATA, "VmData"),
-        ("ulimit -v", resource.RLIMIT_AS, "VmSize"),
-    ):
-        limit = resource.getrlimit(number)[0]
-        if limit != resource.RLIM_INFINITY:
-            limits[name] = limit, 1024 * int(re.search(rf"{field}:\s+(\d+)", status)[1])
-    with contextlib.suppress(OSError):  # no control groups
-        own = re.search(r"^0::/(.*)$", Path("/proc/self/cgroup").read_text(), re.MULTILINE)
-        folder = groups / own[1] if own else groups
-        for group in (g for g in (folder, *folder.parents) if g.is_relative_to(groups)):
-            with contextlib.suppress(OSError, ValueError, TypeError):  # not there, or "max"
-                limit = int((group / "memory.max").read_text())
-                # Files that the system keeps in memory go first.
-                files = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)[1]
-                used = int((group / "memory.current").read_text()) - int(files)
-                found = limits.get("cgroup", (limit, used)), (limit, used)
-                limits["cgroup"] = min(found, key=lambda pair: pair[0] - pair[1])
-    return limits
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be taken on a GPU, or on a CPU under Linux by this process; None where nobody knows."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type == "cpu" and sys.platform == "linux":
-        machine = 1024 * int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1])
-        return max(0, min([machine, *(limit - used for limit, used in memory_limits().values())]))
-    return None
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there is no memory left. On a CPU PyTorch and oneDNN have no class of their own for that."""
     of_cpu = isinstance(error, RuntimeError) and re.search(

@@ -21,7 +21,7 @@ from .benchmarks import Benchmark, Episode
 from .config import Config
 from .devices import choose_device, choose_precision, choose_workers, computing_in, describe, exact_float32
 from .distributed import all_gather, all_reduce, all_reduce_gradients, part_of, rank, world
-from .episodes import Batch, EpisodeDataset, require_readable, shard, test_episodes, test_lists
+from .episodes import Batch, EpisodeDataset, shard, test_episodes, test_lists
 from .memory import scored_at_a_time, trained_at_a_time
 from .metrics import SegmentationScore
 from .model import HSNet
@@ -74,8 +74,8 @@ class Learner:
         self.config, self.device = config, choose_device(config.device)
         self.dtype = choose_precision(config.precision, self.device)
         self.benchmark = config.load_benchmark()
-        for split, tolerated in (("train", config.bad_files), ("val", 0), ("test", 0)):
-            self.benchmark.check(config.fold, split, tolerated)
+        for split in ("train", "val", "test"):
+            self.benchmark.check(config.fold, split)
         self.workers = choose_workers(config.workers)
         self.model = HSNet(**config.model_settings).to(self.device)
         self.model.training_size = config.size
@@ -92,14 +92,11 @@ class Learner:
             count=count,
             seed=config.seed,
             augment=config.augmentations,
-            bad_files=config.bad_files,
         )
         val_list = test_episodes(self.benchmark, fold=config.fold, shot=1, count=config.val_episodes, split="val")
         self.validation = EpisodeDataset(self.benchmark, config.size, val_list)
-        require_readable(self.validation, max(1, self.workers))
-        for shot in config.shots:  # now, not after days of training
-            for tested in test_lists(self.benchmark, fold=config.fold, shot=shot, count=config.test_episodes):
-                require_readable(EpisodeDataset(self.benchmark, config.size, tested), max(1, self.workers), "the test")
+        for shot in config.shots:  # lists with too few images are refused now, not after days of training
+            test_lists(self.benchmark, fold=config.fold, shot=shot, count=config.test_episodes)
         self.score = SegmentationScore(self.benchmark.classes(config.fold, "train"))
         self.epoch, self.step, self.losses = 0, 0, 0.0
 
@@ -113,7 +110,6 @@ class Learner:
             "step": self.step,
             "losses": self.losses,
             "areas": self.score.rows,
-            "passed_over": list(self.dataset.passed_over),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -124,7 +120,6 @@ class Learner:
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step, self.losses = state["epoch"], state["step"], state["losses"]
         self.score.extend(state["areas"])
-        self.dataset.passed_over = dict.fromkeys(state["passed_over"])
 
     def train_one_epoch(self, clock: Clock, stopped: Callable[[], bool], after_step: Callable[[], None]) -> None:
         """The remaining steps of the running epoch.
@@ -333,7 +328,7 @@ def evaluate_run(
 
 def fit_prototypes(model: HSNet, config: Config, benchmark: Benchmark, device: torch.device) -> Prototypes:
     """Choose the prototypes' level and rule on training concepts, as many as validation has, drawn apart from the training's."""
-    drawn = {"fold": config.fold, "count": config.val_episodes, "seed": config.seed + 1, "bad_files": config.bad_files}
+    drawn = {"fold": config.fold, "count": config.val_episodes, "seed": config.seed + 1}
     dataset, prototypes = EpisodeDataset(benchmark, config.size, **drawn), Prototypes()
     loader = dataset.loader(scored_at_a_time(config, device), choose_workers(config.workers))
     with torch.no_grad(), exact_float32():

@@ -2,24 +2,20 @@
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
-from tqdm import tqdm
 
 from .benchmarks import Benchmark, Episode, UnreadableFileError
 from .benchmarks.augment import augment
 from .benchmarks.resize import Square, resize_sample
 from .config import TEST_LISTS
-from .distributed import all_gather, part_of, rank, world
+from .distributed import part_of
 
-REPLACEMENTS = 100  # episodes that are drawn for one place of a batch before the data is given up
 T = TypeVar("T")
 
 
@@ -35,7 +31,6 @@ class Batch:
         support: b k 3 h w.
         support_mask: b k h w.
         class_id: b.
-        passed_over: what was wrong with files for which other episodes stand in.
     """
 
     query: UInt8[Tensor, "b 3 h w"]
@@ -45,30 +40,24 @@ class Batch:
     support: UInt8[Tensor, "b k 3 h w"]
     support_mask: Bool[Tensor, "b k h w"]
     class_id: Int[Tensor, " b"]
-    passed_over: tuple[str, ...] = ()
 
     def to(self, device) -> "Batch":
         """The same batch on a device."""
-        return replace(self, **{name: t.to(device, non_blocking=True) for name, t in self._tensors().items()})
-
-    def _tensors(self):
-        return {f.name: t for f in fields(self) if isinstance(t := getattr(self, f.name), Tensor)}
+        return Batch(**{name: t.to(device, non_blocking=True) for name, t in vars(self).items()})
 
     def pin_memory(self) -> "Batch":
         """The same batch where a GPU can fetch it by itself; the loader calls this."""
-        return replace(self, **{name: t.pin_memory() for name, t in self._tensors().items()})
+        return Batch(**{name: t.pin_memory() for name, t in vars(self).items()})
 
     def split(self, count: int) -> list["Batch"]:
         """Parts of at most `count` episodes, in their order."""
-        tensors = self._tensors()
-        parts = zip(*(tensor.split(count) for tensor in tensors.values()), strict=True)
-        return [Batch(**dict(zip(tensors, part, strict=True))) for part in parts]
+        parts = zip(*(tensor.split(count) for tensor in vars(self).values()), strict=True)
+        return [Batch(*part) for part in parts]
 
     @staticmethod
     def stack(batches: Sequence["Batch"]) -> "Batch":
         """One batch of several, in their order."""
-        tensors = {name: torch.cat([getattr(b, name) for b in batches]) for name in batches[0]._tensors()}
-        return Batch(**tensors, passed_over=tuple(message for b in batches for message in b.passed_over))
+        return Batch(*(torch.cat(tensors) for tensors in zip(*(vars(b).values() for b in batches), strict=True)))
 
 
 def load_episode(
@@ -109,16 +98,13 @@ class EpisodeDataset(torch.utils.data.Dataset):
     """Names to `Batch`: one item, one episode.
 
     Training episodes are drawn from a generator seeded by (seed, epoch, index), so they are the same whatever the
-    number of workers and processes, and differ between epochs: set `epoch` before each. Where a training file cannot be
-    read, the next episode that the same generator draws stands in; `loader` counts such files and gives up when they
-    are too many. In a fixed list such a file is an error at once: a score must not change unseen.
+    number of workers and processes, and differ between epochs: set `epoch` before each.
 
     Args:
         benchmark: where the pictures come from.
         size: side of the squares in pixels.
         episodes: a fixed list (validation, test); or None to draw `count` training episodes of `fold`.
         augment: changes of training images, see `hsnet.benchmarks.augment`.
-        bad_files: how many unreadable training files are passed over.
         original_size: leave the queries' masks at the pictures' own size; batches are then of one.
     """
 
@@ -132,14 +118,12 @@ class EpisodeDataset(torch.utils.data.Dataset):
         count: int = 0,
         seed: int = 0,
         augment: tuple[str, ...] = (),
-        bad_files: int = 0,
         original_size: bool = False,
     ):
         self.benchmark, self.size, self.episodes = benchmark, size, episodes
         self.fold, self.count, self.seed = fold, count, seed
-        self.augment, self.bad_files, self.original_size = augment, bad_files, original_size
+        self.augment, self.original_size = augment, original_size
         self.epoch = 0
-        self.passed_over: dict[str, None] = {}  # messages of unreadable files, in the order they were met
         self._order: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -149,21 +133,17 @@ class EpisodeDataset(torch.utils.data.Dataset):
         if self.episodes is not None:
             return load_episode(self.benchmark, self.episode(index), self.size, original_size=self.original_size)
         rng = self._generator(index)
-        wrong: dict[str, None] = {}
         episode = self.episode(index, rng)
-        for _ in range(REPLACEMENTS):
-            try:
-                change = lambda square: augment(square, self.augment, rng)  # noqa: E731
-                batch = load_episode(self.benchmark, episode, self.size, change=change)
-            except (UnreadableFileError, FileNotFoundError) as error:
-                wrong[str(error)] = None
-                if len(wrong) > self.bad_files:
-                    break
-                episode = self.benchmark.draw(rng, self.fold)
-            else:
-                batch.passed_over = tuple(wrong)
-                return batch
-        raise _too_many(wrong, self.bad_files)
+        return load_episode(
+            self.benchmark, episode, self.size, change=lambda square: augment(square, self.augment, rng)
+        )
+
+    def __getitems__(self, indices: list[int]) -> list[Batch] | Exception:
+        """Several items, for the loader; or the error of a file, which would arrive from a worker wrapped in a traceback."""
+        try:
+            return [self[index] for index in indices]
+        except (UnreadableFileError, FileNotFoundError) as error:
+            return error
 
     def _generator(self, index):
         return np.random.default_rng([self.seed, self.epoch, index])
@@ -197,11 +177,11 @@ class EpisodeDataset(torch.utils.data.Dataset):
             share: (i, n) for the i-th of n equal parts of each batch, counted from 0; None where a part is empty.
 
         Raises:
-            UnreadableFileError: when iterated, more unreadable files than are passed over, with their list.
+            UnreadableFileError: when iterated, a file that is missing or cannot be read, with the next step.
         """
         batch = 1 if self.original_size else batch
         return _Loader(
-            _Catching(self),
+            self,
             batch_sampler=_Steps(len(self), batch, first, share),
             num_workers=workers,
             collate_fn=_collate,
@@ -209,71 +189,10 @@ class EpisodeDataset(torch.utils.data.Dataset):
             generator=torch.Generator(),  # its own: the training's is not drawn from
         )
 
-    def note(self, batch: Batch) -> None:
-        """Name each file that was passed over once; raise when they are too many."""
-        for message in batch.passed_over:
-            if message not in self.passed_over:
-                self.passed_over[message] = None
-                tqdm.write(f"passed over ({len(self.passed_over)} of at most {self.bad_files}): {message}")
-        if len(self.passed_over) > self.bad_files:
-            raise _too_many(self.passed_over, self.bad_files)
-
-
-def require_readable(dataset: EpisodeDataset, threads: int = 1, what: str = "validation") -> None:
-    """Read every file that a fixed list of episodes needs, once: what would end its scoring is said now.
-
-    Files are decoded as a whole, since a header tells nothing of an end that is missing. That finds files that are not
-    there, broken off or no pictures, masks of another size or with unknown labels; not pictures that decode to something
-    else than they were. What a cache holds is not read. Several processes share the work.
-
-    Raises:
-        UnreadableFileError: what is wrong with all such files, and the next step.
-    """
-    names = sorted({name for episode in dataset.episodes for name in (episode.query, *episode.supports)})
-    own = shard(names, rank(), world())
-    look = lambda name: dataset.benchmark.flaws(name, dataset.size)  # noqa: E731
-    # Closed, so that Ctrl-C does not wait for what is left.
-    with ThreadPoolExecutor(threads) as pool, closing(pool.map(look, own)) as looked_at:
-        title = f"reading the {what}'s files"
-        bar = tqdm(looked_at, title, len(own), unit="picture", leave=False, delay=2, disable=rank() > 0)
-        found = [flaw for flaws in all_gather(list(bar)) for flaw in flaws]
-    if found:
-        raise UnreadableFileError(
-            f"{len(found)} of the files that {what} needs cannot be used, and a score must not leave any out: put them "
-            f"right (`python -m hsnet.prepare {dataset.benchmark.name} --check` says how), then start the same command "
-            "again\n" + "\n".join(f"  {flaw}" for flaw in found)
-        )
-
-
-def _too_many(messages, tolerated):
-    if len(messages) == 1 and not tolerated:
-        return UnreadableFileError(next(iter(messages)))
-    return UnreadableFileError(
-        f"{len(messages)} training files cannot be used, {tolerated} are passed over (--bad-files): put them right, then "
-        "start the same command again\n" + "\n".join(f"  {message}" for message in messages)
-    )
-
-
-@dataclass
-class _Catching(torch.utils.data.Dataset):
-    """Hands on what is wrong with a file as an item: raised in a worker, it would arrive wrapped in a traceback."""
-
-    episodes: EpisodeDataset
-
-    def __len__(self):
-        return len(self.episodes)
-
-    def __getitem__(self, index):
-        try:
-            return self.episodes[index]
-        except (UnreadableFileError, FileNotFoundError) as error:
-            return error
-
 
 def _collate(items):
-    if not items:  # a process without a part of this batch
-        return None
-    return next((item for item in items if isinstance(item, Exception)), None) or Batch.stack(items)
+    """A batch; an error as it is; None for a process without a part of this batch."""
+    return items if isinstance(items, Exception) else Batch.stack(items) if items else None
 
 
 @dataclass
@@ -300,9 +219,11 @@ class _Loader(torch.utils.data.DataLoader):
     def __iter__(self) -> Iterator[Batch]:
         for batch in self._start():
             if isinstance(batch, Exception):
-                raise batch
-            if batch is not None:
-                self.dataset.episodes.note(batch)
+                benchmark = self.dataset.benchmark
+                name = benchmark.prepared or benchmark.name
+                root = f" --root {benchmark.root}" if benchmark.options else ""
+                check = f"`python -m hsnet.prepare {name}{root} --check` finds all such files"
+                raise UnreadableFileError(f"{batch}. {check}; then start the same command again")
             yield batch
 
     def _start(self):

@@ -1,7 +1,7 @@
 """How much memory a training step takes, from what `python -m kit.memory` (under `book/`) measured, and what takes less.
 
 `bytes_of_step` is the estimate; `explained` turns an error of a training that ran out of memory into one line that names
-it, what was free, and what to do.
+it and what to do.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from .config import RANGES, Config
-from .devices import Memory, choose_precision, free_memory, is_out_of_memory, memory_limits
+from .devices import choose_precision, is_out_of_memory
 from .distributed import part_of, world
 from .paths import SHIPPED
 
@@ -71,13 +71,6 @@ def _needed(config, device):
     return bytes_of_step(config, count, device)
 
 
-def estimate(config: Config, device: torch.device) -> str:
-    """A line for `--memory`: what a training needs, and what is free."""
-    free, total = free_memory(device), Memory(device).before + _needed(config, device)
-    known = "" if free is None else f"; {free / 1e9:.2f} GB are free"
-    return f"memory   about {total / 1e9:.2f} GB, estimated from measured steps, with what is taken already{known}"
-
-
 @contextmanager
 def explained(config: Config, device: torch.device, checkpoint: Path) -> Iterator[None]:
     """Within, an error that says that there is no memory left becomes one that says what to do.
@@ -86,18 +79,16 @@ def explained(config: Config, device: torch.device, checkpoint: Path) -> Iterato
         checkpoint: of the run, written by then or not.
 
     Raises:
-        MemoryError: about how much the training needs and how much was free, what needs less, and how the run goes on.
+        MemoryError: about how much the training needs, what needs less, and how the run goes on.
     """
     # All is said now: later there may be no memory for it.
-    needed, free = _needed(config, device), free_memory(device)
+    needed = _needed(config, device)
     message = (
         f"out of memory on {device}: training {trained_at_a_time(config, device)} and scoring "
         f"{scored_at_a_time(config, device)} episodes of {config.size} px at a time needs about {needed / 1e9:.2f} GB"
     )
-    if free is not None:
-        limits = [f"{limit / 1e9:.2f} GB by {name}" for name, (limit, _) in memory_limits().items()]
-        limited = f" (this process is limited to {', '.join(limits)})" if device.type == "cpu" and limits else ""
-        message += f", and {free / 1e9:.2f} GB were free{limited}"
+    if device.type == "cuda":
+        message += f", and {torch.cuda.mem_get_info(device)[0] / 1e9:.2f} GB were free"
     one = dataclasses.replace(config, micro_batch=1)
     again = dataclasses.replace(one, recompute=True)
     small = dataclasses.replace(again, size=max(RANGES["size"][0], config.size // 64 * 32))

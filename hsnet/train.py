@@ -33,10 +33,10 @@ from . import figures, runs
 from .benchmarks import BENCHMARKS
 from .config import FREE, Config, add_settings, command_line, config_from, run_program
 from .devices import Memory, choose_device
-from .distributed import all_reduce, broadcast, process_group, rank, say, world
+from .distributed import broadcast, process_group, rank, say, world
 from .engine import Learner, Predictor, fit_prototypes, predictor, test_run
 from .episodes import Batch, EpisodeDataset, test_episodes
-from .memory import estimate, explained
+from .memory import explained
 from .optim import Clock
 from .paths import data_folder
 from .runs import LAST, WEIGHTS
@@ -48,14 +48,13 @@ RESUME_ME = 75  # exit status after SIGTERM: "temporary failure" of sysexits.h
 LONGER = ("epochs", "minutes", "patience")  # may differ between sittings, beside FREE, where --resume asks for it
 
 
-def train(config: Config, resume: bool = False, memory: bool = False) -> Path:
+def train(config: Config, resume: bool = False) -> Path:
     """Train, test and draw; see the module's docstring for what is written.
 
     A run that was stopped goes on where it was; one that is finished is left as it is.
 
     Args:
         resume: there must be something to go on with; then more epochs or minutes may be asked for.
-        memory: print an estimate of the memory at the beginning, and the measured peak at the end.
 
     Returns:
         The run's folder.
@@ -86,8 +85,6 @@ def train(config: Config, resume: bool = False, memory: bool = False) -> Path:
             return folder
         device = choose_device(name)
         peak = Memory(device)
-        if memory:
-            say(estimate(here, device))
         stack.enter_context(explained(here, device, folder / LAST))
         interruption = stack.enter_context(Interruption(folder))
         with interruption.immediate():
@@ -109,9 +106,6 @@ def train(config: Config, resume: bool = False, memory: bool = False) -> Path:
         training.save()
         with interruption.immediate():
             training.test()
-        if memory:
-            (mean,) = all_reduce([peak.peak() / world()], device)
-            say(f"memory   {mean / 1e9:.2f} GB at its peak, measured" + " (mean of the processes)" * (world() > 1))
     return folder
 
 
@@ -197,13 +191,6 @@ class Training:
             say(f"going on after epoch {learner.epoch}{step}, {self.clock.seconds():.0f} s")
         elif config.start:
             _start_from(config.start, learner.model)
-        self.writer = None
-        if config.tensorboard and rank() == 0:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise ImportError("--tensorboard needs TensorBoard: pip install tensorboard") from error
-            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=learner.epoch + 1)
 
     def goes_on(self) -> bool:
         """Whether there is an epoch to begin, or to end: one that was begun is always validated."""
@@ -236,8 +223,6 @@ class Training:
         if rank() == 0:
             with (self.folder / "history.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
-        if self.writer:
-            self._show(line)
         mark = "   best so far" if best else ""
         say(f"epoch {learner.epoch:3d}   loss {loss:.4f}   validation mIoU {miou:5.1f}   {seconds:.0f} s{mark}")
 
@@ -304,15 +289,6 @@ class Training:
             runs.save_model(self.folder / WEIGHTS, self.learner.model, self.best_model)
             self._written = self.best_epoch
 
-    def _show(self, line):
-        """What TensorBoard shows: losses, scores, and the same eight validation episodes as training goes on."""
-        for name in ("loss", "train_miou", "val_miou"):
-            self.writer.add_scalar(name, line[name], line["epoch"])
-        learner = self.learner
-        predict = predictor(learner.model.eval(), learner.device, learner.dtype)
-        self.writer.add_figure("validation episodes", draw_episodes(predict, learner.validation), line["epoch"])
-        self.writer.flush()
-
 
 def draw_episodes(predict: Predictor, dataset: EpisodeDataset, count: int = 8) -> plt.Figure:
     """Draw the first episodes of a data set with HSNet's predictions."""
@@ -378,14 +354,13 @@ def main() -> None:
     add_settings(parser)
     option = partial(parser.add_argument, action="store_true")
     option("--resume", help="there must be a run to go on with; more epochs or minutes may be given")
-    option("--memory", help="estimate the memory before training, and measure its peak")
     option("--list", help="show the runs, how far they are and their best scores")
     arguments = parser.parse_args()
     if arguments.list:
         print(runs.runs_table())
         return
     try:
-        train(config_from(arguments), arguments.resume, arguments.memory)
+        train(config_from(arguments), arguments.resume)
     except KeyboardInterrupt:  # `train` has said what is saved
         raise SystemExit(128 + signal.SIGINT) from None
 

@@ -127,7 +127,7 @@ def test_signals_save_and_say_so(data, number, status):
     assert stored["epoch"] == len(history(folder)) >= 1
     assert stored.keys() == {  # the format: runs that were begun before go on
         "config", "model", "optimizers", "scaler", "epoch", "step", "losses", "areas", "seconds", "history",
-        "best", "best_epoch", "best_model", "passed_over", "finished",
+        "best", "best_epoch", "best_model", "finished",
     }  # fmt: skip
     HSNet.from_run("tiny")
     assert not list(folder.glob("*.tmp"))
@@ -285,12 +285,3 @@ def test_float32_is_exact_and_leaves_the_process_as_it_was(data):
     train(Config(**{**TINY, "precision": "float32", "epochs": 1, "epoch_episodes": 2, "shot": "1"}))
     assert [backend.allow_tf32 for backend in backends] == before
     assert before[0]  # PyTorch's default: there is something to restore
-
-
-def test_tensorboard(data):
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard")
-    folder = train(Config(**{**TINY, "tensorboard": True, "shot": "1"}))
-    board = events.EventAccumulator(str(folder / "tensorboard"))
-    board.Reload()
-    assert [event.step for event in board.Scalars("val_miou")] == [1, 2]
-    assert [event.step for event in board.Images("validation episodes")] == [1, 2]

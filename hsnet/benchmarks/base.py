@@ -68,6 +68,7 @@ class Benchmark(ABC):
         training_settings: what training on it sets otherwise than the defaults of `Config`.
         options: names of further arguments of its constructor, which are settings of `Config` too.
         preparation: what `hsnet.prepare` does for it; empty for nothing.
+        prepared: what `hsnet.prepare` and the folder of images are called, where that is not the benchmark's name.
         builds_masks: whether `hsnet.prepare` builds masks, for which the authors' can stand in.
         drawn: whether scenes are drawn, so that any object of a query can be asked for (`other_questions`).
         each_query_once: whether an epoch asks for each training query once, instead of drawing them.
@@ -89,6 +90,7 @@ class Benchmark(ABC):
     training_settings: ClassVar[dict] = {}
     options: tuple[str, ...] = ()
     preparation = ""
+    prepared = ""
     builds_masks = False
     drawn = False
     each_query_once = False
@@ -180,11 +182,8 @@ class Benchmark(ABC):
         """The same, resized to `size` × `size`. Raises as `read` does."""
         return resize_sample(self.read(name, class_id), size)
 
-    def check(self, fold: int, split: str, tolerated: int = 0) -> None:  # noqa: B027 - what is drawn has no files
+    def check(self, fold: int, split: str) -> None:  # noqa: B027 - what is drawn has no files
         """See that the files of a split's episodes are there, without opening them.
-
-        Args:
-            tolerated: how many may be missing.
 
         Raises:
             FileNotFoundError: a folder that is not there or lacks files, saying the next step.

@@ -365,7 +365,7 @@ class Folder(ListedBenchmark):
             )
         return Image.fromarray(image), labels
 
-    def check(self, fold: int, split: str, tolerated: int = 0) -> None:
+    def check(self, fold: int, split: str) -> None:
         """See `Benchmark.check`. The lists are made from the files; those that are left out are said once."""
         self._lists(fold, split, shot=1)
         for layout in (self.layout, self.test_layout) if split == "train" else ():

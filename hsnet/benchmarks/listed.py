@@ -34,7 +34,6 @@ class ListedBenchmark(Benchmark):
         kept_back: see above.
         class_first: whether a query is drawn by drawing its class first.
         has_boundary: whether label 255 marks pixels of no class.
-        prepared: what `hsnet.prepare` and the folder of images are called, where that is not the benchmark's name.
         counts: how many files of a pattern are to be there.
         covered: share of masks that may lack the class they are listed for.
     """
@@ -45,7 +44,6 @@ class ListedBenchmark(Benchmark):
     kept_back = 1
     class_first = False
     has_boundary = False
-    prepared = ""
     counts: ClassVar[dict[str, int]] = {}
     covered = 0.0
 
@@ -183,7 +181,7 @@ class ListedBenchmark(Benchmark):
 
     # Files
 
-    def check(self, fold: int, split: str, tolerated: int = 0) -> None:
+    def check(self, fold: int, split: str) -> None:
         """See `Benchmark.check`."""
         next_step = f"`python -m hsnet.prepare {self.prepared} --check` names the missing files and how to get them"
         if not self.root.is_dir():
@@ -194,7 +192,7 @@ class ListedBenchmark(Benchmark):
         # One look at each folder instead of one at each of 100,000 files.
         there = {p for folder in {f.parent for f in files} if folder.is_dir() for p in folder.iterdir()}
         missing = [path for path in files if path not in there]
-        if len(missing) > tolerated:
+        if missing:
             raise FileNotFoundError(
                 f"{len(missing)} of the {len(files)} images and masks of {self.name}'s {split} episodes are not there, such as "
                 f"{missing[0]}: half a download? {next_step}"
