@@ -1,24 +1,24 @@
-"""Pictures and masks as people have them: files of any kind, PIL images, arrays. What each of them means:
+"""Images and masks as users have them: files of any kind, PIL images, arrays. Each of them means:
 
 | A user gives | It means |
 |---|---|
-| one value or colour beside black | that is the object; soft edges are cut at half, in every mode |
-| several values or colours beside black | refused, each listed with its share; `--label` picks one |
-| 255 beside one other label | two labels, listed as well: void and instance are never guessed |
-| values or colours without black | refused where there are two or more: `--label` picks the object |
-| an alpha channel, or a transparent colour, that varies | what is opaque is the object; several colours in it are listed |
-| an alpha channel that is the same everywhere | nothing: the colours count |
+| one value or colour beside black | the object; soft edges are cut at half, in every mode |
+| several values or colours beside black | refused, with a list of them and their shares; `--label` selects one |
+| 255 beside one other label | two labels, listed as well: the program does not guess which is void |
+| values or colours without black | refused where there are two or more; `--label` selects the object |
+| an alpha channel, or a transparent colour, that varies | the opaque part is the object; several colours in it are listed |
+| an alpha channel that is the same everywhere | ignored; the colours count |
 | a palette | its colours; `--label` takes an index or a colour |
-| booleans, 0 and 1, 0 and 255, floats 0 to 1 | the object is what is not 0 |
-| numbers below 0, floats above 1 | refused: `logits > 0`, or `probabilities > 0.5`, is a mask |
-| a photograph, cut out on black or not | refused: a mask is white on the object |
-| `.json` of labelme or COCO | the shapes of one label, joined; several labels are listed by name |
+| booleans, 0 and 1, 0 and 255, floats 0 to 1 | every non-zero value is the object |
+| numbers below 0, floats above 1 | refused; `logits > 0` and `probabilities > 0.5` are masks |
+| a photograph as a mask, cut out on black or not | refused; a mask is white on the object |
+| `.json` of labelme or COCO | the union of the shapes of one label; several labels are listed by name |
 | `.npy` | its array |
-| a turn in EXIF | applied; `--exif ignore` takes the pixels as they are stored |
-| a picture and a mask with different turns, both readings possible | a warning that names both |
-| a picture with transparent parts and no mask | a cut-out: its opaque part is the object, the rest is grey |
-| a picture of 16 or 32 bits | scaled by the depth its numbers need (10, 12, 14, 16, … bits), with a warning that says so |
-| a file in a folder that is not used | named, with the reason |
+| a rotation or mirroring in EXIF | applied; `--exif ignore` uses the pixels as stored |
+| an image and a mask with different EXIF, both readings possible | a warning with both readings |
+| an image with transparent parts and no mask | a cut-out: the opaque part is the object, and the rest becomes grey |
+| an image of 16 or 32 bits | scaled by the depth of its values (10, 12, 14, 16, … bits), with a warning |
+| a file in a folder that is not used | reported with the reason |
 """
 
 import warnings
