@@ -18,6 +18,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 from PIL import Image
+from scipy.stats import chi2
 from tqdm import tqdm
 
 from hsnet import HSNet, SegmentationScore, test_episodes, vote
@@ -27,7 +28,7 @@ from hsnet.benchmarks.scenes import Scene
 from hsnet.config import Config, run_program
 from hsnet.devices import choose_device, choose_precision, computing_in
 from hsnet.engine import evaluate_run, features_of, fit_prototypes, predictor
-from hsnet.reproduce.experiments import CLAIMS_FOLDS, PUBLISHED, Experiment, claims, expected_hours, state
+from hsnet.reproduce.experiments import CLAIMS_FOLDS, PUBLISHED, Experiment, claims, expected_hours, read_paper, state
 from hsnet.runs import markdown, write_json
 
 EPISODES = 300  # of each measurement
@@ -36,6 +37,11 @@ RULES = ("paper", "majority")
 SIZES = {"small": (0.0, 0.06), "middle-sized": (0.06, 0.15), "large": (0.15, 1.0)}  # a target's share of the scene
 BACKGROUNDS = ("its own", "stripes and chequers")
 VERDICTS = ("holds", "does not hold here", "too close to call")
+KINDS = {  # claims by what their comparisons vary
+    "designs of the network": (1, 2, 3, 4, 5, 9),
+    "numbers of supports and votes": (6,),
+    "HSNet beside prototypes": (7, 8),
+}
 DESIGNS = (
     (1, "center-pivot above separable kernels", PUBLISHED, "separable 4D kernels"),
     (1, "separable above original (dense) kernels", "separable 4D kernels", "original 4D kernels"),
@@ -47,6 +53,41 @@ DESIGNS = (
     (4, "two levels above the deepest alone", "two deepest levels", "deepest level alone"),
     (5, "three convolutions a block above two", PUBLISHED, "two 4D convolutions per block"),
     (5, "two convolutions a block above one", "two 4D convolutions per block", "one 4D convolution per block"),
+)
+# Ablation, better, worse, the paper's variants (a number of `results.csv`) or its words, lesson.
+ABLATIONS = (
+    (
+        *("center-pivot instead of separable kernels", PUBLISHED, "separable 4D kernels", "higher or about equal"),
+        "Accuracy does not decide between the two.",
+    ),
+    (
+        *("center-pivot instead of original 4D kernels", PUBLISHED, "original 4D kernels", "higher or about equal"),
+        "A quarter of the learned values suffices.",
+    ),
+    (
+        *("support features masked", PUBLISHED, "no support masking", None),
+        "Without the mask, the network must guess which object is meant.",
+    ),
+    (
+        *("all layers instead of one deep layer per level", PUBLISHED, "one deep layer per level", None),
+        "The paper's gain does not show on drawings. The reason is unknown.",
+    ),
+    (
+        *("one deep instead of one shallow layer per level", "one deep layer per level", "one shallow layer per level"),
+        *(None, "Deep layers are the safer choice."),
+    ),
+    (
+        *("three levels instead of the deepest alone", PUBLISHED, "deepest level alone", None),
+        "Finer levels than the coarsest are necessary.",
+    ),
+    (
+        *("three 4D convolutions in a block instead of one", PUBLISHED, "one 4D convolution per block"),
+        *("higher, up to three", "A block needs more than one."),
+    ),
+    (
+        *("frozen instead of trained backbone", PUBLISHED, "backbone trained too"),
+        *("higher: training over-fits", "The claim depends on the data and on the length of training."),
+    ),
 )
 
 Score = Callable[[int], SegmentationScore | None]  # of a fold; None where it was not run
@@ -91,7 +132,7 @@ def _measured(name: str, **which) -> Score:
 def comparisons() -> list[tuple[int, str, Score, Score]]:
     """Number and text of each claim, in the paper's order, the score that is claimed to be the higher, and the other."""
     lines = [(claim, text, _test(better), _test(worse)) for claim, text, better, worse in DESIGNS]
-    for fewer, more in pairwise(SHOTS):
+    for fewer, more in [*pairwise(SHOTS), (1, 5)]:
         pair = [_measured("shots.json", shot=k, rule="paper") for k in (more, fewer)]
         lines.append((6, f"{more} supports above {fewer}, the paper's vote", *pair))
     pair = [_measured("shots.json", shot=5, rule=rule) for rule in RULES]
@@ -128,14 +169,29 @@ def verdict(differences: Sequence[float], intervals: Sequence[tuple[float, float
     return "too close to call"
 
 
-def seed_spread() -> float | None:
-    """The largest difference, over folds, between two trainings of the published network that differ in their seed."""
+def seed_differences() -> list[float]:
+    """In each fold, the difference between two trainings of the published network that differ in their seed; empty until both exist."""
     by_fold: dict[int, list[float]] = {}
     for run in (run for run in claims() if run.variant == PUBLISHED):
         if (test := run.tests().get(1)) is None:
-            return None
+            return []
         by_fold.setdefault(run.config.fold, []).append(test["scores"]["HSNet"]["miou"])
-    return max(max(scores) - min(scores) for scores in by_fold.values())
+    return [max(scores) - min(scores) for scores in by_fold.values()]
+
+
+def seed_spread() -> float | None:
+    """The largest of `seed_differences`, in points; None until they exist."""
+    return max(seed_differences(), default=None)
+
+
+def seed_deviation() -> float | None:
+    """The largest standard deviation of the difference between two seeds that `seed_differences` leave plausible, in points.
+
+    It is the one-sided 95 % limit of a normal distribution's deviation about zero: the sum of squares, divided by the 5 %
+    quantile of chi-squared with one degree of freedom for each pair, under the root.
+    """
+    pairs = seed_differences()
+    return (sum(d * d for d in pairs) / chi2.ppf(0.05, len(pairs))) ** 0.5 if pairs else None
 
 
 @dataclass(frozen=True)
@@ -146,27 +202,62 @@ class Finding:
         claim, text: as in `comparisons`.
         scores: by fold, the two mIoUs and the paired 95 % interval of their difference; folds that were not run are absent.
         verdict: see `verdict`; empty until all folds and the spread over seeds are there.
+        provisional: whether a decided difference is below twice `seed_deviation` in a fold: other seeds could turn it.
     """
 
     claim: int
     text: str
     scores: dict[int, tuple[float, float, tuple[float, float]]]
     verdict: str
+    provisional: bool
+
+    def words(self) -> str:
+        """The verdict as a table shows it."""
+        return self.verdict + ", provisional" * self.provisional
+
+
+def _finding(claim: int, text: str, better: Score, worse: Score) -> Finding:
+    pairs, spread = {fold: (better(fold), worse(fold)) for fold in CLAIMS_FOLDS}, seed_spread()
+    scores = {f: (a.miou(), b.miou(), a.interval_above(b)) for f, (a, b) in pairs.items() if a and b}
+    if len(scores) < len(CLAIMS_FOLDS) or spread is None:
+        return Finding(claim, text, scores, "", False)
+    differences = [a - b for a, b, _ in scores.values()]
+    decided = verdict(differences, [interval for _, _, interval in scores.values()], spread)
+    small = min(abs(d) for d in differences) < 2 * seed_deviation()
+    return Finding(claim, text, scores, decided, decided != VERDICTS[-1] and small)
 
 
 def findings() -> list[Finding]:
     """Every comparison with what was measured."""
-    spread, found = seed_spread(), []
-    for claim, text, better, worse in comparisons():
-        pairs = {fold: (better(fold), worse(fold)) for fold in CLAIMS_FOLDS}
-        scores = {f: (a.miou(), b.miou(), a.interval_above(b)) for f, (a, b) in pairs.items() if a and b}
-        complete = len(scores) == len(CLAIMS_FOLDS) and spread is not None
-        differences, intervals = (
-            [a - b for a, b, _ in scores.values()],
-            [interval for _, _, interval in scores.values()],
-        )
-        found.append(Finding(claim, text, scores, verdict(differences, intervals, spread) if complete else ""))
-    return found
+    return [_finding(*line) for line in comparisons()]
+
+
+def counts_table() -> str:
+    """Markdown: how many comparisons of each kind have each verdict, and how many of the decided ones are provisional."""
+    rows = []
+    for kind, numbers in KINDS.items():
+        found = [one for one in findings() if one.claim in numbers]
+        counted = Counter(one.verdict for one in found)
+        provisional = sum(one.provisional for one in found)
+        rows.append([kind, *(str(counted[name]) for name in VERDICTS), str(provisional), str(counted[""])])
+    return markdown(["comparisons of", *VERDICTS, "decided, but provisional", "not run"], rows)
+
+
+def ablations_table() -> str:
+    """Markdown: each ablation of the paper with its difference there (ResNet-101, PASCAL-5i, 1-shot), the ones here, and a lesson."""
+    printed = {
+        row["variant"]: (float(row["value"]), "?" * (row["sources"] == "unconfirmed"))
+        for row in read_paper("results")
+        if (row["benchmark"], row["backbone"], row["shot"], row["what"]) == ("PASCAL-5i", "ResNet-101", "1", "mean")
+    }
+    rows = []
+    for name, better, worse, words, lesson in ABLATIONS:
+        if words is None:
+            words = f"{printed[better][0] - printed[worse][0]:+.1f}{printed[worse][1]}"
+        found = _finding(0, name, _test(better), _test(worse))
+        here = "; ".join(f"{a - b:+.1f} [{low:.1f}, {high:.1f}]" for a, b, (low, high) in found.scores.values())
+        rows.append([name, words, here and f"{here}: {found.words() or 'no verdict yet'}", lesson])
+    return markdown(["ablation", "paper, points", "here, points in each fold", "lesson"], rows)
 
 
 def verdicts_table() -> str:
@@ -177,7 +268,7 @@ def verdicts_table() -> str:
             fold: f"{better:.1f} − {worse:.1f} = {better - worse:.1f} [{low:.1f}, {high:.1f}]"
             for fold, (better, worse, (low, high)) in found.scores.items()
         }
-        rows.append([str(found.claim), found.text, *map(texts.get, CLAIMS_FOLDS), found.verdict or None])
+        rows.append([str(found.claim), found.text, *map(texts.get, CLAIMS_FOLDS), found.words() or None])
     return markdown(["", "claim", *(f"fold {f}: mIoU, difference [95 %]" for f in CLAIMS_FOLDS), "verdict"], rows)
 
 
@@ -193,12 +284,10 @@ def marks() -> dict[str, tuple[list[tuple[int, float, tuple[float, float]]], str
 
 
 def progress() -> str:
-    """How many of the runs are done, how many verdicts of each kind there are, and the command that fills the rest."""
+    """How many of the runs are done, and the command that fills the rest."""
     runs = claims()
     left = [run for run in runs if state(run).kind != "done"]
-    counted = Counter(one.verdict for one in findings())
-    verdicts = ", ".join(f"{name}: {counted[name]}" for name in VERDICTS)
-    text = f"{len(runs) - len(left)} of {len(runs)} runs are done. Verdicts: {verdicts}."
+    text = f"{len(runs) - len(left)} of {len(runs)} runs are done."
     if left:
         hours = max(1, round(sum(expected_hours(run.config) for run in left)))
         text += (
