@@ -223,7 +223,7 @@ def _finding(claim: int, text: str, better: Score, worse: Score) -> Finding:
         return Finding(claim, text, scores, "", False)
     differences = [a - b for a, b, _ in scores.values()]
     decided = verdict(differences, [interval for _, _, interval in scores.values()], spread)
-    small = min(abs(d) for d in differences) < 2 * seed_deviation()
+    small = bool(min(abs(d) for d in differences) < 2 * seed_deviation())
     return Finding(claim, text, scores, decided, decided != VERDICTS[-1] and small)
 
 
@@ -234,9 +234,9 @@ def findings() -> list[Finding]:
 
 def counts_table() -> str:
     """Markdown: how many comparisons of each kind have each verdict, and how many of the decided ones are provisional."""
-    rows = []
+    rows, every = [], findings()
     for kind, numbers in KINDS.items():
-        found = [one for one in findings() if one.claim in numbers]
+        found = [one for one in every if one.claim in numbers]
         counted = Counter(one.verdict for one in found)
         provisional = sum(one.provisional for one in found)
         rows.append([kind, *(str(counted[name]) for name in VERDICTS), str(provisional), str(counted[""])])

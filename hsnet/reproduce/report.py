@@ -111,8 +111,8 @@ def _measured(group: list[Experiment], shot: int, last: bool = False, original_s
 def paper_and_ours(name: str, protocol: str = "official") -> str:
     """Markdown: a table of the paper beside our runs, best and last epoch, and under it how ours came about.
 
-    "–" was not reported or not run; a mean is one over all folds, never over some. What was not run takes one line, "ours",
-    and what the paper does not print none.
+    "–" was not reported or not run; a mean is one over all folds, never over some. What was not run and what the paper does
+    not print have no line; where others were run, the text under the table names the rows that were not.
 
     Raises:
         ValueError: an unknown table; runs that must not stand in one table, such as those of two protocols.
@@ -120,7 +120,7 @@ def paper_and_ours(name: str, protocol: str = "official") -> str:
     experiments = experiments_of(name, protocol)
     folds = [f"fold {f}" for f in sorted({one.config.fold for one in experiments})]
     columns = [*(folds if len(folds) > 1 else []), "mean", "FB-IoU"]
-    rows = []
+    rows, left = [], []
     for row, group in by_row(experiments).items():
         for shot in group[0].shots:
             printed = _printed(group[0], shot) if protocol == "official" else {}
@@ -129,9 +129,12 @@ def paper_and_ours(name: str, protocol: str = "official") -> str:
                 for last, original_size in group[0].kinds
                 if any(found := _measured(group, shot, last, original_size))
             }
-            lines = ({"paper": printed} if printed else {}) | (measured or {"ours": {}})
+            left += [] if measured else [f"{row}, {shot}-shot"]
+            lines = ({"paper": printed} if printed else {}) | measured
             rows += [[row, f"{shot}", what, *(found.get(c) for c in columns)] for what, found in lines.items()]
-    return f"{markdown(['', 'shot', 'mIoU', *columns], rows)}\n\n{_caption(experiments)}"
+    some = any(what != "paper" for _, _, what, *_ in rows)
+    not_run = f" Not run: {'; '.join(left)}." if some and left else ""
+    return f"{markdown(['', 'shot', 'mIoU', *columns], rows)}\n\n{_caption(experiments)}{not_run}"
 
 
 def summary_table() -> str:
