@@ -56,20 +56,24 @@ class Config:
 
     benchmark: str = _setting(
         "emoji",
-        "; ".join(["what to train and test on", *(f"{n} {b.summary}" for n, b in BENCHMARKS.items() if b.summary)]),
+        "; ".join(["data of training and test", *(f"{n} {b.summary}" for n, b in BENCHMARKS.items() if b.summary)]),
         tuple(BENCHMARKS),
     )
     root: str = _setting("", "folder of the benchmark's files (empty: its own under HSNET_IMAGES, else under data/)")
-    test_root: str = _setting("", "folder: a second folder, whose classes are the test; all of --root is trained on")
-    least_area: int = _setting(0, "folder: pixels that a class must cover in an image of COCO's json to count (0: one)")
+    test_root: str = _setting(
+        "", "folder: a second folder with the test classes; training then uses all classes of --root"
+    )
+    least_area: int = _setting(0, "folder: least area in pixels of a class in an image of COCO's json (0: one)")
     protocol: str = _setting(
         "official",
-        "official: the paper's episodes, which choose the epoch too where there are no others; strict: classes of the "
-        "training folds are kept back to choose it, supports are distinct, five lists of test episodes",
+        "official: the paper's episodes, on PASCAL and COCO for validation and test; strict: validation on classes held "
+        "out of training, distinct supports, five lists of test episodes",
         tuple(TEST_LISTS),
     )
     novel_images: str = _setting(
-        "keep", "training images that also show a held-out class: keep, as in the paper, or drop", ("keep", "drop")
+        "keep",
+        "training images that also show a held-out class: keep them, as in the paper, or drop them",
+        ("keep", "drop"),
     )
     fold: int = _setting(0, "the group of classes that is held out of training", (0, 1, 2, 3))
     backbone: str = _setting(
@@ -79,60 +83,62 @@ class Config:
     )
     pretrained: bool = _setting(True, "start from the backbone's ImageNet weights")
     start: str = _setting(
-        "", "run whose weights training starts from (empty: random ones); give another --seed than that run's"
+        "", "run with the initial weights (empty: random weights); give another --seed than that run's"
     )
-    kernel: str = _setting("center-pivot", "the 4D convolution", tuple(KERNELS))
-    layers: str = _setting("all", "of each level: all of them, the last (deep) or the first (shallow)", tuple(LAYERS))
-    levels: int = _setting(3, "how many levels of the pyramid, counted from the coarsest", (3, 2, 1))
-    convolutions: int = _setting(3, "4D convolutions in each squeezing and mixing block", (3, 2, 1))
-    mask_support: bool = _setting(True, "hide the support's background, equation (1)")
-    train_backbone: bool = _setting(False, "train the backbone too (the paper's ablation: it over-fits)")
-    size: int = _setting(256, "images are resized to this many pixels a side")
-    augment: str = _setting("", f"changes of training images, with commas between: {', '.join(AUGMENTATIONS)}")
-    shot: str = _setting("1,5", "supports per test episode, one test for each; training is 1-shot, as in the paper")
-    epochs: int = _setting(12, "number of epochs at most")
-    epoch_episodes: int = _setting(400, "training episodes per epoch (0: as many as there are training queries)")
+    kernel: str = _setting("center-pivot", "kernel of the 4D convolutions", tuple(KERNELS))
+    layers: str = _setting("all", "layers of each level: all, the last (deep) or the first (shallow)", tuple(LAYERS))
+    levels: int = _setting(3, "number of levels of the pyramid, from the coarsest on", (3, 2, 1))
+    convolutions: int = _setting(3, "number of 4D convolutions in each squeezing and mixing block", (3, 2, 1))
+    mask_support: bool = _setting(True, "mask the support features, equation (1) of the paper")
+    train_backbone: bool = _setting(False, "train the backbone as well (an ablation of the paper, which over-fits)")
+    size: int = _setting(256, "side of the resized images, in pixels")
+    augment: str = _setting("", f"augmentation of training images, comma-separated: {', '.join(AUGMENTATIONS)}")
+    shot: str = _setting(
+        "1,5", "supports per test episode, comma-separated, one test for each; training is 1-shot, as in the paper"
+    )
+    epochs: int = _setting(12, "largest number of epochs")
+    epoch_episodes: int = _setting(400, "training episodes per epoch (0: one for each training query)")
     batch: int = _setting(4, "episodes per training step, summed over all processes")
-    micro_batch: int = _setting(0, "episodes computed at a time: less memory, the same step (0: chosen by the device)")
+    micro_batch: int = _setting(
+        0, "episodes of a batch computed at a time; the same step in less memory (0: automatic)"
+    )
     recompute: bool = _setting(
-        False, "activation checkpointing of the squeezing: less memory, more time, the same step"
+        False, "activation checkpointing of the squeezing blocks; the same step in less memory and more time"
     )
-    optimizer: str = _setting("muon", "adam, as in the paper; muon learns more in a thousand steps", ("adam", "muon"))
-    learning_rate: float = _setting(0.015, "of the optimizer: about 1e-3 for adam, 0.015 for muon")
-    foreground_weight: float = _setting(
-        2.0, "of foreground pixels in the loss (the paper: 1); above 1, doubtful pixels count as foreground"
-    )
+    optimizer: str = _setting("muon", "adam, as in the paper, or muon, which learns faster", ("adam", "muon"))
+    learning_rate: float = _setting(0.015, "learning rate: about 0.001 for adam, 0.015 for muon")
+    foreground_weight: float = _setting(2.0, "weight of foreground pixels in the loss (the paper: 1)")
     boundary: str = _setting(
         "background",
-        "PASCAL's outlines in the loss: background, as in the paper, or ignore, as scores do",
+        "pixels labelled 255 by PASCAL in the loss: background, as in the paper, or ignore, as in the scores",
         ("background", "ignore"),
     )
     schedule: str = _setting(
-        "cosine", "constant, as in the paper, or cosine: warmed up, then lowered to zero", ("constant", "cosine")
+        "cosine",
+        "learning rate: constant, as in the paper, or cosine, with warm-up and decay to zero",
+        ("constant", "cosine"),
     )
-    patience: int = _setting(0, "stop when so many epochs have brought no better validation mIoU (0: never)")
-    minutes: float = _setting(
-        15.0, "stop after this many minutes, whatever the epochs; the schedule then follows the clock (0: no limit)"
-    )
+    patience: int = _setting(0, "stop after this many epochs without a better validation mIoU (0: never)")
+    minutes: float = _setting(15.0, "stop after this many minutes; the schedule then follows the time (0: no limit)")
     precision: str = _setting(
         "auto",
-        "auto takes bfloat16 where the hardware computes in it, float16 with a scaled loss on a GPU without, else float32",
+        "auto: bfloat16 where the hardware computes in it, float16 with a scaled loss on other GPUs, else float32",
         ("auto", "float32", "bfloat16", "float16"),
     )
-    val_episodes: int = _setting(92, "episodes that choose the best epoch")
+    val_episodes: int = _setting(92, "validation episodes, which choose the best epoch")
     test_episodes: int = _setting(
-        1000, "episodes of the final score, 1-shot; after training, fewer with more shots (hsnet.evaluate scores all)"
+        1000, "test episodes; after training, fewer of them with more than one support (hsnet.evaluate scores all)"
     )
     rule: str = _setting(
         "paper",
-        "how the masks of several supports become one: paper and majority, see hsnet.vote; mean: the mean probability is above "
-        "a threshold, which the validation episodes choose at the end of training",
+        "combination of several supports: paper and majority vote (see hsnet.vote); mean thresholds the mean probability, "
+        "with a threshold chosen on the validation episodes",
         ("paper", "majority", "mean"),
     )
-    workers: int = _setting(-1, "processes that prepare episodes (-1: chosen by the machine)")
+    workers: int = _setting(-1, "processes that load episodes (-1: automatic)")
     device: str = _setting("auto", "auto, cpu, cuda, cuda:1, mps, …")
-    seed: int = _setting(0, "of the first weights and the training episodes")
-    name: str = _setting("", "of the run's folder under data/runs (empty: benchmark-foldF-backbone)")
+    seed: int = _setting(0, "seed of the initial weights and the training episodes")
+    name: str = _setting("", "name of the run's folder under data/runs (empty: benchmark-foldF-backbone)")
 
     def __post_init__(self):
         for option in dataclasses.fields(self):
@@ -306,8 +312,8 @@ def config_from(arguments: argparse.Namespace) -> Config:
 def run_program(main) -> None:
     """Call a program's `main`; expected errors end it with one line instead of a traceback.
 
-    Wrong values, missing files, folders that cannot be written, missing packages and too little memory are a user's to
-    put right; anything else is ours and keeps its traceback. Ctrl-C ends with status 130.
+    A user can correct wrong values, missing files, folders that cannot be written, missing packages and too little
+    memory; any other error is ours and keeps its traceback. Ctrl-C ends with status 130.
     """
     try:
         main()

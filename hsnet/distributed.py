@@ -76,7 +76,7 @@ def _others():
         where = f"process {rank()} of {world()}"
         raise ConnectionError(
             f"{where}: another process has ended, so this one stops too ({str(error).splitlines()[0][:200]}). Its own message "
-            "says why; the same command, with any number of processes, goes on from the last checkpoint"
+            "says why; the same command, with any number of processes, resumes from the last checkpoint"
         ) from error
 
 

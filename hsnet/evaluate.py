@@ -1,12 +1,12 @@
-"""Score a trained run on test episodes, beside baselines on the same episodes.
+"""Test a trained run, beside baselines on the same episodes.
 
 python -m hsnet.evaluate                      a table of all runs
-python -m hsnet.evaluate RUN --shot 5         score a run; writes test-5shot.json into its folder
-python -m hsnet.evaluate RUN --benchmark folder --root DIR   the same on images of your own
-python -m hsnet.evaluate RUN --benchmark coco-to-pascal      a run of COCO on PASCAL's images, its classes unseen
+python -m hsnet.evaluate RUN --shot 5         tests a run; writes test-5shot.json into its folder
+python -m hsnet.evaluate RUN --benchmark folder --root DIR   tests it on your own images
+python -m hsnet.evaluate RUN --benchmark coco-to-pascal      tests a run of COCO on PASCAL, on classes without training
 python -m hsnet.evaluate --reference-checkpoint FILE --benchmark pascal --backbone resnet50 --fold 0
-                                              score the authors' released weights
-make evaluate                                 the embedded benchmark's run, 1- and 5-shot
+                                              tests the authors' released weights
+make evaluate                                 tests the run of `make train`, 1- and 5-shot
 """
 
 import argparse
@@ -34,37 +34,35 @@ def main() -> None:
         prog="python -m hsnet.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "run", nargs="?", help="name of a run under data/runs, or its folder; without it, a table of all runs"
+        "run", nargs="?", help="name of a run under data/runs, or its folder (without it: a table of all runs)"
     )
     parser.add_argument("--shot", type=int, default=1, help="supports per episode (default: 1)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
     for name, kind, text in (
-        ("test-episodes", int, "how many episodes"),
-        ("benchmark", str, "another benchmark than the run was trained on, such as coco for photographs"),
-        ("fold", int, "its fold"),
+        ("test-episodes", int, "number of episodes"),
+        ("benchmark", str, "benchmark of the test, such as coco for photographs"),
+        ("fold", int, "fold of the test"),
         ("root", str, "folder of the benchmark's files"),
-        ("test-root", str, "folder: a second folder, whose classes are the test"),
+        ("test-root", str, "folder: a second folder with the test classes"),
         (
             "protocol",
             str,
-            "official: the paper's episodes; strict: five lists of episodes whose supports are distinct, scored at the "
-            "images' own sizes, too",
+            "official: the paper's episodes; strict: five lists of episodes with distinct supports, also scored at the "
+            "images' own sizes",
         ),
-        ("size", int, "side of the squares in pixels"),
-        ("rule", str, "how several supports are voted into one mask, paper or majority"),
-        ("precision", str, "auto, float32, bfloat16 or float16; areas are the same to the pixel only in one precision"),
+        ("size", int, "side of the resized images, in pixels"),
+        ("rule", str, "vote of several supports, paper or majority"),
+        ("precision", str, "auto, float32, bfloat16 or float16"),
     ):
         parser.add_argument(f"--{name}", type=kind, help=f"{text} (default: the run's)")
     for name, text in (
-        ("original-size", "score at the images' own sizes, instead of the network's square"),
-        ("controls", "instead: does the support decide? (benchmarks whose scenes are drawn)"),
+        ("original-size", "score at the images' own sizes, not at the network's"),
+        ("controls", "test the queries with supports of their other objects (drawn benchmarks)"),
     ):
         parser.add_argument(f"--{name}", action="store_true", help=text)
-    reference = (
-        "score the authors' weights in FILE; needs --benchmark, and --backbone and --fold that they were trained with"
-    )
+    reference = "test the authors' weights in FILE; needs --benchmark, and the --backbone and --fold of their training"
     parser.add_argument("--reference-checkpoint", type=Path, metavar="FILE", help=reference)
-    parser.add_argument("--backbone", help="of the reference checkpoint (default: resnet50)")
+    parser.add_argument("--backbone", help="backbone of the reference checkpoint (default: resnet50)")
     arguments = parser.parse_args()
     if arguments.shot < 1:
         raise ValueError(f"--shot is {arguments.shot}: an episode needs at least one support")

@@ -3,11 +3,11 @@
     python -m hsnet.export RUN --out FOLDER                         features.onnx and match.onnx, weights in float16
     python -m hsnet.export RUN --precision int8 --out FOLDER        weights in 8 bits
 
-features.onnx: a picture -> its features. Each picture passes it once, support or query.
-match.onnx: the features of a query and of one support, and the support's mask -> the query's probabilities. K supports are
-K passes; their masks are put to the vote (`hsnet.vote`) by whoever runs it.
+features.onnx: an image -> its features. It runs once for each image, support or query.
+match.onnx: the features of a query and of one support, and the support's mask -> the query's probabilities. It runs once for
+each support; the caller combines the masks by `hsnet.vote`.
 
-The pictures are squares of the side the run was trained at. Weights are stored small and computed with in float32.
+The images are squares with the side of the run's training. The graphs compute in float32, whatever the stored precision.
 """
 
 import tempfile
@@ -229,8 +229,10 @@ def main() -> None:
     parser = command_line("export", __doc__)
     option = parser.add_argument
     option("run", nargs="?", default=DEFAULT_RUN, help=f"trained run, by name or folder (default: {DEFAULT_RUN})")
-    option("--out", type=Path, help="folder for the two files (default: the run's name, here)")
-    option("--precision", default="float16", choices=PRECISIONS, help="of the weights (default: float16)")
+    option("--out", type=Path, help="folder of the two files (default: the run's name, in the current folder)")
+    option(
+        "--precision", default="float16", choices=PRECISIONS, help="precision of the stored weights (default: float16)"
+    )
     arguments = parser.parse_args()
     folder = run_folder(arguments.run)
     model = HSNet.from_run(folder)

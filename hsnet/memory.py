@@ -79,7 +79,7 @@ def explained(config: Config, device: torch.device, checkpoint: Path) -> Iterato
         checkpoint: of the run, written by then or not.
 
     Raises:
-        MemoryError: about how much the training needs, what needs less, and how the run goes on.
+        MemoryError: about how much the training needs, what needs less, and how to resume the run.
     """
     # All is said now: later there may be no memory for it.
     needed = _needed(config, device)
@@ -103,4 +103,4 @@ def explained(config: Config, device: torch.device, checkpoint: Path) -> Iterato
             raise
         saved = f"The run is saved in {checkpoint.parent}" if checkpoint.exists() else "Nothing was saved yet"
         options = ", with these options," if less else ""
-        raise MemoryError(f"{message}. {saved}: the same command{options} goes on") from error
+        raise MemoryError(f"{message}. {saved}: the same command{options} resumes it") from error

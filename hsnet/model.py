@@ -99,7 +99,7 @@ def resize(x: Float[Tensor, "n c _h _w"], size: tuple[int, int]) -> Float[Tensor
 
 
 class PyramidEncoder(nn.Module):
-    """Squeeze every level, then mix them from coarse to fine, then average over what is left of the support.
+    """Squeeze every level, then mix them from coarse to fine, then average over the squeezed support dims.
 
     Args:
         channels: layers per level, fine to coarse.

@@ -400,7 +400,7 @@ def _numbers(name, values, label):
 
 
 def _is_index(indices, values):
-    """Whether a palette does not show what its indices tell apart."""
+    """Whether several indices of a palette have one colour."""
     used, first = np.unique(indices, return_index=True)
     colours = values.reshape(indices.size, -1)[first]
     same = (colours[1:] == colours[0]).all(axis=1)

@@ -1,18 +1,18 @@
-"""Segment pictures like a few annotated ones.
+"""Segment images from a few annotated ones.
 
     python -m hsnet.predict --support a.jpg a.png --support b.jpg b.png --query photos/*.jpg --out masks/
     python -m hsnet.predict --support cutout.png --query photos/ --out masks/
 
-A support is a picture and its mask (white or 1 on the object), or annotations of labelme or COCO (.json), or a cut-out whose
-background is transparent; the table in hsnet/pictures.py says what each kind of file means. Where a mask holds several
-values, colours or names, --label picks the object. Queries are pictures, folders of pictures, or patterns such as "*.jpg".
-The folder of --out then holds, for each query NAME, NAME-mask.png (255 on the object, in the query's size),
-NAME-overlay.jpg, and, for all of them, index.html to look at. A folder that holds files is refused, unless --overwrite
-is given: files of the same names are then replaced, others stay.
+A support is an image with its mask (white or 1 on the object) or with annotations of labelme or COCO (.json), or a cut-out with
+a transparent background; the table in hsnet/pictures.py defines the meaning of each kind of file. --label selects the object
+where a mask contains several values, colours or names. Queries are images, folders of images, or patterns such as "*.jpg".
+The program writes NAME-mask.png (255 on the object, at the query's size) and NAME-overlay.jpg for each query NAME, and one
+index.html. It refuses an output folder that contains files unless --overwrite is given, which replaces files of the same names
+and keeps the others.
 
-A query that cannot be read is named and left out, and the exit status is 1; masks of supports among the queries are left
-out too. Without --run the weights that come with the package are used. Larger squares (--size) show more of small things
-and take more time; the shipped weights take 257 to 512 pixels. On photographs try both methods.
+A query that cannot be read is reported and skipped, and the exit status is 1. Masks of supports are skipped as well. The default
+weights are those of the package; they accept a --size of 257 to 512 pixels. A larger size resolves smaller objects and takes more
+time. Try both methods on photographs.
 """
 
 import html
@@ -165,19 +165,17 @@ def _figure(picture, caption, mask):
 def _parser():
     parser = command_line("predict", __doc__)
     option = parser.add_argument
-    support = "an annotated picture and its mask or annotations, or one cut-out; repeat it for more supports"
+    support = "an image and its mask or annotations, or one cut-out; repeat it for more supports"
     option("--support", nargs="+", action="append", required=True, metavar=("PICTURE", "MASK"), type=Path, help=support)
-    option("--label", help="which value (3), colour (255,0,0) or name is the object, where a mask holds several")
-    option("--query", nargs="+", required=True, help="pictures to segment, or folders of them")
-    option("--out", type=Path, default=Path("masks"), help="folder for what is written (default: masks)")
-    option("--overwrite", action="store_true", help="write into a folder that holds files")
+    option("--label", help="value (3), colour (255,0,0) or name of the object, where a mask contains several")
+    option("--query", nargs="+", required=True, help="images to segment, or folders of images")
+    option("--out", type=Path, default=Path("masks"), help="output folder (default: masks)")
+    option("--overwrite", action="store_true", help="write into a folder that contains files")
     option("--run", default=DEFAULT_RUN, help=f"trained run, by name or folder (default: {DEFAULT_RUN})")
     option("--rule", help=f"how several supports decide: {', '.join(RULES)} (default: the weights' own)")
-    option(
-        "--aspect", default="resize", help="resize ignores a picture's proportions, pad keeps them (default: resize)"
-    )
-    option("--exif", default="apply", help="apply or ignore the turn that cameras note (default: apply)")
-    option("--size", type=int, help="side of the network's squares in pixels (default: the training's)")
+    option("--aspect", default="resize", help="resize ignores the aspect ratio, pad keeps it (default: resize)")
+    option("--exif", default="apply", help="apply or ignore the rotation stored by cameras (default: apply)")
+    option("--size", type=int, help="side of the resized images, in pixels (default: the training's)")
     option("--method", default="hsnet", help=f"{' or '.join(METHODS)}, the baseline (default: hsnet)")
     option("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
     return parser

@@ -419,7 +419,7 @@ def runs_table() -> str:
             rows.append([folder.name, str(error)])
             continue
         history, tests, holder = read_history(folder), read_tests(folder), lock_holder(folder)
-        saved = "stopped: the same command goes on" if (folder / LAST).exists() else "nothing saved yet"
+        saved = "stopped: the same command resumes it" if (folder / LAST).exists() else "nothing saved yet"
         best = max(history, key=lambda line: (line["val_miou"], line["epoch"]), default=None)
         scores = (f"{_columns(test['scores']['HSNet'])[0]} ({test['shot']}-shot)" for test in tests)
         rows.append(

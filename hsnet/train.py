@@ -1,16 +1,16 @@
-"""Train HSNet, end to end: episodes, network, validation, test, a folder with everything.
+"""Train HSNet, validate it after each epoch, and test it.
 
-    python -m hsnet.train                                     the embedded benchmark, on whatever machine this is
-    python -m hsnet.train --benchmark shapes --epochs 5       drawn by code: nothing is fetched
-    python -m hsnet.train --benchmark folder --root DIR       your own images with masks, or COCO's json
-    torchrun --nproc-per-node 4 -m hsnet.train …              four processes, a GPU each where there are GPUs
-    python -m hsnet.train --list                              the runs, how far they are, their best score
+    python -m hsnet.train                                     the embedded benchmark
+    python -m hsnet.train --benchmark shapes --epochs 5       figures drawn by code; needs no download
+    python -m hsnet.train --benchmark folder --root DIR       your own images and masks
+    torchrun --nproc-per-node 4 -m hsnet.train …              four processes, on GPUs where available
+    python -m hsnet.train --list                              the runs, their progress and their best scores
 
-The same command again goes on where Ctrl-C, a scheduler or a power cut ended the run, at the very step. It ends with
-status 0 when all is done, 130 after Ctrl-C and 75 after SIGTERM (saved, start it again), 2 after an error.
+The same command resumes a run that Ctrl-C, a scheduler or a power failure ended, at the next step. Exit status: 0 when
+the run is complete, 130 after Ctrl-C, 75 after SIGTERM (saved, start it again), 2 after an error.
 
 A run is a folder, data/runs/NAME: config.json, history.jsonl (a line an epoch), model.safetensors (the best epoch),
-last.pt and previous.pt (to go on), test-1shot.json, episodes.png. Every setting below is stored with it.
+last.pt and previous.pt (for resuming), test-1shot.json, episodes.png. It stores every setting below.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ LONGER = ("epochs", "minutes", "patience")  # may differ between sittings, besid
 def train(config: Config, resume: bool = False) -> Path:
     """Train, test and draw; see the module's docstring for what is written.
 
-    A run that was stopped goes on where it was; one that is finished is left as it is.
+    A stopped run is resumed; a finished one is left as it is.
 
     Args:
         resume: there must be something to go on with; then more epochs or minutes may be asked for.
@@ -137,7 +137,7 @@ class Interruption:
             ending = kind is ConnectionError and number == signal.SIGTERM
             signal.signal(number, signal.SIG_IGN if ending else handler)
         if kind is KeyboardInterrupt:
-            saved = f"saved in {self.folder}: the same command goes on"
+            saved = f"saved in {self.folder}: the same command resumes it"
             say(f"\nstopped, {saved if (self.folder / LAST).exists() else 'nothing to save yet'}")
             if self.number == signal.SIGTERM:
                 raise SystemExit(RESUME_ME) from None
@@ -353,8 +353,8 @@ def main() -> None:
     parser = command_line("train", __doc__)
     add_settings(parser)
     option = partial(parser.add_argument, action="store_true")
-    option("--resume", help="there must be a run to go on with; more epochs or minutes may be given")
-    option("--list", help="show the runs, how far they are and their best scores")
+    option("--resume", help="require a run to resume; more epochs or minutes may be given")
+    option("--list", help="list the runs, their progress and their best scores")
     arguments = parser.parse_args()
     if arguments.list:
         print(runs.runs_table())

@@ -40,7 +40,7 @@ def test_a_file_is_fetched_once(server, folder):
 @pytest.mark.parametrize("ranges", [True, False])
 def test_it_goes_on_in_a_later_call(server, folder, ranges):
     server.cut_at, server.cuts = 6000, 1
-    with pytest.raises(ConnectionError, match="same command again, which goes on where it ended"):
+    with pytest.raises(ConnectionError, match="same command again, which continues the download"):
         fetch(remote(server), folder)
     assert [p.name for p in folder.iterdir()] == ["file.bin.part"]  # never under its own name
     (folder / "file.bin.part").write_bytes(CONTENT[:5000])

@@ -122,7 +122,7 @@ def test_pascal_from_archives_to_a_checked_folder(pascal, prepare, datasets):
     out = prepare("pascal", "--root", root, "--cache", 16)
     for text in ("160 files SegmentationClassAug/*.png", "(built here)", "opened: sizes and labels are right"):
         assert text in out
-    assert "all is as it should be" in out
+    assert "everything is as expected" in out
     for name in ("2007_000000", BOTH):  # of SBD; VOC's own wins
         made, drawn = (
             np.asarray(Image.open(f / f"SegmentationClassAug/{name}.png")) for f in (root, datasets / "pascal")
@@ -262,7 +262,7 @@ def test_the_authors_masks_in_their_own_layout(coco, prepare):
         (root / "masks" / part).rename(root / "annotations" / part)
     (root / "masks" / "source.json").unlink()
     (root / "masks").rmdir()
-    assert "all is as it should be" in prepare("coco", "--root", root)
+    assert "everything is as expected" in prepare("coco", "--root", root)
     assert load_benchmark("coco", size=16, root=str(root)).source()["source"] == "authors"
 
 

@@ -121,7 +121,7 @@ def test_signals_save_and_say_so(data, number, status):
     os.killpg(process.pid, number)  # as a terminal or a scheduler does: workers get it too
     out, error = process.communicate(timeout=60)
     assert process.returncode == status
-    assert "the same command goes on" in out
+    assert "the same command resumes it" in out
     assert "Traceback" not in error
     stored = torch.load(folder / "last.pt", weights_only=True)
     assert stored["epoch"] == len(history(folder)) >= 1

@@ -96,7 +96,7 @@ def cache_folder(benchmark, size: int) -> Path:
 def build_cache(benchmark, size: int) -> Path:
     """Write the cache, unless it is there; returns its folder.
 
-    The files grow in `cache-SIZE.tmp`, which gets its name when they are complete; a call that was cut off begins again.
+    The files grow in `cache-SIZE.tmp`, which is renamed when they are complete; an interrupted call starts again.
 
     Args:
         benchmark: a `ListedBenchmark` with maps of labels.

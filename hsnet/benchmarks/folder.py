@@ -168,7 +168,7 @@ class Folder(ListedBenchmark):
 
     name = "folder"
     title = "own images"
-    summary = "(a folder of your own images and masks, --root DIR)"
+    summary = "(your own images and masks, --root DIR)"
     protocols = ("official",)
     class_first = True
     resample_classes = True

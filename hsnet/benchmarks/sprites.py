@@ -23,7 +23,7 @@ from ..prepare.downloads import fetch_npm
 
 CONCEPTS_FILE = SHIPPED / "emoji" / "concepts.csv"
 SPRITE_SIZE = 160
-# Raised when the code below draws differently, so that older caches are rebuilt and older scores are told apart.
+# Raised when the code below draws differently, so that older caches are rebuilt and older scores differ in their digest.
 RENDERING = 1
 
 

@@ -1,6 +1,6 @@
 """What makes the paper's five files fast; the figure does not need it, and a test holds both equal.
 
-    correlation     correlation and the first squeezing convolution in one go: the pyramid is never held as a whole
+    correlation     correlation and first squeezing convolution fused: the pyramid is never stored as a whole
     convolution     convolutions of images so small that every output reads every input, as one matrix product
     normalization   group normalisation with ReLU where channels lie innermost: several times as fast on a CPU
     matmul          matrix products by the library that uses the widest instructions

@@ -1,13 +1,13 @@
-"""Correlation and the first squeezing convolution in one go: the hypercorrelation is never held as a whole.
+"""Correlation fused with the first squeezing convolution: the hypercorrelation is never stored as a whole.
 
-`correlation.hypercorrelation_pyramid` followed by `conv4d.CenterPivotConv4d` is the definition. Here is the same result
-with less work and less memory, for three reasons:
+`correlation.hypercorrelation_pyramid` followed by `conv4d.CenterPivotConv4d` is the definition. This module computes the same
+result with less work and less memory, for three reasons:
 
-1. **The mask.** A support position outside the mask correlates with nothing. Only the positions inside are multiplied; only
+1. **The mask.** The correlations of a support position outside the mask are zero. Only the positions inside are multiplied; only
    the box around them is convolved, and where the convolution sees nothing of the box, its result is its bias.
 2. **Slices.** Equation (5) is a sum of two branches. The one over the support dims reads one query position at a time, so
    query positions go slice by slice. The one over the query dims reads one support position at a time, and only every
-   stride-th one, so it is given correlations of those alone. Each slice is forgotten as soon as it is convolved.
+   stride-th one, so it is given correlations of those alone. Each slice is freed after its convolution.
 3. **No stacks.** The matrix product of each layer is written where the convolution will read it.
 
 Training keeps the slices for the backward pass where they are small, and else computes them again.

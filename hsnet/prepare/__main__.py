@@ -1,12 +1,12 @@
-"""Fetch a benchmark's files, build its masks, and verify that everything is as the paper had it.
+"""Download the files of a benchmark, build its masks, and verify both against the paper's lists and counts.
 
     python -m hsnet.prepare splits                    the official lists, from the authors' repository
-    python -m hsnet.prepare coco --check              only verify: counts, lists, a sample of images and masks
-    python -m hsnet.prepare pascal --cache 400        decode and resize every image once, for fast training
+    python -m hsnet.prepare coco --check              verifies only: counts, lists, a sample of images and masks
+    python -m hsnet.prepare pascal --cache 400        decodes and resizes every image once, for faster training
 
-Files lie in --root, else in NAME under the folder HSNET_IMAGES, else in NAME under the data folder; the lists in
-HSNET_SPLITS, else in `splits` under the data folder. Every step that is done is skipped, and a download that was cut
-goes on where it ended: after any error, put right what it names and run the same command again.
+The folder is --root, else NAME in the folder HSNET_IMAGES, else NAME in the data folder. The lists are in
+HSNET_SPLITS, else in `splits` in the data folder. Finished steps are skipped, and an interrupted
+download continues: after an error, correct what it names and run the same command again.
 """
 
 import argparse
@@ -59,17 +59,17 @@ def _parser():
     parser = command_line("prepare", __doc__.replace("\n\n", "\n\n" + lines, 1))
     masks = (
         "use the authors' own PNG masks instead of building them: for coco a folder with train2014/ and val2014/, "
-        "for pascal one with the PNG files. Runs record which were used"
+        "for pascal one with the PNG files. Runs record whose masks they used"
     )
-    crowd = "coco: paint regions marked as crowds into the masks (default: yes); recorded beside the masks"
+    crowd = "coco: include regions marked as crowds in the masks (default: yes); runs record it"
     option = parser.add_argument
     option("name", choices=(*PREPARED, LISTS), help="what to prepare")
     option("--root", default="", help="folder of the benchmark's files (default: see above)")
-    option("--check", action="store_true", help="only verify; fetch, build and change nothing")
+    option("--check", action="store_true", help="verify only; download, build and change nothing")
     option("--masks", type=Path, metavar="FOLDER", help=masks)
     option("--crowd", action=argparse.BooleanOptionalAction, default=True, help=crowd)
-    option("--cache", type=int, metavar="SIZE", help="also store all images at SIZE × SIZE pixels (the paper: 400)")
-    option("--sample", type=int, help="images and masks that are opened (default: 200; fss: all)")
+    option("--cache", type=int, metavar="SIZE", help="store all images at SIZE × SIZE pixels as well (the paper: 400)")
+    option("--sample", type=int, help="number of images and masks that are opened (default: 200; fss: all)")
     option("--workers", type=int, default=0, help="processes that build masks (default: one per processor)")
     option("--keep-archives", action="store_true", help="keep downloaded archives after unpacking them")
     return parser

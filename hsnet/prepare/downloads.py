@@ -35,7 +35,7 @@ class RemoteFile:
 def fetch(file: RemoteFile, folder: Path) -> Path:
     """The file in `folder`, downloaded unless it is there.
 
-    An interrupted download leaves NAME.part, with which the next call goes on. NAME itself appears only when its
+    An interrupted download leaves NAME.part, from which the next call continues. NAME itself appears only when its
     checksum is right; a good copy put there by hand is used.
 
     Raises:
@@ -65,7 +65,7 @@ def fetch(file: RemoteFile, folder: Path) -> Path:
     except ValueError as error:  # pooch's, of a wrong checksum
         reason = f"it is not the file that was published and was not kept ({error})"
     raise ConnectionError(
-        f"{file.address} could not be fetched: {reason}\nRun the same command again, which goes on where it ended; or "
+        f"{file.address} could not be fetched: {reason}\nRun the same command again, which continues the download; or "
         f"put a good copy ({file.checksum}) into {folder}"
     )
 

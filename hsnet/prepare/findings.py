@@ -23,14 +23,14 @@ class Finding:
 
 
 def report(findings: Iterable[Finding]) -> bool:
-    """Print findings as they come; whether all is as it should be."""
+    """Print findings as they come; whether everything is as expected."""
     wrong = 0
     for finding in findings:
         print(("ok     " if not finding.remedy else "WRONG  ") + finding.text)
         if finding.remedy:
             wrong += 1
             print(f"       -> {finding.remedy}")
-    print("all is as it should be" if not wrong else f"{wrong} thing{'s'[: wrong > 1]} to put right")
+    print("everything is as expected" if not wrong else f"{wrong} thing{'s'[: wrong > 1]} to correct")
     return not wrong
 
 

@@ -1,14 +1,14 @@
-"""Fill the paper's tables: train and test every experiment that is not done, one after another.
+"""Train and test the experiments of the paper's tables that are not finished, one after another.
 
-    python -m hsnet.reproduce --dry-run                  all experiments, how far they are, what the rest will cost
+    python -m hsnet.reproduce --dry-run                  all experiments, their state and the cost of the rest
     python -m hsnet.reproduce pascal --only resnet50     a row of a table; `--only resnet50,0` a single experiment
     torchrun --nproc-per-node 4 -m hsnet.reproduce pascal        the same on four GPUs
-    python -m hsnet.reproduce pascal --protocol strict   other classes choose the epoch; a table of its own
+    python -m hsnet.reproduce pascal --protocol strict   the strict protocol, in a table of its own
     python -m hsnet.reproduce claims                     the runs that test the paper's claims on the embedded benchmark; no GPU needed
 
-An experiment is done when its network is trained and tested, with the weights of the best and of the last epoch. What is
-done is skipped, what was cut goes on, what another process is training is left to it: the same command may run on several
-machines that share the data folder. It ends with status 75 where a scheduler stopped it: start it again.
+An experiment is finished when its network is trained and tested, with the weights of the best and of the last epoch. Finished
+experiments are skipped, interrupted ones resumed, and those that another process is training left alone: the same command may run
+on several machines that share the data folder. Status 75: a scheduler stopped it; start it again.
 """
 
 import gc
@@ -27,7 +27,7 @@ from ..train import train
 from . import report
 from .experiments import LAST_EPOCH, OF_PAPER, TABLES, Experiment, experiments_of, only, state
 
-# What a machine may need to be told; none of it changes what comes out.
+# Settings of the machine, which do not change the results.
 MACHINE = ("device", "workers", "micro_batch", "recompute")
 
 VERDICTS = "the verdicts are in chapter 13, or `PYTHONPATH=book python -m kit.claims`"
@@ -120,13 +120,15 @@ def main() -> None:
     parser = command_line("reproduce", __doc__)
     option = parser.add_argument
     option("table", nargs="?", help=f"{', '.join(TABLES)} (default: all of the paper's)")
-    option("--dry-run", action="store_true", help="only say how far the experiments are and what the rest costs")
+    option("--dry-run", action="store_true", help="print the state of the experiments and the cost of the rest")
     option("--only", default="", metavar="WORDS", help="backbones and folds, such as resnet50,0")
-    option("--protocol", default="official", choices=tuple(TEST_LISTS), help="of the episodes (default: official)")
+    option(
+        "--protocol", default="official", choices=tuple(TEST_LISTS), help="protocol of the episodes (default: official)"
+    )
     option("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
-    option("--workers", type=int, default=-1, help="processes that prepare episodes (default: chosen)")
-    option("--micro-batch", type=int, default=0, help="compute so many episodes of a batch at a time: less memory")
-    option("--recompute", action="store_true", help="less memory still, more time")
+    option("--workers", type=int, default=-1, help="processes that load episodes (default: automatic)")
+    option("--micro-batch", type=int, default=0, help="episodes of a batch computed at a time; less memory")
+    option("--recompute", action="store_true", help="activation checkpointing; less memory, more time")
     arguments = parser.parse_args()
     names = [arguments.table] if arguments.table else list(OF_PAPER)
     if arguments.dry_run:

@@ -169,7 +169,7 @@ def _experiments(benchmark: str, backbones: tuple[str, ...], protocol: str, vari
     return found
 
 
-# 6400 episodes, warmed up and let down to zero: about twenty minutes of two cores that compute in bfloat16, two and a half
+# 6400 episodes, with warm-up and decay to zero: about twenty minutes of two cores that compute in bfloat16, two and a half
 # times as many where they do not. At 288 px the squeezed support has 2 × 2 positions, and every weight learns.
 CLAIMS = Config(size=288, minutes=0.0, epochs=8, epoch_episodes=800, shot="1")
 CLAIMS_FOLDS = (0, 1)

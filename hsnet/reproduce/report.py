@@ -82,7 +82,7 @@ def expectation(names: Iterable[str] = OF_PAPER) -> str:
     )
     return (
         f"GPU hours: what a training took the authors until it converged ({took}), taken to be the same for every backbone "
-        f"and ablation; the 100 epochs that a run here goes on after its best come on top, tests take minutes. {disk}. "
+        f"and ablation; the 100 epochs after the best one are not included, and tests take minutes. {disk}. "
         "A training that several experiments share is counted where it comes first."
     )
 

@@ -2,13 +2,13 @@
 
     python -m hsnet.speed                  everything: about a quarter of an hour on two cores
     python -m hsnet.speed --quick          fewer sizes and repetitions: two minutes
-    python -m hsnet.speed --score RUN      instead: by how much half precision moves a run's test score
+    python -m hsnet.speed --score RUN      the change of a run's test score in half precision
 
-The plain path is the same mathematics written the obvious way: BatchNorm beside its convolution, correlations computed
+The plain path is a direct implementation of the same mathematics: separate batch normalisation, correlations computed
 one by one and copied into stacks, 4D convolutions as permute, copy, reshape, and a full network pass per support.
 
-Written: data/speed/NAME.json with every figure and what it was measured on; the speed page of the book draws its curves.
-After Ctrl-C while memory is measured, which comes last and takes longest, the file has the rest.
+The results and the machine are written to data/speed/NAME.json, from which the book's page on speed draws its curves.
+Memory is measured last and takes longest; after Ctrl-C during it, the file contains the other results.
 """
 
 import torch
@@ -26,12 +26,12 @@ def main() -> None:
     parser = command_line("speed", __doc__)
     option = parser.add_argument
     option("--quick", action="store_true", help="fewer sizes and repetitions")
-    option("--backbone", default="resnet50", help="as in hsnet.train (default: resnet50)")
+    option("--backbone", default="resnet50", help="backbone, as in hsnet.train (default: resnet50)")
     option("--size", type=int, default=400, help="side of the images in pixels (default: 400)")
     option("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
     option("--threads", type=int, default=0, help="threads on a CPU (default: PyTorch's choice)")
     option("--name", help="name of the files under data/speed (default: device and backbone)")
-    option("--score", metavar="RUN", help="instead: the test score of a run in each precision")
+    option("--score", metavar="RUN", help="measure the test score of a run in each precision instead")
     arguments = parser.parse_args()
     backbone, size, quick = arguments.backbone, arguments.size, arguments.quick
     device = choose_device(arguments.device)
