@@ -5,7 +5,7 @@
 #   make evaluate   score that training's run again, 1- and 5-shot
 #   make book       build the book into _build/html
 #   make pages      look at the built book in a browser (needs Chromium)
-#   make lint       check the style
+#   make lint       check the style of code and texts
 #   make clean      remove what was built (not the environment, not the data)
 
 PYTHON ?= python3
@@ -79,6 +79,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	git ls-files -z '*.ipynb' | xargs -0 -r $(BIN)/nbstripout --verify
+	PYTHONPATH=book $(BIN)/python -m kit.words
 
 clean:
 	rm -rf _build .executed .pytest_cache .ruff_cache .hypothesis *.egg-info
