@@ -61,8 +61,8 @@ def step_memory_table(result: dict) -> str:
         counts = [int((size * 1e9 - r["fixed"]) // max(1, r["each"])) for size in sizes]
         memory = f"{r['fixed'] / 1e9:.2f} GB", f"{r['each'] / 1e9:.3f} GB"
         rows.append([what, *memory, *(str(count) if count > 0 else "–" for count in counts)])
-    header = ["training step", "whatever the batch", "each episode at a time"]
-    return markdown([*header, *(f"fit in {size} GB" for size in sizes)], rows)
+    header = ["training step", "fixed", "per episode"]
+    return markdown([*header, *(f"episodes in {size} GB" for size in sizes)], rows)
 
 
 def precision_table(result: dict) -> str:
