@@ -73,14 +73,14 @@ def pyramid_layers(backbone: str | Row, layers: str = "all", levels: int = 3) ->
 
 
 class Backbone(nn.Module):
-    """A network trained on ImageNet that returns its features at many depths.
+    """A network trained on ImageNet that returns the features of many layers.
 
     Args:
         name: a key of `BACKBONES`, or "timm:NAME".
         pretrained: load the ImageNet weights. False leaves them random: for tests, or when a checkpoint follows.
         layers, levels: which features are returned, see `pyramid_layers`.
         trainable: let gradients reach the backbone (the paper's ablation). BatchNorm stays in evaluation mode even
-            then: its statistics over a handful of images would be noise.
+            then: statistics over a few images are noise.
 
     Raises:
         ValueError: an unknown name or setting, or weights whose checksum is wrong.
@@ -113,7 +113,7 @@ class Backbone(nn.Module):
         return self
 
     def unfolded(self) -> nn.Module:
-        """The same network with random weights as its library builds it: each BatchNorm beside its convolution."""
+        """The same network with random weights and unfolded BatchNorm, as its library builds it."""
         return self._row.build(False)
 
     def load_unfolded(self, tensors: dict[str, Tensor]) -> None:
@@ -125,7 +125,7 @@ class Backbone(nn.Module):
         self.network.load_state_dict(network.state_dict())
 
     def normalize(self, image: UInt8[Tensor, "*batch 3 h w"]) -> Float[Tensor, "*batch 3 h w"]:
-        """uint8 RGB in 0…255 to the float values this backbone was trained on. The only place that knows them."""
+        """uint8 RGB in 0…255 to the float values of this backbone's training. No other code contains its mean and deviation."""
         mean, std = (torch.tensor(v, device=image.device).view(3, 1, 1) for v in (self._row.mean, self._row.std))
         return (image.float() / 255 - mean) / std
 

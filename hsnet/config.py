@@ -47,8 +47,8 @@ def _setting(default, help: str, choices: tuple | None = None):
 
 @dataclass
 class Config:
-    """One training, from data to scores. The defaults are those of the embedded benchmark on a laptop; `paper` has the
-    paper's, from which a command line starts for the paper's benchmarks.
+    """The settings of one training run. The defaults are those of the embedded benchmark on a laptop; `paper` has the
+    paper's, which are the defaults of a command line for the paper's benchmarks.
 
     Raises:
         ValueError: a setting out of its range or choices, naming it, the value and what is possible.
@@ -167,7 +167,7 @@ class Config:
 
     @property
     def shots(self) -> list[int]:
-        """The numbers of supports that are tested."""
+        """The numbers of supports in the tests."""
         try:
             shots = [int(part) for part in self.shot.split(",")]
         except ValueError:
@@ -178,7 +178,7 @@ class Config:
 
     @property
     def augmentations(self) -> tuple[str, ...]:
-        """The changes of training images, see `hsnet.benchmarks.augment`."""
+        """The augmentation of training images, see `hsnet.benchmarks.augment`."""
         kinds = tuple(self.augment.split(",")) if self.augment else ()
         if unknown := [kind for kind in kinds if kind not in AUGMENTATIONS]:
             raise ValueError(f"augment is {self.augment!r}: {unknown[0]!r} is none of {', '.join(AUGMENTATIONS)}")
@@ -239,7 +239,7 @@ def paper(benchmark: str, backbone: str = "resnet50", fold: int = 0) -> Config:
     """The settings behind a number of the paper's tables.
 
     The paper's: Adam, 1e-3, no schedule, 400 px, batch 20, float32, 1-shot validation after each epoch, 1000 test episodes,
-    and what a benchmark's `paper_settings` say otherwise. Ours: it stops 100 epochs after the best, where the authors
+    and the benchmark's `paper_settings`. Ours: a stop 100 epochs after the best, where the authors
     stopped by eye.
 
     Raises:

@@ -39,8 +39,8 @@ class _Conv4d(nn.Module):
 class CenterPivotConv4d(_Conv4d):
     """Center-pivot 4D convolution, equation (5): a 2D convolution over the query dims plus one over the support dims.
 
-    Of the k⁴ weights of a 4D kernel only those are kept whose query offset or whose support offset is zero (equation 4):
-    2k² of them. `query` and `support` hold them, each with a bias; the centre is read by both.
+    Of the k⁴ weights of a 4D kernel it has the 2k² whose query offset or support offset is zero (equation 4), in `query` and
+    `support`, each with a bias. Both read the centre.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
@@ -76,7 +76,7 @@ class SeparableConv4d(_Conv4d):
 
 
 class DenseConv4d(_Conv4d):
-    """The whole 4D kernel, equation (3): k⁴ weights a channel pair, one bias. Slow; here to be compared with.
+    """The dense 4D kernel, equation (3): k⁴ weights a channel pair, one bias. Slow; used in comparisons.
 
     `weight` has shape (out, in, k, k, k, k), query offsets before support offsets.
     """

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass
 class Batch:
-    """Episodes as tensors: pictures are uint8 RGB, masks boolean.
+    """Episodes as tensors: images are uint8 RGB, masks boolean.
 
     Attributes:
         query: b 3 h w.
@@ -68,7 +68,7 @@ def load_episode(
     original_size: bool = False,
     change: Callable[[Square], Square] = lambda square: square,
 ) -> Batch:
-    """Read an episode's pictures: a batch of one.
+    """Read an episode's images: a batch of one.
 
     Args:
         change: applied to the query and to each support.
@@ -104,7 +104,7 @@ class EpisodeDataset(torch.utils.data.Dataset):
         benchmark: where the pictures come from.
         size: side of the squares in pixels.
         episodes: a fixed list (validation, test); or None to draw `count` training episodes of `fold`.
-        augment: changes of training images, see `hsnet.benchmarks.augment`.
+        augment: augmentation of training images, see `hsnet.benchmarks.augment`.
         original_size: leave the queries' masks at the pictures' own size; batches are then of one.
     """
 
@@ -257,7 +257,7 @@ def test_episodes(
     protocol: str | None = None,
     split: str = "test",
 ) -> list[Episode]:
-    """The list of episodes that test a fold: a function of its arguments alone.
+    """The test episodes of a fold, which depend on the arguments alone.
 
     Args:
         shot: supports an episode.

@@ -30,7 +30,7 @@ class SegmentationScore:
     def from_rows(
         cls, rows: Iterable[Sequence[int]], class_ids: Sequence[int] | None = None, resample_classes: bool = False
     ) -> "SegmentationScore":
-        """The score of areas that were recorded, rows of `COLUMNS`; of the classes that they show, unless told."""
+        """The score of stored areas, rows of `COLUMNS`; by default of the classes in them."""
         rows = list(rows)
         score = cls(sorted({row[0] for row in rows}) if class_ids is None else class_ids, resample_classes)
         score.extend(rows)
@@ -38,7 +38,7 @@ class SegmentationScore:
 
     @property
     def rows(self) -> list[list[int]]:
-        """The areas of each episode in pixels, rows of `COLUMNS`: what a run records. A copy."""
+        """A copy of the areas of each episode in pixels, rows of `COLUMNS`, as a run stores them."""
         return [list(row) for row in self._rows]
 
     def part(self, episodes: Iterable[int]) -> "SegmentationScore":
@@ -46,7 +46,7 @@ class SegmentationScore:
         return self.from_rows((self._rows[i] for i in episodes), self.class_ids, self.resample_classes)
 
     def extend(self, rows: Iterable[Sequence[int]]) -> None:
-        """Add areas that were computed before, rows of `COLUMNS`.
+        """Add stored areas, rows of `COLUMNS`.
 
         Raises:
             ValueError: a class that is not scored.
@@ -58,7 +58,7 @@ class SegmentationScore:
         self._rows += rows
 
     def reset(self) -> None:
-        """Forget all episodes."""
+        """Remove all episodes."""
         self._rows = []
 
     def update(
@@ -88,7 +88,7 @@ class SegmentationScore:
         self.extend([c, *row] for c, row in zip(class_id, torch.stack(areas, 1).tolist(), strict=True))
 
     def condense(self, beyond: int = 0) -> None:
-        """Of more than so many rows keep one a class, of summed areas: the same scores in little room, but no intervals."""
+        """Replace more than so many rows by one for each class, with summed areas: the same scores, without intervals."""
         if len(self._rows) <= beyond:
             return
         table = self._table()
@@ -111,7 +111,7 @@ class SegmentationScore:
         return {c: float(100 * s[2] / max(s[4], 1)) for c, s in sums.items()}
 
     def absent(self) -> list[int]:
-        """The scored classes that no episode showed; they do not count in the mean."""
+        """The scored classes without an episode; they do not count in the mean."""
         return [c for c in self.class_ids if c not in {row[0] for row in self._rows}]
 
     def interval(self) -> tuple[float, float]:
@@ -119,7 +119,7 @@ class SegmentationScore:
         return _middle(self.bootstrap())
 
     def interval_above(self, other: "SegmentationScore") -> tuple[float, float]:
-        """95 % interval of this mIoU minus another's on the same episodes, which are drawn again for both alike.
+        """95 % interval of this mIoU minus another's on the same episodes, with the same resampled episodes for both.
 
         Raises:
             ValueError: scores of other episodes.
@@ -132,7 +132,7 @@ class SegmentationScore:
         return _middle(self.bootstrap() - other.bootstrap())
 
     def bootstrap(self, samples: int = 1000, seed: int = 0) -> np.ndarray:
-        """The mIoU of `samples` draws: episodes are drawn again within their class (and classes, if asked for)."""
+        """The mIoU of `samples` draws: episodes are resampled within their class (and classes, with `resample_classes`)."""
         table = self._table()
         rng = np.random.default_rng(seed)
         members = [np.flatnonzero(table[:, 0] == c) for c in self.class_iou()]

@@ -157,12 +157,12 @@ class HSNet(nn.Module):
         backbone: "vgg16", "resnet50", "resnet101", "efficientnet_lite0", or "timm:NAME".
         pretrained: load the backbone's ImageNet weights.
         kernel: "center-pivot" (the paper's), "separable" or "dense".
-        mask_support: multiply the support's features by its mask, equation (1). Without it the support's background
-            takes part: the paper's ablation.
+        mask_support: multiply the support's features by its mask, equation (1). False is the paper's ablation, in
+            which the support's background is compared as well.
         layers, levels: which features are correlated, see `backbone.pyramid_layers`.
-        convolutions: 4D convolutions in each squeezing and mixing block, 1 to 3 (the paper's ablation; it does not say
-            how fewer were strided: here the first ones of the table are kept, and the support is averaged for the rest).
-        train_backbone: train the backbone too (the paper's ablation: it over-fits).
+        convolutions: 4D convolutions in each squeezing and mixing block, 1 to 3 (the paper's ablation, which does not
+            state the strides of fewer: here the first ones of the table remain, and the support is averaged over the rest).
+        train_backbone: train the backbone as well (an ablation of the paper, which over-fits).
 
     Raises:
         ValueError: an unknown value of a setting, with the choices.
@@ -247,7 +247,7 @@ class HSNet(nn.Module):
         size: tuple[int, int],
         rule: str = "paper",
     ) -> Bool[Tensor, "b h w"]:
-        """`predict` for features that are known already: of `backbone(query)`, and of the b·k supports in one batch.
+        """`predict` from features: those of `backbone(query)`, and those of the b·k supports in one batch.
 
         Args:
             size: height and width of the masks returned.
@@ -258,7 +258,7 @@ class HSNet(nn.Module):
     def logits_from_features(
         self, query_levels: Levels, support_levels: Levels, support_mask: Masks, size: tuple[int, int]
     ) -> Iterator[Float[Tensor, "b 2 h w"]]:
-        """The logits from each of the K supports, one after the other: the memory of one pass whatever K is."""
+        """The logits from each of the K supports, one after the other, in the memory of one pass."""
         fused = fast.applies(self, query_levels[0][0].shape, support_levels[0][0].shape, stride=1)
         query_levels = unit_levels([list(level) for level in query_levels]) if fused else query_levels
         for k in range(support_mask.shape[1]):
@@ -271,7 +271,7 @@ class HSNet(nn.Module):
             yield resize(self.decoder(context), size)
 
     def learned_parameters(self) -> dict[str, nn.Parameter]:
-        """What training changes, by name: encoder and decoder, and the backbone only with `train_backbone`."""
+        """The parameters that training changes, by name: encoder and decoder, and the backbone with `train_backbone`."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def load_reference_state_dict(self, state_dict: dict[str, Tensor]) -> None:
@@ -288,7 +288,7 @@ def vote(masks: Bool[Tensor, "b k h w"], rule: str = "paper") -> Bool[Tensor, "b
     """One mask from the masks of K supports.
 
     Args:
-        masks: what each support alone says.
+        masks: the prediction from each support.
         rule: "paper": foreground where the votes of a pixel are at least half of the image's largest number of votes
             (so with at most 2 of 5 votes anywhere, one is enough); "majority": at least half of K.
 

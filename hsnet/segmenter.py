@@ -42,28 +42,28 @@ LARGEST = 2048
 
 
 class Segmenter:
-    """Few-shot segmentation of pictures of any size, by a trained run::
+    """Few-shot segmentation of images of any size, by a trained run::
 
         segmenter = Segmenter()
         segmenter.fit(["a.jpg", "b.jpg"], ["a.png", "b.png"])
         mask = segmenter.predict("c.jpg")
 
-    The network sees squares of the size it was trained at. Pictures are resized to them, as in the paper, or padded; the
-    answer has the picture's own size.
+    The network processes squares of the size of its training. Images are resized to them, as in the paper, or padded; the
+    prediction has the image's own size.
 
     Args:
-        run: a run's name under `data/runs`, or its folder; the default is the one that comes with the repository.
-        rule: how K supports become one mask: "paper" and "majority", see `vote`; "mean", where the mean probability
-            exceeds the threshold that comes with the weights. None takes "mean" for weights that bring a threshold, else "paper".
-        aspect: "resize" (of old "squash") ignores the picture's aspect ratio; "pad" keeps it and fills the rest of the
-            square with grey, which is neither object nor part of the answer.
+        run: a run's name under `data/runs`, or its folder; the default is the shipped one.
+        rule: combination of K supports: "paper" and "majority", see `vote`; "mean" marks pixels whose mean probability
+            exceeds the threshold stored with the weights. None is "mean" for weights with a threshold, else "paper".
+        aspect: "resize" (formerly "squash") ignores the image's aspect ratio; "pad" keeps it and fills the rest of the
+            square with grey, which is neither object nor part of the prediction.
         device: "auto", "cpu", "cuda", …
-        method: "hsnet"; or "prototypes", the baseline of the frozen features alone, which no training has improved: a
-            place is marked where its feature at the coarsest level is nearer to the mean of the objects' than to that of
-            what surrounds them. All supports enter these means, and `rule` has no part.
-        size: side of the squares; None for the size of training. Larger ones show more of small things and take more time;
-            the squeezed support must have as many positions as in training: 257 to 512 pixels give it 2 × 2.
-        exif: "apply" turns pictures and masks as their EXIF says; "ignore" takes all of them as they are stored.
+        method: "hsnet"; or "prototypes", a baseline on the frozen features: a position is foreground where its
+            feature at the coarsest level is nearer to the mean feature of the objects than to that of their background. The
+            means are over all supports, and `rule` is not used.
+        size: side of the squares; None for the size of training. Larger ones resolve smaller objects and take more time.
+            The squeezed support must have as many positions as in training: 257 to 512 pixels give 2 × 2.
+        exif: "apply" rotates images and masks as their EXIF says; "ignore" uses them as stored.
 
     Raises:
         FileNotFoundError: no such run, or one without weights.
@@ -107,23 +107,23 @@ class Segmenter:
         masks: Picture | Sequence[Picture | None] | None = None,
         label: Label | None = None,
     ) -> "Segmenter":
-        """Remember supports: their features are computed here, once. Warns of a mask that seems to mark all but the object.
+        """Compute and store the features of supports. Warns of a mask that seems to mark the background.
 
         Args:
-            images: one picture or a list of several of one kind of thing. Each is a file's name or path, a PIL image, or an
+            images: one image or a list of several with objects of one class. Each is a file's name or path, a PIL image, or an
                 array of shape (h, w), (h, w, 3) or (h, w, 4): integers, or floats from 0 to 1 (see `hsnet.pictures`).
-            masks: as many, of the same sizes: pictures or arrays with the object white, True, 1 or 255 and all else black,
-                False or 0; or the path of annotations of labelme or COCO. None, or None for one of them: the picture is a
-                cut-out, whose own transparency is the mask. `hsnet.pictures` has a table of what each kind means.
-            label: which value, colour (r, g, b) or name is the object, where masks or annotations hold several.
+            masks: as many, of the same sizes: images or arrays with the object white, True, 1 or 255 and the rest black,
+                False or 0; or the path of annotations of labelme or COCO. None stands for the transparency of a cut-out.
+                `hsnet.pictures` has a table of the meaning of each kind.
+            label: value, colour (r, g, b) or name of the object, where masks or annotations contain several.
 
         Returns:
             The segmenter itself.
 
         Raises:
-            FileNotFoundError: a picture that is not there.
-            ValueError: a picture that cannot be read, or a folder; a mask that is empty, of another size than its picture,
-                or not of one object; other numbers of pictures and masks.
+            FileNotFoundError: a missing image.
+            ValueError: an image that cannot be read, or a folder; a mask that is empty, of another size than its image,
+                or ambiguous; different numbers of images and masks.
         """
         images = images if isinstance(images, (list, tuple)) else [images]
         masks = masks if isinstance(masks, (list, tuple)) else [masks] * (1 if masks is not None else len(images))
@@ -133,7 +133,7 @@ class Segmenter:
         return self.fit_supports([read_support(image, mask, label, self.exif) for image, mask in pairs])
 
     def fit_supports(self, supports: Sequence["Support"]) -> "Segmenter":
-        """`fit`, of what `read_support` has read."""
+        """`fit` for the results of `read_support`."""
         if not supports:
             raise ValueError("no support: give one picture or more, each with its mask")
         for name, _, mask in supports:
@@ -157,16 +157,16 @@ class Segmenter:
         return self
 
     def predict(self, image: Picture | Sequence[Picture]) -> Bool[np.ndarray, "h w"] | list[Bool[np.ndarray, "_h _w"]]:
-        """The mask of a picture, True on the object, at the picture's own size (upright).
+        """The mask of an image, True on the object, at the image's own size (upright).
 
         Args:
-            image: one picture, of the kinds that `fit` takes; or a list, whose pictures pass the network as one batch and
-                whose masks come as a list. For many pictures call it with a few at a time.
+            image: one image of the kinds that `fit` takes; or a list, which is computed as one batch and
+                returns a list of masks. Pass many images in several short lists.
 
         Raises:
-            FileNotFoundError: a picture that is not there.
+            FileNotFoundError: a missing image.
             RuntimeError: `fit` was not called.
-            ValueError: a picture that cannot be read, or a folder.
+            ValueError: an image that cannot be read, or a folder.
         """
         images = image if isinstance(image, (list, tuple)) else [image]
         masks = []
@@ -179,16 +179,15 @@ class Segmenter:
         return masks if isinstance(image, (list, tuple)) else masks[0]
 
     def predict_proba(self, image: Picture) -> Float[np.ndarray, "h w"]:
-        """The probability of being the object, in [0, 1], at the picture's own size: the mean over the supports.
+        """The probability of foreground, in [0, 1], at the image's own size: the mean over the supports.
 
-        It is a score of this network, which is not calibrated. Raises as `predict` does, and ValueError where the method
-        has no probabilities.
+        It is not calibrated. Raises as `predict` does, and ValueError for a method without probabilities.
         """
         probabilities, size = self._each(image)
         return _enlarge(probabilities.mean(dim=0), size).cpu().numpy()
 
     def predict_each(self, image: Picture) -> Bool[np.ndarray, "k h w"]:
-        """What each of the K supports alone says, at the picture's own size. Raises as `predict_proba` does."""
+        """The probability of foreground from each of the K supports, at the image's own size. Raises as `predict_proba` does."""
         probabilities, size = self._each(image)
         return np.stack([_enlarge(one > self.model.thresholds[0], size).cpu().numpy() for one in probabilities])
 
