@@ -1,4 +1,4 @@
-"""Outlines that annotation tools write: labelme's json, and COCO's, which CVAT, Label Studio, Roboflow and others export."""
+"""Outlines written by annotation tools: labelme's json, and COCO's, which CVAT, Label Studio, Roboflow and others export."""
 
 import base64
 import io
@@ -17,7 +17,7 @@ TOOLS = "export it as COCO json or as PNG masks"
 def read_annotations(
     path: Path, picture: str, size: tuple[int, int], label: str | None = None
 ) -> Bool[np.ndarray, "h w"]:
-    """The mask of one label: its shapes joined.
+    """The mask of one label: the union of its shapes.
 
     Args:
         path: a file of labelme, of one picture; or of COCO, of any number of pictures.

@@ -1,4 +1,4 @@
-"""What a score has to be compared with, on the same episodes."""
+"""Baselines, with which scores on the same episodes are compared."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,17 +9,17 @@ from .episodes import Batch
 
 
 def all_foreground(batch: Batch) -> Bool[Tensor, "b h w"]:
-    """Every pixel is foreground: the score of knowing nothing."""
+    """Every pixel is foreground: the chance level."""
     return batch.query_mask | True
 
 
 def any_object(batch: Batch) -> Bool[Tensor, "b h w"]:
-    """Every pixel of any annotated object: what perfect outlines are worth without looking at the support or guessing."""
+    """Every pixel of any annotated object: the score of perfect outlines that ignore the support."""
     return batch.query_objects
 
 
 class Prototypes:
-    """Masked-average prototypes: what the frozen features give without anything learned.
+    """Masked-average prototypes on the frozen features, without learned parameters.
 
     The prototype of a class is the mean feature of the supports under their masks. A query pixel is foreground where
     its cosine with the prototype exceeds a threshold, or where it exceeds the cosine with the background's prototype.
@@ -61,7 +61,7 @@ class Prototypes:
     def contrast(
         cls, query_levels, support_levels, support_mask: Bool[Tensor, "b k h w"], size: tuple[int, int]
     ) -> Float[Tensor, "b h2 w2"]:
-        """The one rule that needs no choosing, as scores: the cosine with the foreground's prototype minus that with the
+        """The rule that needs no choice, as scores: the cosine with the foreground's prototype minus that with the
         background's, at the coarsest level. A pixel is foreground above 0."""
         maps = _maps(query_levels[-1], support_levels[-1], support_mask, size)
         return maps[:, 0] - maps[:, 1]

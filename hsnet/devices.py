@@ -47,7 +47,7 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
 
 
 def choose_workers(workers: int) -> int:
-    """Processes that prepare episodes: two beside a GPU or on a large machine, one on a small one."""
+    """The number of processes that load episodes: two with a GPU or on a large machine, else one."""
     if workers >= 0:
         return workers
     return max(1, min(8, torch.get_num_threads() - 2))
@@ -122,7 +122,7 @@ class Memory:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is no memory left. On a CPU PyTorch and oneDNN have no class of their own for that."""
+    """Whether an error means out of memory. On a CPU PyTorch and oneDNN have no class of their own for that."""
     of_cpu = isinstance(error, RuntimeError) and re.search(
         "DefaultCPUAllocator|could not (create|execute) a|bad_alloc|can't start new thread", str(error)
     )

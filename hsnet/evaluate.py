@@ -101,7 +101,7 @@ def _score_run(arguments):
 
 
 def control_run(model: HSNet, config: Config, benchmark: DrawnBenchmark, folder: Path) -> dict:
-    """Does the support decide? Ask test queries for another of their objects, and score what comes against both.
+    """Predict test queries from supports of their other objects, and score the masks against these and against the original ones.
 
     "another object" is scored against the object that was asked for: it should be as high as the test score. "wrong
     support" scores the same masks against the episode's own target: it must collapse. Writes `controls.json`.

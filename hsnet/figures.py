@@ -1,4 +1,4 @@
-"""Everything drawn: pictures in, figures out. Images are uint8 RGB."""
+"""Figures of episodes and overlays. Images are uint8 RGB."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What `HSNet` is given: errors and warnings that a newcomer can act on."""
+"""Checks of the inputs of `HSNet`, with errors and warnings that name the next step."""
 
 import math
 import warnings

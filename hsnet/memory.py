@@ -73,7 +73,7 @@ def _needed(config, device):
 
 @contextmanager
 def explained(config: Config, device: torch.device, checkpoint: Path) -> Iterator[None]:
-    """Within, an error that says that there is no memory left becomes one that says what to do.
+    """A context in which an out-of-memory error becomes one that names the options that need less.
 
     Args:
         checkpoint: of the run, written by then or not.

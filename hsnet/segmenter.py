@@ -1,4 +1,4 @@
-"""Segment your own pictures: a few annotated ones in, masks of others out."""
+"""Segment your own images from a few annotated ones."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -228,7 +228,7 @@ class Segmenter:
 
 
 def square_image(image: UInt8[np.ndarray, "h w 3"], side: int, aspect: str) -> UInt8[Tensor, "3 side side"]:
-    """A picture as the square that the network sees, see `Segmenter`."""
+    """An image as the square that the network processes, see `Segmenter`."""
     if aspect != "pad":
         return resize_image(image, side)
     (height, width), inside = _inside(image.shape[:2], side)
@@ -276,7 +276,7 @@ def _bilinear(values, size):
 
 
 class Support(NamedTuple):
-    """A picture and its mask, checked against each other.
+    """An image and its mask, with checked sizes.
 
     Attributes:
         name: how messages name the mask.

@@ -1,4 +1,4 @@
-"""Where to cut the mean probability of the supports: chosen by validation episodes, stored with the weights."""
+"""The threshold of the supports' mean probability: chosen on validation episodes, stored with the weights."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""What every benchmark answers: its classes and folds, its episodes, its pictures, its settings in the paper, and where its files come from."""
+"""The interface of a benchmark: classes and folds, episodes, images, settings in the paper, and the source of its files."""
 
 from abc import ABC, abstractmethod
 from argparse import Namespace
@@ -22,12 +22,12 @@ REMOVED = {
 
 @dataclass(frozen=True)
 class Episode:
-    """One question, as names only: segment in `query` what `supports` show of the class.
+    """One episode, as names: segment in `query` the objects of the class that `supports` show.
 
     Attributes:
         query: name of a picture.
         supports: names of the K annotated pictures, K = shot.
-        class_id: the class asked for.
+        class_id: the class.
     """
 
     query: str
@@ -40,7 +40,7 @@ class UnreadableFileError(OSError):
 
 
 def register(benchmark: type["Benchmark"]) -> type["Benchmark"]:
-    """Enter a class in `BENCHMARKS`, a decorator: the command lines, tables and checks then know it."""
+    """Decorator that enters a class in `BENCHMARKS`, from which command lines, tables and checks take it."""
     benchmark.vocabulary = benchmark.vocabulary or benchmark.name
     benchmark.title = benchmark.title or benchmark.name
     BENCHMARKS[benchmark.name] = benchmark
@@ -139,7 +139,7 @@ class Benchmark(ABC):
     def _classes(self, fold: int, split: str) -> list[int]: ...
 
     def common_name(self, class_id: int) -> str:
-        """What a class is called in the `vocabulary`."""
+        """The name of a class in the `vocabulary`."""
         return self.class_names[class_id]
 
     def seen(self, fold: int, run: "Benchmark", run_fold: int) -> list[str]:
@@ -161,7 +161,7 @@ class Benchmark(ABC):
 
     @abstractmethod
     def training_queries(self, fold: int) -> int:
-        """How many episodes an epoch has unless a number is asked for."""
+        """The default number of training episodes in an epoch."""
 
     @abstractmethod
     def test_episodes(self, fold: int, shot: int, count: int, seed: int, split: str) -> list[Episode]:
@@ -183,7 +183,7 @@ class Benchmark(ABC):
         return resize_sample(self.read(name, class_id), size)
 
     def check(self, fold: int, split: str) -> None:  # noqa: B027 - what is drawn has no files
-        """See that the files of a split's episodes are there, without opening them.
+        """Check that the files of a split's episodes exist, without opening them.
 
         Raises:
             FileNotFoundError: a folder that is not there or lacks files, saying the next step.

@@ -27,7 +27,7 @@ IMAGES, LABELS, INDEX = "images.uint8", "labels.uint8", "index.json"
 
 
 class Cache:
-    """Reads what `build_cache` wrote.
+    """Reads a cache of `build_cache`.
 
     Args:
         folder: `cache-SIZE` in a benchmark's folder.
@@ -89,7 +89,7 @@ class Cache:
 
 
 def cache_folder(benchmark, size: int) -> Path:
-    """Where a benchmark's cache of this size lies."""
+    """The folder of a benchmark's cache of this size."""
     return benchmark.root / f"cache-{size}"
 
 

@@ -1,4 +1,4 @@
-"""Benchmarks whose pictures are drawn on demand: a picture's name is the recipe of its scene."""
+"""Benchmarks whose images are drawn on demand: the name of an image describes its scene."""
 
 import hashlib
 from abc import abstractmethod
@@ -11,7 +11,7 @@ from .base import Benchmark, Episode, Sample
 
 
 class DrawnBenchmark(Benchmark):
-    """Scenes from cut-outs; see `scenes`. A subclass says which classes and artists there are and draws a cut-out.
+    """Scenes from cut-outs; see `scenes`. A subclass defines classes and artists and draws cut-outs.
 
     `scenes_version` is raised whenever a name gives other pixels than before: scores of two versions must not stand in one
     table. `tests/test_scenes.py` notices such a change.
@@ -26,14 +26,14 @@ class DrawnBenchmark(Benchmark):
 
     @abstractmethod
     def artists(self, class_id: int, split: str) -> list[str]:
-        """Who draws this class in this split; at least two."""
+        """The artists of a class in a split; at least two."""
 
     @abstractmethod
     def cutout(self, class_id: int, artist: str, rng: np.random.Generator) -> np.ndarray:
         """A drawing of the class: premultiplied uint8 RGBA (n, n, 4)."""
 
     def related(self, class_id: int) -> set[int]:
-        """Classes too like this one to stand beside it as distractors (itself among them)."""
+        """Classes, itself included, that are too similar to be its distractors."""
         return {class_id}
 
     @abstractmethod
@@ -63,7 +63,7 @@ class DrawnBenchmark(Benchmark):
         return self._episode(rng, fold, "train", class_id, shot)
 
     def test_episodes(self, fold: int, shot: int, count: int, seed: int, split: str) -> list[Episode]:
-        """Episodes that go round the classes, so that each occurs equally often (±1). Fewer are the first of more."""
+        """Episodes that cycle through the classes, so that each occurs equally often (±1). A shorter list begins a longer one."""
         rng = np.random.default_rng([seed, fold, shot, {"val": 1, "test": 2}[split]])
         classes = self.classes(fold, split)
         order = rng.permutation(classes)
@@ -77,7 +77,7 @@ class DrawnBenchmark(Benchmark):
         return Episode(query, tuple(supports), class_id)
 
     def other_questions(self, episode: Episode) -> list[Episode]:
-        """The same query asked for each of its other visible objects, by a new scene of another artist each."""
+        """Episodes of the same query and each of its other visible objects, with a support by another artist."""
         split, fold, _, _, key = episode.query.split(".")
         rng = np.random.default_rng([1, int(key)])
         labels = self.scene(episode.query).labels
@@ -106,7 +106,7 @@ class DrawnBenchmark(Benchmark):
         return Sample(scene.image, mask, scene.labels > 0, np.zeros_like(mask))
 
     def training_queries(self, fold: int) -> int:
-        """Scenes are endless; an epoch is this many of them."""
+        """The number of scenes in an epoch; there is no list of them."""
         return 1000
 
     def digest(self) -> str:

@@ -1,4 +1,4 @@
-"""A data set of one's own: pictures with their masks in folders, or COCO's json; any classes."""
+"""A user's data set: images with masks in folders, or COCO's json; any classes."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Pictures with their masks, and how they become squares: as the reference does it."""
+"""Images with their masks, resized to squares as in the reference."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Scenes put together from cut-out drawings: objects over and under each other on a procedural background.
+"""Scenes composed of cut-out drawings: objects that overlap on a procedural background.
 
 What `shapes` and `emoji` share. Every number a scene depends on stands in this file or comes from the random generator
 it is given, so that the test scenes of a benchmark are the same on every machine.

@@ -1,4 +1,4 @@
-"""The benchmark `shapes`: textured figures with parts, drawn wholly by code. For tests, and where nothing can be fetched.
+"""The benchmark `shapes`: textured figures with parts, drawn by code, for tests and machines without a network.
 
 A class is a recipe (outline, texture, colours, parts and where they sit); an artist is a way of drawing it; an instance
 varies the recipe a little.
