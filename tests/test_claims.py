@@ -62,15 +62,15 @@ def test_a_line_is_made_from_files_and_waits_for_all_of_them():
     claim = "support features masked above not masked"
 
     def line():
-        return next(row for row in table_rows(claims.verdicts_table()) if row[1] == claim)
+        return next(row for row in table_rows(claims.verdicts_table(claims.findings())) if row[1] == claim)
 
     def shown():
-        return claims.marks()[f"2  {claim}"]
+        return claims.marks(claims.findings())[f"2  {claim}"]
 
     assert line()[2:] == ["–", "–", "–"]
     assert shown() == ([], "")
     assert claims.progress().startswith("0 of 24 runs are done. `python -m")
-    assert {row[-1] for row in table_rows(claims.counts_table())[1:]} == {"11", "6", "10"}  # none was run
+    assert {row[-1] for row in table_rows(claims.counts_table(claims.findings()))[1:]} == {"11", "6", "10"}  # none was run
     for experiment in (c for c in claimed_runs() if not c.variant):
         write(experiment, {"HSNet": 0.5 + 0.01 * experiment.config.seed, "prototypes": 0.3})
     blind = [c for c in claimed_runs() if c.variant == "no support masking"]
@@ -86,7 +86,7 @@ def test_a_line_is_made_from_files_and_waits_for_all_of_them():
     assert [round(difference) for _, difference, _ in shown()[0]] == [10, 5]
     # HSNet is above the prototypes, too; for the other comparisons nothing was measured.
     assert claims.progress().startswith("6 of 24 runs are done.")
-    _, designs, _, prototypes = table_rows(claims.counts_table())
+    _, designs, _, prototypes = table_rows(claims.counts_table(claims.findings()))
     assert designs[1:] == ["1", "0", "0", "1", "10"]
     assert prototypes[1:] == ["1", "0", "0", "0", "9"]
     masked = next(row for row in table_rows(claims.ablations_table()) if row[0] == "support features masked")

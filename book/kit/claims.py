@@ -232,9 +232,9 @@ def findings() -> list[Finding]:
     return [_finding(*line) for line in comparisons()]
 
 
-def counts_table() -> str:
+def counts_table(every: Sequence[Finding]) -> str:
     """Markdown: how many comparisons of each kind have each verdict, and how many of the decided ones are provisional."""
-    rows, every = [], findings()
+    rows = []
     for kind, numbers in KINDS.items():
         found = [one for one in every if one.claim in numbers]
         counted = Counter(one.verdict for one in found)
@@ -260,10 +260,10 @@ def ablations_table() -> str:
     return markdown(["ablation", "paper, points", "here, points in each fold", "lesson"], rows)
 
 
-def verdicts_table() -> str:
+def verdicts_table(every: Sequence[Finding]) -> str:
     """Markdown: each comparison with its scores, the paired differences and the verdict; "–" where it was not run."""
     rows = []
-    for found in findings():
+    for found in every:
         texts = {
             fold: f"{better:.1f} − {worse:.1f} = {better - worse:.1f} [{low:.1f}, {high:.1f}]"
             for fold, (better, worse, (low, high)) in found.scores.items()
@@ -272,14 +272,14 @@ def verdicts_table() -> str:
     return markdown(["", "claim", *(f"fold {f}: mIoU, difference [95 %]" for f in CLAIMS_FOLDS), "verdict"], rows)
 
 
-def marks() -> dict[str, tuple[list[tuple[int, float, tuple[float, float]]], str]]:
+def marks(every: Sequence[Finding]) -> dict[str, tuple[list[tuple[int, float, tuple[float, float]]], str]]:
     """The bars of `kit.figures.differences`: by number and text of the claim, a mark for each fold, and the verdict."""
     return {
         f"{found.claim}  {found.text}": (
             [(fold, better - worse, interval) for fold, (better, worse, interval) in found.scores.items()],
             found.verdict,
         )
-        for found in findings()
+        for found in every
     }
 
 
