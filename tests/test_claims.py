@@ -70,7 +70,11 @@ def test_a_line_is_made_from_files_and_waits_for_all_of_them():
     assert line()[2:] == ["–", "–", "–"]
     assert shown() == ([], "")
     assert claims.progress().startswith("0 of 24 runs are done. `python -m")
-    assert {row[-1] for row in table_rows(claims.counts_table(claims.findings()))[1:]} == {"11", "6", "10"}  # none was run
+    assert {row[-1] for row in table_rows(claims.counts_table(claims.findings()))[1:]} == {
+        "11",
+        "6",
+        "10",
+    }  # none was run
     for experiment in (c for c in claimed_runs() if not c.variant):
         write(experiment, {"HSNet": 0.5 + 0.01 * experiment.config.seed, "prototypes": 0.3})
     blind = [c for c in claimed_runs() if c.variant == "no support masking"]
