@@ -12,9 +12,8 @@ FOREGROUND = (255, 64, 0)
 def overlay(
     image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], colour=FOREGROUND
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The image with its mask: the object in its colours with an outline, everything else in pale grey."""
-    grey = 0.45 * image.mean(axis=-1, keepdims=True) + 110
-    picture = np.where(mask[..., None], image, grey)
+    """The image with its mask: the object in its colours with an outline, everything else in pale colours."""
+    picture = np.where(mask[..., None], image, 0.35 * image + 160)
     inside = mask.copy()
     for axis in (0, 1):
         for step in (-1, 1):

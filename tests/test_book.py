@@ -69,6 +69,13 @@ def test_a_chapter_has_its_parts(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_a_page_with_drawings_names_the_artists_once(page):
+    code = cells(page, "code")
+    named = [text for text in code if re.search(r"Markdown\(.*\.attribution", text)]
+    assert len(named) == any(re.search(r'emoji\(\)|"emoji"', text) for text in code)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_every_exercise_has_a_hidden_solution(page):
     text = "\n".join(cells(page, "markdown"))
     exercises = re.findall(r"^```\{exercise\}\n:label: (\S+)", text, re.MULTILINE)

@@ -4,8 +4,8 @@ import base64
 import html
 import io
 import json
-import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,18 +19,47 @@ from torch.nn import functional as F
 
 from hsnet.figures import FOREGROUND
 
+STATIC = Path(__file__).resolve().parents[1] / "static"
+INK = "#777d84"  # of what matplotlib writes and draws: readable on a light and on a dark page
+plt.rcParams |= dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
+plt.rcParams |= dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none")
 
-def png_address(image: UInt8[np.ndarray, "h w *c"]) -> str:
-    """A picture as an address (`data:`) that holds it as PNG."""
+
+def style() -> str:
+    """The rules that all HTML of this module needs."""
+    return f"<style>{(STATIC / 'figures.css').read_text()}</style>"
+
+
+class Shown(plt.Figure):
+    """HTML that a notebook shows as it shows pyplot's figures: when its cell ends, unless it was closed before.
+
+    A figure without axes leaves no PNG.
+    """
+
+    content = ""
+
+    def _repr_html_(self) -> str:
+        return style() + self.content
+
+
+def shown(content: str) -> Shown:
+    """A new figure of pyplot that holds HTML."""
+    figure = plt.figure(FigureClass=Shown)
+    figure.content = content
+    return figure
+
+
+def png_address(image: UInt8[np.ndarray, "h w *c"], kind: str = "png") -> str:
+    """A picture as an address (`data:`) that holds it as PNG, or as another `kind` of file."""
     file = io.BytesIO()
-    Image.fromarray(image).save(file, format="png")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    Image.fromarray(image).save(file, format=kind, quality=90)
+    return f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def heat(
     image: UInt8[np.ndarray, "h w 3"], values: Float[np.ndarray, "gh gw"], largest: float | None = None
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The image in pale grey, brightened to orange where `values`, on a coarser grid, are high.
+    """The image in pale colours, tinted orange where `values`, on a coarser grid, are high.
 
     Args:
         image: the picture the values belong to.
@@ -40,8 +69,8 @@ def heat(
     h, w = image.shape[:2]
     rows, columns = (np.arange(n) * g // n for n, g in zip((h, w), values.shape, strict=True))
     share = np.clip(values[rows][:, columns] / max(values.max() if largest is None else largest, 1e-9), 0, 1)[..., None]
-    grey = 0.45 * image.mean(axis=-1, keepdims=True) + 110
-    return ((1 - 0.8 * share) * grey + 0.8 * share * np.array(FOREGROUND)).astype(np.uint8)
+    pale = 0.5 * image + 120
+    return ((1 - 0.8 * share) * pale + 0.8 * share * np.array(FOREGROUND)).astype(np.uint8)
 
 
 def main_colours(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n 3"]:
@@ -81,89 +110,54 @@ def kernel_matrices(kernels: dict[str, Float[Tensor, "9 9"]]) -> plt.Figure:
         axis.set_xlabel("support offset", fontsize=9)
         axis.set_ylabel("query offset" if i % columns == 0 else "", fontsize=9)
         axis.set_title(title, fontsize=10)
-    figure.patch.set_facecolor("white")
     return figure
 
 
-def _height(footer: str, width: float) -> float:
-    """Of the small print below a figure, in inches."""
-    return 0.05 + 0.12 * len(textwrap.wrap(footer, int(21 * width)))
-
-
-def small_print(figure: plt.Figure, footer: str) -> plt.Figure:
-    """The figure, with a footer for attributions."""
-    lines = textwrap.wrap(footer, int(21 * figure.get_figwidth()))
-    figure.text(0.5, 0.01, "\n".join(lines), ha="center", va="bottom", fontsize=6, color="#444444")
-    return figure
+def _picture(title: str, image: np.ndarray, mark: tuple[float | int, float | int] | None = None) -> str:
+    image = np.asarray(image)
+    if image.dtype != np.uint8:
+        image = (255 * image).astype(np.uint8)
+    times = max(1, 256 // max(image.shape[:2]))  # positions stay squares where a browser enlarges them
+    image = np.ascontiguousarray(image.repeat(times, 0).repeat(times, 1))
+    if mark is not None:
+        x, y = (round(place * times) for place in mark)
+        for arm, half, grey in ((13, 3, 255), (11, 1, 0)):
+            for dx, dy in ((arm, half), (half, arm)):
+                image[max(y - dy, 0) : y + dy + 1, max(x - dx, 0) : x + dx + 1] = grey
+    name = html.escape(title, quote=True)
+    return f'<figure><figcaption>{name}</figcaption><img src="{png_address(image, "webp")}" alt="{name}"></figure>'
 
 
 def panels(
-    pictures: Sequence[tuple[str, np.ndarray]],
-    marks: dict[int, tuple[float | int, float | int]] | None = None,
-    footer: str = "",
-) -> plt.Figure:
-    """Pictures side by side, each under its title; at most three in a row, so that they are large enough on a phone.
+    pictures: Sequence[tuple[str, np.ndarray]], marks: dict[int, tuple[float | int, float | int]] | None = None
+) -> Shown:
+    """Pictures side by side, each below its title: at most three in a row, and two on a phone.
 
     Args:
-        pictures: (title, uint8 RGB image) each.
+        pictures: (title, RGB image, uint8 or floats from 0 to 1) each.
         marks: (x, y) in pixels of a cross to draw, by the picture's place.
-        footer: small print below, for attributions.
     """
     columns = 2 if len(pictures) == 4 else min(len(pictures), 3)
-    rows = -(-len(pictures) // columns)
-    titles = [textwrap.fill(title.replace("IoU ", "IoU\N{NO-BREAK SPACE}"), 30) for title, _ in pictures]
-    width = 2.3 * columns
-    below, above = _height(footer, width), 0.15 + 0.17 * max(title.count("\n") + 1 for title in titles)  # inches
-    height = rows * (2.2 + above) + below
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
-    figure.subplots_adjust(
-        left=0.01, right=0.99, bottom=below / height, top=1 - above / height, wspace=0.05, hspace=above / 2.2
-    )
-    figure.patch.set_facecolor("white")
-    for axis in axes.flat:
-        axis.axis("off")
-    for i, (axis, title, (_, picture)) in enumerate(zip(axes.flat, titles, pictures, strict=False)):
-        axis.imshow(picture)
-        axis.set_title(title, fontsize=10, color="black")
-        if marks and i in marks:
-            axis.plot(*marks[i], "+", markersize=16, markeredgewidth=4, color="white")
-            axis.plot(*marks[i], "+", markersize=14, markeredgewidth=2, color="black")
-    return small_print(figure, footer)
+    drawn = (_picture(*picture, (marks or {}).get(i)) for i, picture in enumerate(pictures))
+    return shown(f'<div class="hsnet-panels" style="--columns:{columns}">{"".join(drawn)}</div>')
 
 
-def grid(
-    rows: Sequence[Sequence[np.ndarray | None]],
-    row_names: Sequence[str],
-    column_names: Sequence[str],
-    footer: str = "",
-) -> plt.Figure:
-    """Pictures in rows and columns, with names at the left and above.
+def grid(rows: Sequence[Sequence[np.ndarray | None]], row_names: Sequence[str], column_names: Sequence[str]) -> Shown:
+    """Pictures in rows and columns, with names at the left and above; on a phone each row is a block of its own.
 
     Args:
-        rows: pictures, uint8 RGB or floats from 0 to 1, as many a row as there are columns; None leaves a place empty.
+        rows: RGB images, uint8 or floats from 0 to 1, as many a row as there are columns; None leaves a place empty.
         row_names: one a row.
         column_names: one a column.
-        footer: small print below, for attributions.
     """
-    side, left, above = 1.45, 1.1, 0.3  # inches
-    width = left + side * len(column_names)
-    below = _height(footer, width)
-    height = above + side * len(row_names) + below
-    figure, axes = plt.subplots(len(row_names), len(column_names), figsize=(width, height), squeeze=False)
-    figure.subplots_adjust(
-        left=left / width, right=0.995, bottom=below / height, top=1 - above / height, wspace=0.04, hspace=0.04
-    )
-    figure.patch.set_facecolor("white")
-    for i, (row, row_name) in enumerate(zip(rows, row_names, strict=True)):
-        y = (below + (len(row_names) - i - 0.5) * side) / height
-        figure.text(0.06 / width, y, row_name, va="center", fontsize=9, color="black")
-        for axis, picture in zip(axes[i], row, strict=True):
-            axis.axis("off")
-            if picture is not None:
-                axis.imshow(picture)
-    for axis, name in zip(axes[0], column_names, strict=True):
-        axis.set_title(name, fontsize=9, color="black", pad=4)
-    return small_print(figure, footer)
+    parts = []
+    for row, row_name in zip(rows, row_names, strict=True):
+        drawn = (
+            "<figure></figure>" if picture is None else _picture(name, picture)
+            for picture, name in zip(row, column_names, strict=True)
+        )
+        parts.append(f'<div class="row"><b>{html.escape(row_name)}</b>{"".join(drawn)}</div>')
+    return shown(f'<div class="hsnet-grid" style="--columns:{len(column_names)}">{"".join(parts)}</div>')
 
 
 def two_planes(
@@ -173,7 +167,6 @@ def two_planes(
     centres: tuple[tuple[int, int], tuple[int, int]],
     pairs: Float[np.ndarray, "n n"],
     titles: tuple[str, str, str] = ("query", "", "support"),
-    footer: str = "",
     black: Bool[np.ndarray, "n n"] | None = None,
 ) -> plt.Figure:
     """A window of a 4D kernel: a square of positions in the query, one in the support, and lines for pairs of them.
@@ -187,21 +180,17 @@ def two_planes(
         pairs: the kernel as a matrix, query offsets by support offsets, n = kernel_size². A line is the thicker the
             further its value is from 0, and at its thickest at 1 and -1; negative ones are blue and dashed.
         titles: above the query, the lines and the support.
-        footer: small print below, for attributions.
         black: pairs whose lines are black, and lie upon the others.
     """
     k = round(len(pairs) ** 0.5)
-    below, above = _height(footer, 7.2), 0.25  # inches
-    figure, axis = plt.subplots(figsize=(7.2, 1.95 + below + above))
-    height = figure.get_figheight()
-    figure.subplots_adjust(left=0.005, right=0.995, bottom=below / height, top=1 - above / height)
-    figure.patch.set_facecolor("white")
+    figure, axis = plt.subplots(figsize=(7.2, 2.2), facecolor="white")
+    figure.subplots_adjust(left=0.005, right=0.995, bottom=0.01, top=0.89)
     # In sides of a picture: the enlarged windows lean by one row, so that no two of their positions are of one height.
     row, across = 1 / (k + 1), 0.12
     side, size = k / positions, round(len(query) * k / positions)
     ends = []  # (x, y) of each position of the enlarged windows
     for title, middle in zip(titles, (0.5, 1.85, 3.2), strict=True):
-        axis.text(middle, -0.03, title, ha="center", va="bottom", fontsize=9)
+        axis.text(middle, -0.03, title, ha="center", va="bottom", fontsize=9, color="black")
     for n, (picture, centre) in enumerate(zip((query, support), centres, strict=True)):
         begin, corner = (0, 1.15) if n == 0 else (2.7, 2.55 - across * k)
         axis.imshow(picture, extent=(begin, begin + 1, 1, 0))
@@ -240,29 +229,25 @@ def two_planes(
     axis.set_ylim(1.01, -0.01)
     axis.set_aspect("auto")
     axis.axis("off")
-    return small_print(figure, footer)
+    return figure
 
 
-def ladder(bars: dict[str, tuple[float, tuple[float, float]]], now: str) -> plt.Figure:
+def ladder(bars: dict[str, tuple[float, tuple[float, float]]], now: str) -> Shown:
     """Scores as horizontal bars with their intervals.
 
     Args:
         bars: mIoU in percent and its 95 % interval, by name, from top to bottom.
         now: the bar to show in colour.
     """
-    figure, axis = plt.subplots(figsize=(5.2, 0.42 * len(bars) + 0.8))  # a phone shows it whole
-    figure.patch.set_facecolor("white")
-    for i, (name, (miou, (low, high))) in enumerate(bars.items()):
-        axis.barh(i, miou, color="#d9480f" if name == now else "#9aa0a6", height=0.62)
-        axis.plot([low, high], [i, i], color="black", linewidth=1.2)
-        axis.text(max(high, miou) + 1, i, f"{miou:.1f}", va="center", fontsize=9)
-    axis.set_yticks(range(len(bars)), list(bars), fontsize=9)
-    axis.invert_yaxis()
-    axis.set_xlim(0, max(60, *(high + 9 for _, (_, high) in bars.values())))
-    axis.set_xlabel("mIoU in percent, and its 95 % interval", fontsize=9)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    return figure
+    end = max(60, *(high for _, (_, high) in bars.values())) + 9
+    rows = [
+        f'<span>{html.escape(name)}</span><div><i style="width:{100 * miou / end:.1f}%"{" class=now" * (name == now)}></i>'
+        f'<u style="left:{100 * low / end:.1f}%;width:{100 * (high - low) / end:.1f}%"></u>'
+        f'<b style="left:{100 * high / end:.1f}%">{miou:.1f}</b></div>'
+        for name, (miou, (low, high)) in bars.items()
+    ]
+    rows.append("<span></span><small>mIoU in percent, and its 95 % interval</small>")
+    return shown(f'<div class="hsnet-ladder">{"".join(rows)}</div>')
 
 
 def differences(
@@ -277,15 +262,14 @@ def differences(
             is not known.
     """
     figure, axis = plt.subplots(figsize=(9, 0.34 * len(bars) + 1))
-    figure.patch.set_facecolor("white")
     if spread is not None:
-        axis.axvspan(-spread, spread, color="#e9ecef")
-    axis.axvline(0, color="black", linewidth=0.8)
+        axis.axvspan(-spread, spread, color="#adb5bd", alpha=0.3)
+    axis.axvline(0, color=INK, linewidth=0.8)
     colours = {"holds": "#2b8a3e", "does not hold here": "#c92a2a"}
     reach = [spread or 0.0, 1.0]
     for i, (marks, verdict) in enumerate(bars.values()):
         for j, (fold, difference, (low, high)) in enumerate(marks):
-            y, colour = i + 0.3 * (j - (len(marks) - 1) / 2), colours.get(verdict, "#495057")
+            y, colour = i + 0.3 * (j - (len(marks) - 1) / 2), colours.get(verdict, INK)
             axis.barh(y, difference, height=0.24, color=colour, alpha=0.55)
             axis.plot([low, high], [y, y], color=colour, linewidth=1.6)
             axis.plot(difference, y, "osD^"[fold], color=colour, markersize=4)
@@ -296,7 +280,7 @@ def differences(
             xycoords=("axes fraction", "data"),
             va="center",
             fontsize=8,
-            color=colours.get(verdict, "#495057"),
+            color=colours.get(verdict, INK),
             annotation_clip=False,
         )
     axis.set_yticks(range(len(bars)), list(bars), fontsize=8)
@@ -325,51 +309,51 @@ class FrameSlider:
         if not 1 <= len(figures) <= 12 or len(figures) != len(labels):
             raise ValueError(f"{len(figures)} figures and {len(labels)} labels: give 1 to 12 of each, as many of both")
         self.labels, self.name, self.alt = list(labels), name, alt
-        self._pictures = []
+        self._frames = []
         for figure in figures:
-            file = io.BytesIO()
-            figure.savefig(file, dpi=100, format="png", facecolor="white")  # as pages draw other figures
+            if isinstance(figure, Shown):
+                self._frames.append(figure.content)
+            else:
+                file = io.BytesIO()
+                figure.savefig(
+                    file, dpi=100, format="png", facecolor=figure.get_facecolor()
+                )  # as pages draw other figures
+                picture = base64.b64encode(file.getvalue()).decode()
+                words = html.escape(name, quote=True)
+                self._frames.append(f'<img class="chart" src="data:image/png;base64,{picture}" alt="{words}">')
             plt.close(figure)
-            self._pictures.append(base64.b64encode(file.getvalue()).decode())
 
     def _repr_html_(self) -> str:
         labels = [html.escape(label, quote=True) for label in self.labels]
-        images = "".join(
-            f'<img src="data:image/png;base64,{picture}" alt="{html.escape(self.alt, quote=True)}: {label}" '
-            f'style="max-width:100%;height:auto"{" hidden" if i else ""}>'
-            for i, (picture, label) in enumerate(zip(self._pictures, labels, strict=True))
+        alt = html.escape(self.alt, quote=True)
+        frames = "".join(
+            f'<div class="hsnet-frame" role="img" aria-label="{alt}: {label}"{" hidden" if i else ""}>{frame}</div>'
+            for i, (frame, label) in enumerate(zip(self._frames, labels, strict=True))
         )
         words = html.escape(json.dumps(self.labels), quote=True)
         # The handler stands in the element: no script has to be loaded, and none runs twice.
         change = (
             "const box=this.closest('.hsnet-slider'),words=" + words + ",i=+this.value;"
-            "box.querySelectorAll('img').forEach((image,j)=>{image.hidden=j!==i});"
+            "box.querySelectorAll('.hsnet-frame').forEach((frame,j)=>{frame.hidden=j!==i});"
             "box.querySelector('output').textContent=words[i];this.setAttribute('aria-valuetext',words[i])"
         )
-        return (
-            '<div class="hsnet-slider" style="background:white;color:#222;padding:.5em;border-radius:4px">'
-            f'<label style="display:block">{html.escape(self.name)} '
+        return style() + (
+            f'<div class="hsnet-slider"><label>{html.escape(self.name)} '
             f'<input type="range" min="0" max="{len(labels) - 1}" value="0" step="1" aria-valuetext="{labels[0]}" '
-            f'style="vertical-align:middle;width:min(18em,60%)" oninput="{change}"> <output>{labels[0]}</output></label>'
-            f'<div class="hsnet-frames">{images}</div></div>'
+            f'oninput="{change}"> <output>{labels[0]}</output></label><div class="hsnet-frames">{frames}</div></div>'
         )
 
 
-BOXES = {  # the boxes of the network's figure, in the order of the data
-    "backbone": "features at many depths",
-    "masking": "hide the support's background",
-    "correlation": "compare all positions",
-    "squeezing": "shrink the support dims",
-    "mixing": "coarse to fine",
-    "decoder": "context to mask",
-}
+BOXES = ("backbone", "masking", "correlation", "squeezing", "mixing", "decoder")  # in the order of the data
 
 
 class NetworkDiagram:
-    """The network in one row, with the box of the current chapter lit.
+    """The network after Figure 2 of the paper, at the pages' size, with the box of the current chapter lit.
+
+    The drawing is `static/network-wide.svg`, on a phone `static/network-tall.svg`.
 
     Args:
-        lit: a key of `BOXES`, or "" for none.
+        lit: one of `BOXES`, or "" for none.
 
     Raises:
         ValueError: another name.
@@ -381,19 +365,11 @@ class NetworkDiagram:
         self.lit = lit
 
     def _repr_html_(self) -> str:
-        arrow = '<span style="position:absolute;right:100%;top:50%;width:1.2em;transform:translateY(-50%)">→</span>'
-        parts = []
-        for i, (name, words) in enumerate(BOXES.items()):
-            colours = "border-color:#d9480f;background:#d9480f;color:white" if name == self.lit else ""
-            parts.append(
-                f'<div style="position:relative;display:grid">{arrow if i else ""}'
-                f'<div style="border:1px solid;border-radius:6px;padding:.4em .2em;{colours}">'
-                f"<b>{name}</b><br>{html.escape(words)}</div></div>"
-            )
-        where = f"; this chapter: {self.lit}" if self.lit else ""
-        # As many boxes in a row as there is room for: three on a phone.
-        return (
-            f'<div class="hsnet-network" role="img" aria-label="The network: {", ".join(BOXES)}{where}" '
-            'style="display:grid;grid-template-columns:repeat(auto-fit,minmax(6.4em,1fr));gap:.8em 1.2em;'
-            'max-width:60em;font:0.8em/1.35 system-ui,sans-serif;text-align:center">' + "".join(parts) + "</div>"
+        drawings = "".join(
+            (STATIC / f"network-{form}.svg").read_text().replace("<svg", f'<svg class="{form}"', 1)
+            for form in ("wide", "tall")
         )
+        drawings = drawings.replace(f'class="box {self.lit}"', f'class="box {self.lit} lit"')
+        where = f"; this chapter: {self.lit}" if self.lit else ""
+        label = f'role="img" aria-label="The network: {", ".join(BOXES)}{where}"'
+        return f'{style()}<div class="hsnet-network" {label}>{drawings}</div>'

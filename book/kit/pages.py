@@ -54,7 +54,8 @@ def bowls(shot: int = 3) -> Episode:
 def thread(benchmark: Benchmark, shot: int = 1) -> list[Episode]:
     """The query that is followed through the book, asked for its videocassette (by up to five supports), then its bulb (one)."""
     first = test_episodes(benchmark, fold=0, shot=5)[THREAD]
-    return [replace(first, supports=first.supports[:shot]), *benchmark.other_questions(first)]
+    supports = first.supports[2:] + first.supports[:2]  # the third shows the whole cassette
+    return [replace(first, supports=supports[:shot]), *benchmark.other_questions(first)]
 
 
 def thread_batches(benchmark: Benchmark, shot: int = 1) -> tuple[list[Batch], list[str]]:
