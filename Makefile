@@ -48,7 +48,7 @@ reliability: $(READY)
 evaluate: $(READY)
 	$(BIN)/python -m hsnet.evaluate $(RUN) --shot 1
 	$(BIN)/python -m hsnet.evaluate $(RUN) --shot 5
-	$(BIN)/python -m hsnet.evaluate $(RUN) --controls
+	PYTHONPATH=book $(BIN)/python -m kit.controls $(RUN)
 
 # Each notebook is executed once, in a copy of the book's sources, and an error in one fails here; the pages are built
 # from the copies. A notebook that has changed runs anew; when the library, its data or the environment has, all do. What

@@ -271,11 +271,11 @@ def command_line(module: str, description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(f"python -m hsnet.{module}", description=description, formatter_class=form)
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add an option for each setting to a command line."""
-    for option in dataclasses.fields(Config):
+def add_settings(parser: argparse.ArgumentParser, names: tuple[str, ...] = (), default: str = "") -> None:
+    """Add an option for each setting to a command line; or for some `names`, whose help tells their `default`."""
+    for option in (option for option in dataclasses.fields(Config) if not names or option.name in names):
         flag = "--" + option.name.replace("_", "-")
-        help_text = f"{option.metadata['help']} (default: {_defaults(option)})".replace("%", "%%")
+        help_text = f"{option.metadata['help']} (default: {default or _defaults(option)})".replace("%", "%%")
         if option.type is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=help_text)
         else:

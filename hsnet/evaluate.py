@@ -9,7 +9,6 @@ python -m hsnet.evaluate --reference-checkpoint FILE --benchmark pascal --backbo
 make evaluate                                 tests the run of `make train`, 1- and 5-shot
 """
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,52 +16,27 @@ from tqdm import tqdm
 
 from . import runs
 from .benchmarks import BENCHMARKS, Benchmark
-from .benchmarks.drawn import DrawnBenchmark
-from .config import OF_PAPER, Config, paper, run_program
-from .devices import choose_device, choose_precision
-from .engine import evaluate_run, fit_prototypes, predictor, test_run
-from .episodes import test_episodes
+from .config import OF_PAPER, Config, add_settings, command_line, paper, run_program
+from .devices import choose_device
+from .engine import fit_prototypes, test_run
 from .model import HSNet
 from .paths import data_folder
 from .reference import load_reference
 from .runs import run_folder, test_path
 
+# Settings in which a test may differ from the run's own.
+ASKED = ("benchmark", "fold", "root", "test_root", "protocol", "rule", "size", "test_episodes", "precision", "device")
+
 
 def main() -> None:
     """The program."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hsnet.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "run", nargs="?", help="name of a run under data/runs, or its folder (without it: a table of all runs)"
-    )
-    parser.add_argument("--shot", type=int, default=1, help="supports per episode (default: 1)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
-    for name, kind, text in (
-        ("test-episodes", int, "number of episodes"),
-        ("benchmark", str, "benchmark of the test, such as coco for photographs"),
-        ("fold", int, "fold of the test"),
-        ("root", str, "folder of the benchmark's files"),
-        ("test-root", str, "folder: a second folder with the test classes"),
-        (
-            "protocol",
-            str,
-            "official: the paper's episodes; strict: five lists of episodes with distinct supports, also scored at the "
-            "images' own sizes",
-        ),
-        ("size", int, "side of the resized images, in pixels"),
-        ("rule", str, "vote of several supports, paper or majority"),
-        ("precision", str, "auto, float32, bfloat16 or float16"),
-    ):
-        parser.add_argument(f"--{name}", type=kind, help=f"{text} (default: the run's)")
-    for name, text in (
-        ("original-size", "score at the images' own sizes, not at the network's"),
-        ("controls", "test the queries with supports of their other objects (drawn benchmarks)"),
-    ):
-        parser.add_argument(f"--{name}", action="store_true", help=text)
-    reference = "test the authors' weights in FILE; needs --benchmark, and the --backbone and --fold of their training"
-    parser.add_argument("--reference-checkpoint", type=Path, metavar="FILE", help=reference)
-    parser.add_argument("--backbone", help="backbone of the reference checkpoint (default: resnet50)")
+    parser = command_line("evaluate", __doc__)
+    option = parser.add_argument
+    option("run", nargs="?", help="name of a run under data/runs, or its folder (without it: a table of all runs)")
+    option("--shot", type=int, default=1, help="supports per episode (default: 1)")
+    option("--original-size", action="store_true", help="score at the images' own sizes, not at the network's")
+    option("--reference-checkpoint", type=Path, metavar="FILE", help="test the authors' weights in FILE, not a run")
+    add_settings(parser, (*ASKED, "backbone"), "the run's")
     arguments = parser.parse_args()
     if arguments.shot < 1:
         raise ValueError(f"--shot is {arguments.shot}: an episode needs at least one support")
@@ -87,11 +61,6 @@ def _score_run(arguments):
     benchmark = config.load_benchmark()
     _check_unseen(own, config, benchmark)
     model = HSNet.from_run(folder)
-    if arguments.controls:
-        if not benchmark.drawn:
-            drawn = ", ".join(name for name, benchmark in BENCHMARKS.items() if benchmark.drawn)
-            raise ValueError(f"--controls needs a benchmark whose scenes are drawn ({drawn}), not {benchmark.name}")
-        return [control_run(model, config, benchmark, folder)], folder / "controls.json"
     sizes = [False, True] if benchmark.protocol == "strict" else [arguments.original_size]
     prototypes = fit_prototypes(model, config, benchmark, choose_device(config.device))
     results = [
@@ -100,40 +69,10 @@ def _score_run(arguments):
     return results, ", ".join(str(test_path(folder, config, arguments.shot, size)) for size in sizes)
 
 
-def control_run(model: HSNet, config: Config, benchmark: DrawnBenchmark, folder: Path) -> dict:
-    """Predict test queries from supports of their other objects, and score the masks against these and against the original ones.
-
-    "another object" is scored against the object that was asked for: it should be as high as the test score. "wrong
-    support" scores the same masks against the episode's own target: it must collapse. Writes `controls.json`.
-    """
-    device = choose_device(config.device)
-    predict = predictor(model.to(device).eval(), device, choose_precision(config.precision, device))
-    episodes = test_episodes(benchmark, fold=config.fold, shot=1, count=config.test_episodes)
-    pairs = [(other, episode) for episode in episodes for other in benchmark.other_questions(episode)]
-    masks = []
-
-    def another(batch):
-        masks.append(predict(batch)["HSNet"])
-        return {"another object": masks[-1]}
-
-    scores = evaluate_run(another, config, benchmark, [other for other, _ in pairs], "controls")
-    # Of the episode itself only the query's truth is needed: its query stands in for the supports.
-    targets = [replace(episode, supports=(episode.query,)) for _, episode in pairs]
-    scores |= evaluate_run(lambda _: {"wrong support": masks.pop(0)}, config, benchmark, targets, "controls")
-    result = {
-        **{name: getattr(config, name) for name in ("benchmark", "fold", "size")},
-        "shot": 1,
-        "digest": benchmark.digest(),
-        "scores": {name: score.summary() for name, score in scores.items()},
-    }
-    runs.write_json(folder / "controls.json", result)
-    return result
-
-
 def _score_reference(arguments):
     """The results of a checkpoint of the authors, and its folder: `reference/NAME` in the data folder."""
-    if arguments.run is not None or arguments.controls:
-        raise ValueError("--reference-checkpoint takes the place of a run and has no --controls: give one of them")
+    if arguments.run is not None:
+        raise ValueError("--reference-checkpoint takes the place of a run: give one of them")
     if arguments.benchmark not in OF_PAPER:
         raise ValueError(
             f"--benchmark is {arguments.benchmark!r}: say what the checkpoint was trained on, {', '.join(OF_PAPER)}"
@@ -154,19 +93,7 @@ def _score_reference(arguments):
 
 def _asked(config, arguments):
     """A configuration with what the command line asks for."""
-    names = (
-        "benchmark",
-        "fold",
-        "root",
-        "test_root",
-        "protocol",
-        "rule",
-        "size",
-        "test_episodes",
-        "precision",
-        "device",
-    )
-    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    given = {name: value for name in ASKED if (value := getattr(arguments, name)) is not None}
     if given.get("benchmark", config.benchmark) != config.benchmark:
         given = {"root": "", "test_root": "", "least_area": 0} | given  # the run's are of another benchmark
     return replace(config, **given)

@@ -101,7 +101,7 @@ def test_the_authors_weights(datasets, data, tmp_path, call):
         (["--benchmark", "pascal"], "no file FILE: the authors link"),
         ([], "--benchmark is None: say what the checkpoint was trained on, coco, fss, pascal"),
         (["--benchmark", "pascal", "--backbone", "resnet7"], "backbone is 'resnet7': choose one of"),
-        (["--benchmark", "pascal", "--controls"], "has no --controls"),
+        (["some-run"], "takes the place of a run"),
     ],
 )
 def test_reference_mistakes(datasets, options, message, call):

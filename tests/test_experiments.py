@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 from conftest import table_rows
+from kit import tables
 
 from hsnet.backbone import backbone_row
 from hsnet.config import TEST_LISTS, Config, paper
@@ -163,7 +164,7 @@ def test_the_paper_beside_ours():
     assert "Not run: PASCAL-5i, VGG-16, 1-shot; PASCAL-5i, VGG-16, 5-shot; PASCAL-5i, ResNet-101, 1-shot;" in text
     assert "Ours: PASCAL-5i: crowd True, protocol official, rule paper, size 400, source ours." in text
     assert "chosen on the test" in text
-    summary = table_rows(report.summary_table())
+    summary = table_rows(tables.summary_table())
     assert summary[2] == ["PASCAL-5i, ResNet-50", "64.0", "62.5", "69.5", "66.5"]
     assert summary[3] == ["PASCAL-5i, ResNet-101", "66.2", "–", "70.4", "–"]
 
@@ -175,7 +176,7 @@ def test_two_protocols_never_share_a_table():
     with pytest.raises(ValueError, match="must not stand in one table"):
         report.paper_and_ours("pascal")
     with pytest.raises(ValueError, match="must not stand in one table"):
-        report.summary_table()
+        tables.summary_table()
     assert not [row for row in table_rows(report.paper_and_ours("pascal", "strict")) if row[2] == "paper"]
 
 

@@ -5,11 +5,12 @@ import re
 
 import pytest
 from conftest import table_rows
+from kit import tables
 
 from hsnet import runs
 from hsnet.benchmarks import load_benchmark
 from hsnet.episodes import test_episodes
-from hsnet.reproduce import report
+from hsnet.paths import ROOT
 from hsnet.reproduce.experiments import read_paper
 
 
@@ -42,18 +43,12 @@ def folder(data):
 
 def test_rendering_fills_the_marked_places(folder):
     text = "before\n<!-- run one -->\nold\n<!-- end -->\nafter <!-- run two -->\n<!-- end -->"
-    assert "–" in report.render(text)
+    assert "–" in tables.render(text)
     runs.write_json(folder / "test-1shot.json", test(1, HSNet=50.0))
-    rendered = report.render(text)
+    rendered = tables.render(text)
     assert "50.0 [49.0, 51.0]" in rendered
     assert "old" not in rendered
-    assert report.render(rendered) == rendered
-    # Tests, controls and tests on another benchmark are three things.
-    runs.write_json(folder / "controls.json", test(1, **{"wrong support": 10.0}))
-    runs.write_json(folder / "coco-fold0-test-5shot.json", test(5, HSNet=20.0))
-    for what, own in (("run", "50.0"), ("controls", "10.0"), ("coco-fold0", "20.0")):
-        part = report.render(f"<!-- {what} one -->\n<!-- end -->")
-        assert [number for number in ("50.0", "10.0", "20.0") if number in part] == [own]
+    assert tables.render(rendered) == rendered
 
 
 def test_the_score_of_a_runs_first_episodes(folder):
@@ -102,10 +97,10 @@ def test_the_papers_means_are_those_of_its_folds():
     for values in in_folds:
         mean = sum(float(values[f"fold {f}"]) for f in range(4)) / 4
         assert float(values["mean"]) == pytest.approx(mean, abs=0.1)
-    table = table_rows(report.paper_table())
+    table = table_rows(tables.paper_table())
     assert ["PASCAL-5i", "ResNet-101", "66.2 [7]", "70.4 [5]"] in table
     assert not [row for row in table if row[0] == "FSS-1000" and row[1] == "VGG-16"]  # not confirmed
-    assert table_rows(report.paper_kernels_table())[-1][:2] == ["center-pivot 4D", "25.51 ms"]
+    assert table_rows(tables.paper_kernels_table())[-1][:2] == ["center-pivot 4D", "25.51 ms"]
 
 
 def test_networks_and_results(folder):
@@ -113,14 +108,14 @@ def test_networks_and_results(folder):
     runs.write_json(folder / "config.json", {"start": "", "size": 256, "epoch_episodes": 2000})
     (folder / "history.jsonl").write_text('{"seconds": 60.0}\n{"seconds": 121.0}\n')
     runs.write_json(folder / "test-1shot.json", test(1, HSNet=50.0, prototypes=30.0))
-    rows = table_rows(report.networks_table())
+    rows = table_rows(tables.networks_table())
     assert rows[1:] == [["`one`", "the first", "–", "256", "4,000", "2", "a CPU", "50.0 [49.0, 51.0]"]]
-    rows = table_rows(report.results_table("one,two"))
+    rows = table_rows(tables.results_table("one,two"))
     assert rows[1:] == [["`one`", "50.0 [49.0, 51.0]", "30.0 [29.0, 31.0]", "–", "–"], ["`two`", *"––––"]]
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in report.PAGES if "runs" not in page.parts], ids=lambda page: page.stem
+    "page", [page for page in tables.PAGES if "runs" not in page.parts], ids=lambda page: page.stem
 )
 def test_no_number_is_typed_in_a_table(page):
     text = re.sub(r"<!-- \S+ \S+ -->\n.*?<!-- end -->", "", page.read_text(), flags=re.DOTALL)
@@ -129,7 +124,9 @@ def test_no_number_is_typed_in_a_table(page):
     assert not typed, "render these from a file: " + "\n".join(typed)
 
 
-@pytest.mark.parametrize("page", report.PAGES, ids=lambda page: str(page.relative_to(report.ROOT)))
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_is_rendered_is_up_to_date(page, monkeypatch):
     monkeypatch.delenv("HSNET_DATA")
-    assert report.render(page.read_text()) == page.read_text(), "write it anew with `python -m hsnet.reproduce.report`"
+    assert tables.render(page.read_text()) == page.read_text(), (
+        "write it anew with `PYTHONPATH=book python -m kit.tables`"
+    )

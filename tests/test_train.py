@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import OPTIONS, TINY, history, outcome
+from kit import controls
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -26,7 +27,7 @@ from hsnet.optim import Clock
 from hsnet.train import train
 
 
-def test_a_training_from_the_command_line(data, call):
+def test_a_training_from_the_command_line(data, call, monkeypatch, capsys):
     command = [sys.executable, "-m", "hsnet.train", *OPTIONS]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -63,9 +64,9 @@ def test_a_training_from_the_command_line(data, call):
     scored = call("evaluate", "tiny", "--shot", "3", "--test-episodes", "2")
     assert scored.returncode == 0, scored.stderr
     assert (folder / "test-3shot-2.json").exists()  # another number of episodes: replaces nothing
-    controls = call("evaluate", "tiny", "--controls")
-    assert controls.returncode == 0, controls.stderr
-    assert "wrong support" in controls.stdout
+    monkeypatch.setattr(sys, "argv", ["controls", "tiny"])
+    controls.main()
+    assert "wrong support" in capsys.readouterr().out
     assert (folder / "controls.json").exists()
     table = call("evaluate")
     assert "tiny" in table.stdout

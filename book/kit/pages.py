@@ -15,7 +15,7 @@ from hsnet.config import Config
 from hsnet.correlation import mask_features
 from hsnet.episodes import Batch, EpisodeDataset, load_episode, test_episodes
 from hsnet.metrics import SegmentationScore
-from hsnet.reproduce.report import ROOT
+from hsnet.paths import ROOT
 from hsnet.runs import run_score, write_json
 
 RUN = "emoji-fold0-288px"  # the trained network the pages show
