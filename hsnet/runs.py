@@ -3,8 +3,8 @@
 A model is one safetensors file: the tensors that training changed, and in its metadata the settings that rebuild the
 rest. A frozen backbone with its ImageNet weights is not stored: every installation can load it again.
 
-A training's state is `last.pt`, beside it `previous.pt`, the one before: whatever instant a process is killed at, one of
-them is complete. Nothing is unpickled freely: weights are read by safetensors or with `weights_only=True`.
+A training's state is `last.pt`, complete whatever instant a process is killed at. Nothing is unpickled freely: weights are
+read by safetensors or with `weights_only=True`.
 """
 
 import difflib
@@ -40,7 +40,7 @@ from .metrics import SegmentationScore
 from .paths import ROOT, SHIPPED, data_folder
 
 WEIGHTS = "model.safetensors"
-LAST, PREVIOUS, DAMAGED, LOCK = "last.pt", "previous.pt", "damaged.pt", "lock"
+LAST, LOCK = "last.pt", "lock"
 # The run whose weights come with the repository, the default of every `run` argument. When a better one is shipped it is
 # named here and in pyproject.toml, and `python -m hsnet.export` is run again.
 DEFAULT_RUN = "photographs"
@@ -59,14 +59,11 @@ def save_model(path: Path, model: nn.Module, learned: dict[str, Tensor] | None =
     write_atomically(path, safetensors.torch.save(stored, metadata))
 
 
-def write_atomically(
-    path: Path, content: bytes | Callable[[BinaryIO], object], check: Callable[[Path], object] | None = None
-) -> None:
-    """Write a file so that its name never shows half of it: under a temporary name, on the disk, checked, renamed.
+def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
+    """Write a file so that its name never shows half of it: under a temporary name, on the disk, renamed.
 
     Args:
         content: bytes, or what writes into the file that it is given.
-        check: reads the temporary file, and raises where it is not what it should be.
 
     Raises:
         OSError: a folder that cannot be written, a full disk; what had the name before is still there.
@@ -77,8 +74,6 @@ def write_atomically(
             content(file) if callable(content) else file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        if check:
-            check(temporary)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
@@ -96,7 +91,7 @@ def write_atomically(
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
-    """Write a training's state as `last.pt`; what had that name becomes `previous.pt`, once the new one has been read.
+    """Write a training's state as `last.pt`, by `write_atomically`.
 
     Raises:
         OSError: it cannot be written; what was there before is untouched.
@@ -109,41 +104,19 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
         except RuntimeError as error:  # of the zip file's end, after what really went wrong
             raise (error.__context__ if isinstance(error.__context__, OSError | MemoryError) else error) from None
 
-    def check(temporary):
-        _read_checkpoint(temporary)
-        if (folder / LAST).exists():
-            (folder / LAST).replace(folder / PREVIOUS)
-
-    write_atomically(folder / LAST, write, check)
+    write_atomically(folder / LAST, write)
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The last complete state of a training; None where there is none yet.
-
-    A damaged `last.pt` is named on stderr, kept as `damaged.pt`, and `previous.pt` is read instead.
+    """The state of a training; None where there is none yet.
 
     Raises:
-        ValueError: all there is, is damaged, naming it.
+        ValueError: it is damaged, naming it and the next step.
     """
-    problems = []
-    for name in (LAST, PREVIOUS):
-        if not (folder / name).exists():
-            continue
-        try:
-            state = _read_checkpoint(folder / name)
-        except ValueError as error:
-            problems.append(str(error))
-            continue
-        if problems:
-            (folder / LAST).replace(folder / DAMAGED)  # or it would take the place of the good one
-            print(f"warning: {problems[0]}: kept as {DAMAGED}, going on from {PREVIOUS}", file=sys.stderr)
-        return state
-    if problems:
-        raise ValueError(f"{'; '.join(problems)}: delete the folder and train anew, or train another with --name")
-    return None
-
-
-def _read_checkpoint(path):
+    # Earlier versions kept the state before as well, for an instant alone.
+    path = next((folder / name for name in (LAST, "previous.pt") if (folder / name).exists()), None)
+    if path is None:
+        return None
     try:
         with zipfile.ZipFile(path) as parts:  # PyTorch itself does not compare the checksums
             if part := parts.testzip():
@@ -152,7 +125,10 @@ def _read_checkpoint(path):
     except Exception as error:  # torch and zipfile raise many kinds for a damaged file
         if is_out_of_memory(error):
             raise
-        raise ValueError(f"{path} is damaged ({why_unread(error)})") from error
+        raise ValueError(
+            f"{path} is damaged ({why_unread(error)}): delete the folder and train anew, or train another with --name that "
+            f"starts from the best weights so far, --start {folder.name}"
+        ) from error
 
 
 def why_unread(error: Exception) -> str:
@@ -173,35 +149,27 @@ def lock(folder: Path):
         yield
         return
     path = folder / LOCK
-    while True:
-        file = path.open("a+")
+    with path.open("a+") as file:
         try:
             # Not flock, which the loader's workers would inherit: they outlive a killed training by seconds.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system that has no locks
-                print(
-                    f"warning: {path} cannot be locked ({error.strerror}): start no other training there",
-                    file=sys.stderr,
-                )
-                break
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            file.close()
-            raise FileExistsError(
-                f"the run {folder.name} is being trained already by {holder} ({path}): let it end, or train another with --name"
-            ) from error
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            break
-        file.close()  # its holder was just done, and has removed it
-    try:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                raise FileExistsError(
+                    f"the run {folder.name} is being trained already by {file.read().strip() or 'another process'} ({path}): "
+                    "let it end, or train another with --name"
+                ) from error
+            print(
+                f"warning: {path} cannot be locked ({error.strerror}): start no other training there", file=sys.stderr
+            )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        file.close()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def lock_holder(folder: Path) -> str | None:

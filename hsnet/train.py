@@ -10,7 +10,7 @@ The same command resumes a run that Ctrl-C, a scheduler or a power failure ended
 the run is complete, 130 after Ctrl-C, 75 after SIGTERM (saved, start it again), 2 after an error.
 
 A run is a folder, data/runs/NAME: config.json, history.jsonl (a line an epoch), model.safetensors (the best epoch),
-last.pt and previous.pt (for resuming), test-1shot.json, episodes.png. It stores every setting below.
+last.pt (for resuming), test-1shot.json, episodes.png. It stores every setting below.
 """
 
 import dataclasses

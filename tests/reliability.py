@@ -1,7 +1,7 @@
 """What a training and its files withstand, tried and counted.
 
     make reliability                             everything: a quarter of an hour on one core
-    make reliability OPTIONS="--only kills"      some of: kills, checkpoints, disk, locks, moves, clocks, pictures, inputs
+    make reliability OPTIONS="--only kills"      some of: kills, disk, locks, moves, clocks, pictures, inputs
 
 Real trainings of a few steps, each in a process of its own on one core, are killed, cut off, run out of disk, moved and
 given wrong clocks, and must end with the same weights, bit for bit, the same losses and the same scores as one that was
@@ -13,7 +13,6 @@ Written: data/reliability.json. It needs Linux or macOS. The status is 1 if one 
 import argparse
 import contextlib
 import functools
-import io
 import multiprocessing
 import os
 import platform
@@ -34,13 +33,12 @@ from conftest import table_rows
 from kit.reliability import kills_table, table
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from tqdm import tqdm
 
 from hsnet import Backbone, HSNet, runs
 from hsnet import train as training
 from hsnet.config import Config, run_program
 from hsnet.paths import data_folder
-from hsnet.runs import LAST, PREVIOUS, load_checkpoint
+from hsnet.runs import LAST, load_checkpoint
 from hsnet.train import train
 
 # Eight steps in two epochs, on figures drawn by code, in float32: the same bits whenever it is repeated. So short a training
@@ -220,8 +218,8 @@ def measure_kills(count: int, seed: int = 0) -> dict:
                     time.sleep(0.0002)
                 time.sleep(rng.uniform(0, seconds[phase]))
                 child.kill()
-            else:  # the files at the start have six such calls, a checkpoint four, that of a best epoch seven
-                strike = _strike(rng.randint(1, 7), rng.random() < 0.5, lambda least=least: watch.steps >= least)
+            else:  # the files at the start have six such calls, a checkpoint three, that of a best epoch six
+                strike = _strike(rng.randint(1, 6), rng.random() < 0.5, lambda least=least: watch.steps >= least)
                 child = watch.child(name, strike)
             if child.wait() == -signal.SIGKILL:
                 how = "random" if phase else "inside_writes"
@@ -237,47 +235,14 @@ def measure_kills(count: int, seed: int = 0) -> dict:
 
 
 def _half_done(name):
-    """A training that was killed while it wrote its fifth checkpoint; the fourth and the third are on the disk."""
+    """A training that was killed while it wrote its fifth checkpoint; the fourth is on the disk."""
     half = data_folder() / "runs" / "half"
     if not half.exists():
-        # Six calls of fsync and rename for the files at the start, three for the first checkpoint, four for each further one.
-        status = Child("half", _strike(6 + 3 + 3 * 4 + 1, False)).wait()
-        if status != -signal.SIGKILL or not (half / PREVIOUS).exists():
+        # Six calls of fsync and rename for the files at the start, three for each checkpoint.
+        status = Child("half", _strike(6 + 4 * 3 + 1, False)).wait()
+        if status != -signal.SIGKILL or load_checkpoint(half)["step"] != 4:
             raise RuntimeError(f"not killed where it should be: {(data_folder() / 'half.log').read_text()}")
     return shutil.copytree(half, data_folder() / "runs" / name)
-
-
-def measure_checkpoints(count: int, seed: int = 0) -> dict:
-    """Damage `last.pt` at random: is that seen, and the one before used? Two of the trainings go on to the end."""
-    rng = random.Random(seed)
-    result = {"tried": count, "recovered": 0, "harmless": 0, "named": 0}
-    folder = _half_done("damaged")
-    sound, step = (folder / LAST).read_bytes(), load_checkpoint(folder)["step"]
-    for i in tqdm(range(count), desc="checkpoints", unit="file"):
-        shutil.rmtree(folder)
-        _half_done("damaged")
-        begin = rng.randrange(len(sound))
-        before, turned = sound[:begin], bytes([sound[begin] ^ 1 << rng.randrange(8)])
-        content = [
-            before,
-            before + turned + sound[begin + 1 :],
-            before + bytes(4096) + sound[begin + 4096 :],
-            rng.randbytes(rng.choice((0, begin // 8))),
-        ]
-        (folder / LAST).write_bytes(content[i % 4])
-        errors = io.StringIO()
-        with contextlib.redirect_stderr(errors):
-            found = load_checkpoint(folder)
-        named = f"{folder / LAST} is damaged" in errors.getvalue() and PREVIOUS in errors.getvalue()
-        result["named"] += named
-        if not named:  # a bit that means nothing, between the parts of the archive
-            result["harmless"] += found["step"] == step
-        elif i < 2:
-            Child("damaged").wait()
-            result["recovered"] += ends_alike("damaged")
-        else:
-            result["recovered"] += found["step"] == step - 1
-    return result
 
 
 def measure_disk() -> dict:
@@ -347,7 +312,6 @@ def measure_clocks() -> dict:
 
 MEASURES: dict[str, Callable[..., dict]] = {
     "kills": measure_kills,
-    "checkpoints": measure_checkpoints,
     "disk": measure_disk,
     "locks": measure_locks,
     "moves": measure_moves,
@@ -355,7 +319,7 @@ MEASURES: dict[str, Callable[..., dict]] = {
     "pictures": measure_pictures,
     "inputs": measure_inputs,
 }
-COUNTS = {"kills": 200, "checkpoints": 100, "pictures": 5000, "inputs": 5000}
+COUNTS = {"kills": 200, "pictures": 5000, "inputs": 5000}
 
 
 def main() -> None:

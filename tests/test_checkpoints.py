@@ -78,11 +78,24 @@ def test_no_memory_to_read_a_checkpoint(tmp_path, monkeypatch):
     def scarce(*_, **__):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(torch, "load", scarce)
-        with pytest.raises(RuntimeError, match="can't allocate"):  # it is not called damaged
-            load_checkpoint(tmp_path)
-    assert not list(tmp_path.glob("*damaged*"))
+    monkeypatch.setattr(torch, "load", scarce)
+    with pytest.raises(RuntimeError, match="can't allocate"):  # it is not called damaged
+        load_checkpoint(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_named_and_an_earlier_versions_is_read(run):
+    save_checkpoint(run, {"epoch": 1, "weights": torch.arange(9000)})
+    path = run / "last.pt"
+    sound = path.read_bytes()
+    flipped = bytearray(sound)
+    flipped[len(sound) // 2] ^= 1
+    for content in (b"", sound[:1000], sound[:-100], bytes(flipped), b"rubbish" * 999):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"last\.pt is damaged \(.*--start one"):
+            load_checkpoint(run)
+    path.write_bytes(sound)
+    path.rename(run / "previous.pt")  # killed between the two renames that there were
+    assert load_checkpoint(run)["epoch"] == 1
 
 
 def test_missing(run):

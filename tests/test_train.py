@@ -33,7 +33,7 @@ def test_a_training_from_the_command_line(data, call, monkeypatch, capsys):
     assert result.returncode == 0, result.stderr
     folder = data / "runs" / "tiny"
     assert sorted(p.name for p in folder.iterdir()) == [
-        "config.json", "episodes.png", "history.jsonl", "last.pt", "model.safetensors", "previous.pt", "test-1shot.json",
+        "config.json", "episodes.png", "history.jsonl", "last.pt", "model.safetensors", "test-1shot.json",
         "test-2shot.json",
     ]  # fmt: skip
     assert Config.load(folder / "config.json") == Config(**TINY)

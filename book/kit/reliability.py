@@ -20,9 +20,6 @@ def table(result: dict) -> str:
         same = f"{found['equal_runs']} of {found['runs']} trainings ended with the same bits as one left alone"
         row("killed at a random instant of a phase", *found["random"].values(), same)
         row("killed inside a write", *found["inside_writes"].values(), same)
-    if found := result.get("checkpoints"):
-        how = f"{found['named']} named and the previous one used, {found['harmless']} without effect"
-        row("damaged checkpoints", found["tried"], found["recovered"] + found["harmless"], how)
     if found := result.get("disk"):
         well = found["status"] == 2 and found["named"] and found["previous_kept"] and found["equal_runs"]
         row("full disk in a checkpoint", found["tried"], well, "named, the previous one kept, same bits after going on")
