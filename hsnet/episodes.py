@@ -180,9 +180,10 @@ class EpisodeDataset(torch.utils.data.Dataset):
             UnreadableFileError: when iterated, a file that is missing or cannot be read, with the next step.
         """
         batch = 1 if self.original_size else batch
+        steps = [range(begin, min(begin + batch, len(self))) for begin in range(first * batch, len(self), batch)]
         return _Loader(
             self,
-            batch_sampler=_Steps(len(self), batch, first, share),
+            batch_sampler=[step[slice(*part_of(len(step), *share))] for step in steps],
             num_workers=workers,
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
@@ -193,24 +194,6 @@ class EpisodeDataset(torch.utils.data.Dataset):
 def _collate(items):
     """A batch; an error as it is; None for a process without a part of this batch."""
     return items if isinstance(items, Exception) else Batch.stack(items) if items else None
-
-
-@dataclass
-class _Steps:
-    """The indices of each step's episodes; see `EpisodeDataset.loader`."""
-
-    count: int
-    batch: int
-    first: int
-    share: tuple[int, int]
-
-    def __len__(self):
-        return max(0, -(-self.count // self.batch) - self.first)
-
-    def __iter__(self):
-        for begin in range(self.first * self.batch, self.count, self.batch):
-            indices = range(begin, min(begin + self.batch, self.count))
-            yield list(indices[slice(*part_of(len(indices), *self.share))])
 
 
 class _Loader(torch.utils.data.DataLoader):

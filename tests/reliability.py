@@ -31,10 +31,8 @@ import torch
 from bad_inputs import measure_inputs, measure_pictures
 from conftest import table_rows
 from kit.reliability import kills_table, table
-from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from hsnet import Backbone, HSNet, runs
+from hsnet import HSNet, runs
 from hsnet import train as training
 from hsnet.config import Config, run_program
 from hsnet.paths import data_folder
@@ -46,16 +44,6 @@ from hsnet.train import train
 TINY = helpers.TINY | {"epoch_episodes": 8, "val_episodes": 2, "test_episodes": 2, "shot": "1", "precision": "float32"}
 TINY["foreground_weight"] = 100.0
 EPOCH = TINY["epoch_episodes"] // TINY["batch"]  # steps
-STEPS = TINY["epochs"] * EPOCH
-# What a training does, and how many steps may be done when it does that.
-PHASES = {
-    "start": range(STEPS + 1),
-    "between steps": range(1, STEPS),
-    "step": range(STEPS),
-    "checkpoint": range(1, STEPS + 1),
-    "validation": range(EPOCH, STEPS + 1, EPOCH),
-    "test": range(STEPS, STEPS + 1),
-}
 
 
 class Child(multiprocessing.get_context("fork").Process):
@@ -88,10 +76,6 @@ def outcome(name: str) -> dict:
     return helpers.outcome(data_folder() / "runs" / name)
 
 
-def _history(folder):
-    return helpers.history(folder) if (folder / "history.jsonl").exists() else []
-
-
 @functools.cache
 def left_alone() -> dict:
     """The outcome of a training that nobody disturbs."""
@@ -105,65 +89,8 @@ def ends_alike(name: str) -> bool:
     return outcome(name) == left_alone()
 
 
-class Watch:
-    """What a training does, in memory that it shares with the process that watches it, also after its death.
-
-    Attributes:
-        steps: steps that are done, of all epochs.
-        phase: one of `PHASES`.
-        seconds: by phase, how long it took the last time.
-    """
-
-    def __init__(self):
-        self._shared = multiprocessing.RawArray("d", 3 + len(PHASES))  # steps, phase, when it began, seconds of each
-
-    steps = property(lambda self: int(self._shared[0]))
-    phase = property(lambda self: list(PHASES)[int(self._shared[1])])
-    seconds = property(lambda self: dict(zip(PHASES, self._shared[3:], strict=True)))
-
-    def child(self, name: str, prepare: Callable[[], object] = lambda: None) -> Child:
-        """The training of a run, begun or gone on with, watched through hooks of PyTorch and the files it writes."""
-        folder = data_folder() / "runs" / name
-        state = load_checkpoint(folder) if folder.exists() else None
-        self._shared[:3] = EPOCH * state["epoch"] + state["step"] if state else 0, 0, time.perf_counter()
-        torch_save, replace = torch.save, os.replace
-
-        def enter(phase):
-            if phase != self.phase:
-                now = time.perf_counter()
-                self._shared[3 + int(self._shared[1])] = now - self._shared[2]
-                self._shared[1:3] = list(PHASES).index(phase), now
-
-        def use(module, _):
-            if isinstance(module, Backbone):
-                scored = "test" if len(_history(folder)) == TINY["epochs"] else "validation"
-                enter("step" if module.training else scored)
-
-        def step(*_):
-            self._shared[0] += self.phase == "step"  # the first optimizer of two
-            enter("between steps")
-
-        def save(*arguments, **keywords):
-            enter("checkpoint")
-            torch_save(*arguments, **keywords)
-
-        def rename(source, target):
-            replace(source, target)
-            if self.phase == "checkpoint" and os.path.basename(target) == LAST:  # noqa: PTH119
-                enter("between steps")
-
-        def watched():
-            register_module_forward_pre_hook(use)
-            register_optimizer_step_post_hook(step)
-            torch.save, os.replace = save, rename
-            prepare()
-
-        return Child(name, watched)
-
-
-def _strike(at: int, tear: bool, begin: Callable[[], bool] = lambda: True) -> Callable[[], None]:
-    """Kill the process at its `at`-th call of fsync or rename since `begin()` holds; with `tear`, half of the file is on
-    the disk then."""
+def _strike(at: int, tear: bool) -> Callable[[], None]:
+    """Kill the process at its `at`-th call of fsync or rename; with `tear`, half of the file is on the disk then."""
 
     def prepare():
         calls = 0
@@ -171,7 +98,7 @@ def _strike(at: int, tear: bool, begin: Callable[[], bool] = lambda: True) -> Ca
         def struck(function):
             def call(*arguments):
                 nonlocal calls
-                calls += begin()
+                calls += 1
                 if calls == at:
                     if tear and function is fsync:
                         with contextlib.suppress(OSError):  # a folder
@@ -188,18 +115,13 @@ def _strike(at: int, tear: bool, begin: Callable[[], bool] = lambda: True) -> Ca
 
 
 def measure_kills(count: int, seed: int = 0) -> dict:
-    """Kill trainings with SIGKILL, at least `count` times in all their phases and half as often inside writes, and let
-    them end.
+    """Kill trainings with SIGKILL, at least `count` times at random instants and half as often inside writes, and let them end.
 
-    Each is killed up to nine times, from first step to last, and started again: once in each phase and three times inside
-    a write. It is not told when the signal comes: the process that sends it waits for the phase, and then for some part of
-    the time that this took when nobody disturbed it.
+    Each is killed up to nine times, by one way or the other, and started again. It is not told when the signal comes.
     """
-    rng, watch = random.Random(seed), Watch()
-    watch.child("watched").wait()
-    seconds = watch.seconds
-    if not ends_alike("watched"):
-        raise RuntimeError("a training that is watched ends otherwise: the kills would show nothing")
+    rng, start = random.Random(seed), time.perf_counter()
+    Child("timed").wait()
+    seconds = time.perf_counter() - start
     kills: list[dict] = []
     equal: list[bool] = []
     counts = {"random": count, "inside_writes": count // 2}
@@ -208,28 +130,24 @@ def measure_kills(count: int, seed: int = 0) -> dict:
         return [kill for kill in kills if kill["how"] == how]
 
     while any(len(came(how)) < least for how, least in counts.items()):
-        plan = [(rng.choice(steps), phase) for phase, steps in PHASES.items()]
-        plan += [(rng.choice(range(STEPS + 1)), None) for _ in range(3)]
         name, first = f"killed-{len(equal)}", len(kills)
-        for least, phase in sorted(plan, key=lambda kill: kill[0]):
-            if phase:
-                child = watch.child(name)
-                while child.is_alive() and not (watch.phase == phase and (phase == "start" or watch.steps >= least)):
-                    time.sleep(0.0002)
-                time.sleep(rng.uniform(0, seconds[phase]))
+        folder = data_folder() / "runs" / name
+        for how in rng.sample(["random"] * 6 + ["inside_writes"] * 3, 9):
+            if how == "random":
+                child = Child(name)
+                child.join(rng.uniform(0, seconds / 3))  # several come before the end
                 child.kill()
             else:  # the files at the start have six such calls, a checkpoint three, that of a best epoch six
-                strike = _strike(rng.randint(1, 6), rng.random() < 0.5, lambda least=least: watch.steps >= least)
-                child = watch.child(name, strike)
+                child = Child(name, _strike(rng.randint(1, 15), rng.random() < 0.5))
             if child.wait() == -signal.SIGKILL:
-                how = "random" if phase else "inside_writes"
-                kills.append({"how": how, "phase": watch.phase, "steps": watch.steps})
+                state = load_checkpoint(folder) if folder.exists() else None
+                kills.append({"how": how, "steps": EPOCH * state["epoch"] + state["step"] if state else 0})
         Child(name).wait()
         equal.append(ends_alike(name))
         for kill in kills[first:]:
             kill["survived"] = equal[-1]
         print(", ".join(f"{how}: {len(came(how))} of {least}" for how, least in counts.items()), file=sys.stderr)
-        shutil.rmtree(data_folder() / "runs" / name)
+        shutil.rmtree(folder)
     result = {how: {"tried": len(came(how)), "survived": sum(kill["survived"] for kill in came(how))} for how in counts}
     return result | {"runs": len(equal), "equal_runs": sum(equal), "kills": kills}
 

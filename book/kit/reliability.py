@@ -2,7 +2,7 @@
 
 from hsnet.runs import markdown
 
-PHASES = ("start", "between steps", "step", "checkpoint", "validation", "test")  # what a training does
+KILLS = {"random": "killed at a random instant", "inside_writes": "killed inside a write"}
 
 
 def table(result: dict) -> str:
@@ -18,8 +18,8 @@ def table(result: dict) -> str:
 
     if found := result.get("kills"):
         same = f"{found['equal_runs']} of {found['runs']} trainings ended with the same bits as one left alone"
-        row("killed at a random instant of a phase", *found["random"].values(), same)
-        row("killed inside a write", *found["inside_writes"].values(), same)
+        for how, text in KILLS.items():
+            row(text, *found[how].values(), same)
     if found := result.get("disk"):
         well = found["status"] == 2 and found["named"] and found["previous_kept"] and found["equal_runs"]
         row("full disk in a checkpoint", found["tried"], well, "named, the previous one kept, same bits after going on")
@@ -41,13 +41,8 @@ def table(result: dict) -> str:
 
 
 def kills_table(result: dict) -> str:
-    """Markdown: where the kills came, by phase and by the steps that were done; empty where none were tried."""
-    kills = [(kill["phase"], kill["steps"]) for kill in result.get("kills", {}).get("kills", [])]
-    if not kills:
-        return ""
-    steps = range(max(steps for _, steps in kills) + 1)
-    rows = []
-    for phase in PHASES:
-        counts = [kills.count((phase, n)) for n in steps]
-        rows.append([phase, *(str(count or "–") for count in counts), str(sum(counts))])
-    return markdown(["phase", *(f"after {n}" for n in steps), "all"], rows)
+    """Markdown: how many kills came after how many steps; empty where none were tried."""
+    kills = [(kill["how"], kill["steps"]) for kill in result.get("kills", {}).get("kills", [])]
+    steps = range(max((steps for _, steps in kills), default=-1) + 1)
+    rows = [[text, *(str(kills.count((how, n)) or "–") for n in steps)] for how, text in KILLS.items()]
+    return markdown(["", *(f"after {n}" for n in steps)], rows) if kills else ""

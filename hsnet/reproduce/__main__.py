@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import torch
 
-from ..config import TEST_LISTS, Config, command_line, run_program
+from ..config import TEST_LISTS, Config, add_settings, command_line, run_program
 from ..devices import choose_device
 from ..distributed import broadcast, process_group, rank, say, world
 from ..engine import fit_prototypes, test_run
@@ -122,21 +122,16 @@ def main() -> None:
     option("table", nargs="?", help=f"{', '.join(TABLES)} (default: all of the paper's)")
     option("--dry-run", action="store_true", help="print the state of the experiments and the cost of the rest")
     option("--only", default="", metavar="WORDS", help="backbones and folds, such as resnet50,0")
-    option(
-        "--protocol", default="official", choices=tuple(TEST_LISTS), help="protocol of the episodes (default: official)"
-    )
-    option("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
-    option("--workers", type=int, default=-1, help="processes that load episodes (default: automatic)")
-    option("--micro-batch", type=int, default=0, help="episodes of a batch computed at a time; less memory")
-    option("--recompute", action="store_true", help="activation checkpointing; less memory, more time")
+    option("--protocol", default="official", choices=tuple(TEST_LISTS), help="protocol of the tests (default: official)")
+    add_settings(parser, MACHINE)
     arguments = parser.parse_args()
     names = [arguments.table] if arguments.table else list(OF_PAPER)
     if arguments.dry_run:
         print(f"{report.experiments_table(names, arguments.protocol, arguments.only)}\n\n{report.expectation(names)}")
         return
     tables = only({name: experiments_of(name, arguments.protocol) for name in names}, arguments.only)
-    machine = {name: getattr(arguments, name) for name in MACHINE}
-    with process_group(arguments.device) as device:
+    machine = {name: value for name in MACHINE if (value := getattr(arguments, name)) is not None}
+    with process_group(arguments.device or "auto") as device:
         failed = reproduce(
             [one for experiments in tables.values() for one in experiments], machine | {"device": device}
         )
