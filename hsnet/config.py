@@ -30,6 +30,8 @@ RANGES = {  # least and most; the most are far beyond use, so that a slip of the
     "workers": (-1, 1024),
     "least_area": (0, 10**9),
     "seed": (0, 2**63 - 1),
+    "learning_rate": (1e-9, 1000),
+    "foreground_weight": (1e-9, 1000),
 }
 
 MODEL = ("backbone", "pretrained", "kernel", "mask_support", "layers", "levels", "convolutions", "train_backbone")
@@ -38,7 +40,7 @@ FREE = ("workers", "device", "name", "root", "test_root", "micro_batch", "recomp
 RETIRED = (
     "bad_files",
     "tensorboard",
-)  # settings of earlier versions, which files may hold: they never changed what is learned
+)  # of earlier versions, which files may hold: they changed nothing that is learned
 
 
 def _setting(default, help: str, choices: tuple | None = None):
@@ -154,9 +156,6 @@ class Config:
         for name, (least, most) in RANGES.items():
             if not least <= getattr(self, name) <= most:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be {least} or more, at most {most}")
-        for name in ("learning_rate", "foreground_weight"):
-            if not 0 < getattr(self, name) <= 1000:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0, at most 1000")
         if self.backbone not in BACKBONES and not self.backbone.startswith("timm:"):
             raise ValueError(f"backbone is {self.backbone!r}: choose one of {', '.join(BACKBONES)}, or timm:NAME")
         if self.name != Path(self.name).name or self.name == ".." or len(self.name.encode()) > 200:

@@ -88,14 +88,15 @@ def describe(device: torch.device) -> str:
 
 
 class Memory:
-    """The memory in use and its peak: a GPU's, of PyTorch's tensors; on a CPU this process's, of everything.
+    """The memory in use and its peak: a GPU's, of PyTorch's tensors; on a CPU this process's, of everything, which is
+    known under Linux alone: elsewhere 0.
 
     Attributes:
         before: bytes in use when this was made.
     """
 
     def __init__(self, device: torch.device):
-        """Forget the peak so far. On a CPU that needs Linux: elsewhere the peak is that since the process began."""
+        """Forget the peak so far."""
         self.device = device
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -114,11 +115,7 @@ class Memory:
             return torch.cuda.max_memory_allocated(self.device)
         if sys.platform == "linux":
             return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
-        try:
-            import resource
-        except ImportError:  # Windows
-            return 0
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return 0
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from .config import RANGES, Config
+from .config import Config
 from .devices import choose_precision, is_out_of_memory
 from .distributed import part_of, world
 from .paths import SHIPPED
@@ -91,7 +91,7 @@ def explained(config: Config, device: torch.device, checkpoint: Path) -> Iterato
         message += f", and {torch.cuda.mem_get_info(device)[0] / 1e9:.2f} GB were free"
     one = dataclasses.replace(config, micro_batch=1)
     again = dataclasses.replace(one, recompute=True)
-    small = dataclasses.replace(again, size=max(RANGES["size"][0], config.size // 64 * 32))
+    small = dataclasses.replace(again, size=max(32, config.size // 64 * 32))
     smaller = {"": one, " --recompute": again, f" --recompute --size {small.size} and another --name": small}
     less = {what: n for what, setting in smaller.items() if (n := _needed(setting, device)) < 0.99 * needed}
     text = "; ".join(f"--micro-batch 1{what}: about {n / 1e9:.2f} GB" for what, n in less.items())

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import socket
 import subprocess
 import sys
@@ -36,7 +37,6 @@ except ImportError:  # Windows: two trainings in one folder are not noticed ther
 
 from .config import Config
 from .devices import is_out_of_memory
-from .metrics import SegmentationScore
 from .paths import ROOT, SHIPPED, data_folder
 
 WEIGHTS = "model.safetensors"
@@ -271,17 +271,9 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 def write_json(path: Path, content: dict) -> None:
     """Write JSON by `write_atomically`. Innermost lists stand on one line each."""
-    write_atomically(path, f"{_lines(content)}\n".encode())
-
-
-def _lines(value, indent=0) -> str:
-    inner, outer = " " * (indent + 1), " " * indent
-    if isinstance(value, dict) and value:
-        parts = [f"{inner}{json.dumps(k)}: {_lines(v, indent + 1)}" for k, v in value.items()]
-        return "{\n" + ",\n".join(parts) + f"\n{outer}}}"
-    if isinstance(value, list) and value and isinstance(value[0], (list, dict)):
-        return "[\n" + ",\n".join(inner + _lines(v, indent + 1) for v in value) + f"\n{outer}]"
-    return json.dumps(value)
+    text = json.dumps(content, indent=1)
+    text = re.sub(r"\[\n\s+([^\[\]{}]*?)\n\s+\]", lambda found: "[" + re.sub(r"\n\s+", " ", found[1]) + "]", text)
+    write_atomically(path, f"{text}\n".encode())
 
 
 def traces(folder: Path) -> dict[str, str]:
@@ -317,22 +309,6 @@ def read_tests(folder: Path, before: str = "") -> list[dict]:
     """The `test-*.json` files of a run, by shot; with `before`, such as "coco-fold0-", those on another benchmark, of any length."""
     files = folder.glob(f"{before}test-*shot*.json" if before else "test-*shot.json")
     return sorted((json.loads(file.read_text()) for file in files), key=lambda test: test["shot"])
-
-
-def run_score(run: str, name: str = "HSNet", shot: int = 1, count: int | None = None) -> SegmentationScore:
-    """What a run stored of its test: the score over the first `count` episodes (default: all).
-
-    Args:
-        name: "HSNet" or "prototypes".
-
-    Raises:
-        FileNotFoundError: a run that was not tested with this shot, saying how to.
-    """
-    path = data_folder() / "runs" / run / f"test-{shot}shot.json"
-    if not path.exists():
-        raise FileNotFoundError(f"no {path}: write it with `python -m hsnet.evaluate {run} --shot {shot}`")
-    test = json.loads(path.read_text())
-    return SegmentationScore.from_rows(test["areas"][name][:count], resample_classes=test["resample_classes"])
 
 
 def scores_table(tests: list[dict]) -> str:

@@ -5,7 +5,7 @@
 Each setting is measured in a process of its own, with one and with two episodes at a time, whose objects fill their
 pictures: less of a picture needs less. The network's weights are random, which changes nothing.
 
-Written: data/speed/memory-DEVICE.json, from which `speed.report.step_memory_table` makes the table of the page `benchmarks`, and
+Written: data/speed/memory-DEVICE.json, from which `step_memory_table` makes the table of the page `benchmarks`, and
 `hsnet.memory` its estimates.
 """
 
@@ -23,8 +23,7 @@ from hsnet.engine import pixel_loss
 from hsnet.model import HSNet
 from hsnet.optim import make_optimizers
 from hsnet.paths import data_folder
-from hsnet.runs import write_json
-from hsnet.speed.report import step_memory_table
+from hsnet.runs import markdown, write_json
 
 SETTINGS = [  # backbone, pixels, precision
     ("efficientnet_lite0", 256, "float32"),
@@ -57,6 +56,19 @@ def measure_one(backbone: str, size: int, precision: str, recompute: bool, devic
     each = max(0, peaks[2] - peaks[1])
     held = memory.before - before.before + max(0, peaks[1] - each)
     return {"precision": str(dtype)[6:], "fixed": held, "each": each}
+
+
+def step_memory_table(result: dict) -> str:
+    """Markdown: the memory of a training step by setting, and the largest `--micro-batch` for some sizes of memory."""
+    sizes = (4, 8, 12, 24)
+    rows = []
+    for r in result["rows"]:
+        what = f"{r['backbone']}, {r['size']} px, {r['precision']}" + ", `--recompute`" * r["recompute"]
+        counts = [int((size * 1e9 - r["fixed"]) // max(1, r["each"])) for size in sizes]
+        memory = f"{r['fixed'] / 1e9:.2f} GB", f"{r['each'] / 1e9:.3f} GB"
+        rows.append([what, *memory, *(str(count) if count > 0 else "–" for count in counts)])
+    header = ["training step", "fixed", "per episode"]
+    return markdown([*header, *(f"episodes in {size} GB" for size in sizes)], rows)
 
 
 def main() -> None:

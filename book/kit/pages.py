@@ -15,8 +15,8 @@ from hsnet.config import Config
 from hsnet.correlation import mask_features
 from hsnet.episodes import Batch, EpisodeDataset, load_episode, test_episodes
 from hsnet.metrics import SegmentationScore
-from hsnet.paths import ROOT
-from hsnet.runs import run_score, write_json
+from hsnet.paths import ROOT, data_folder
+from hsnet.runs import write_json
 
 RUN = "emoji-fold0-288px"  # the trained network the pages show
 LAPTOP_RUN = Config().run  # what `make train` leaves
@@ -112,3 +112,19 @@ def rung(chapter: int, name: str, score: SegmentationScore) -> dict[str, tuple[f
 def as_image(tensor: UInt8[Tensor, "3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
     """A picture of a `Batch`, to be drawn."""
     return tensor.permute(1, 2, 0).numpy()
+
+
+def run_score(run: str, name: str = "HSNet", shot: int = 1, count: int | None = None) -> SegmentationScore:
+    """What a run stored of its test: the score over the first `count` episodes (default: all).
+
+    Args:
+        name: "HSNet" or "prototypes".
+
+    Raises:
+        FileNotFoundError: a run that was not tested with this shot, saying how to.
+    """
+    path = data_folder() / "runs" / run / f"test-{shot}shot.json"
+    if not path.exists():
+        raise FileNotFoundError(f"no {path}: write it with `python -m hsnet.evaluate {run} --shot {shot}`")
+    test = json.loads(path.read_text())
+    return SegmentationScore.from_rows(test["areas"][name][:count], resample_classes=test["resample_classes"])

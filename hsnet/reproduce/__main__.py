@@ -12,14 +12,13 @@ on several machines that share the data folder. Status 75: a scheduler stopped i
 """
 
 import gc
-import sys
 from dataclasses import replace
 
 import torch
 
 from ..config import TEST_LISTS, Config, add_settings, command_line, run_program
 from ..devices import choose_device
-from ..distributed import broadcast, process_group, rank, say, world
+from ..distributed import broadcast, process_group, rank, say
 from ..engine import fit_prototypes, test_run
 from ..model import HSNet
 from ..runs import WEIGHTS, load_checkpoint, save_model
@@ -33,36 +32,31 @@ MACHINE = ("device", "workers", "micro_batch", "recompute")
 VERDICTS = "the verdicts are in chapter 13, or `PYTHONPATH=book python -m kit.claims`"
 
 
-def reproduce(experiments: list[Experiment], machine: dict | None = None) -> list[str]:
+def reproduce(experiments: list[Experiment], machine: dict | None = None) -> None:
     """Train and test the experiments that are not done, within `distributed.process_group` where there are several processes.
 
     Args:
         machine: settings of `MACHINE` that differ from the defaults.
 
-    Returns:
-        What went wrong, a line for each experiment; the others were done all the same.
+    Raises:
+        ValueError: before anything is trained, folders that hold runs of other settings; and as `train` and tests do.
     """
-    failed: list[str] = []
+    states = broadcast([state(one) for one in experiments] if rank() == 0 else None)
+    if other := [
+        f"{e.folder} ({s.text})" for e, s in zip(experiments, states, strict=True) if s.kind == "other settings"
+    ]:
+        raise ValueError(f"trained with other settings: {', '.join(other)}. Rename or delete these folders")
     for number, one in enumerate(experiments, 1):
         found = broadcast(state(one) if rank() == 0 else None)
         name = f"{number} of {len(experiments)}, {one.row}, fold {one.config.fold}"
         if found.kind in ("done", "running"):
             say(f"{name}: {found}" + f" ({found.text})" * bool(found.text))
             continue
-        try:
-            if found.kind == "other settings":
-                raise ValueError(f"{one.folder} was trained with {found.text}: rename it, or delete it")
-            say(f"{name}: {found}, working in {one.folder}")
-            fill(one, replace(one.config, **machine or {}))
-            say(f"{name}: " + "; ".join(_score(one, shot) for shot in one.shots))
-        except (ValueError, OSError, MemoryError) as error:
-            if world() > 1:  # the others wait for this process
-                raise
-            failed.append(f"{name}: {error}")
-            print(f"error: {failed[-1]}", file=sys.stderr)
+        say(f"{name}: {found}, working in {one.folder}")
+        fill(one, replace(one.config, **machine or {}))
+        say(f"{name}: " + "; ".join(_score(one, shot) for shot in one.shots))
         gc.collect()
         torch.cuda.empty_cache()
-    return failed
 
 
 def _score(experiment, shot):
@@ -132,13 +126,9 @@ def main() -> None:
     tables = only({name: experiments_of(name, arguments.protocol) for name in names}, arguments.only)
     machine = {name: value for name in MACHINE if (value := getattr(arguments, name)) is not None}
     with process_group(arguments.device or "auto") as device:
-        failed = reproduce(
-            [one for experiments in tables.values() for one in experiments], machine | {"device": device}
-        )
+        reproduce([one for experiments in tables.values() for one in experiments], machine | {"device": device})
         for name in tables if rank() == 0 else ():
             print(f"\n{name}\n\n{VERDICTS if name == 'claims' else report.paper_and_ours(name, arguments.protocol)}")
-    if failed:
-        raise SystemExit(2)
 
 
 if __name__ == "__main__":

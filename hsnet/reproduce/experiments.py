@@ -246,10 +246,7 @@ def only(tables: dict[str, list[Experiment]], words: str) -> dict[str, list[Expe
     asked = {word.strip() for word in words.split(",") if word.strip()}
     backbones, folds = {config.backbone for config in configs}, {str(config.fold) for config in configs}
     if unknown := sorted(asked - backbones - folds):
-        raise ValueError(
-            f"--only {words}: there is no {unknown[0]!r} here; name backbones ({', '.join(sorted(backbones))}) "
-            f"and folds ({', '.join(sorted(folds))}), with commas between"
-        )
+        raise ValueError(f"--only {words}: no {unknown[0]!r} here; choose of {', '.join(sorted(backbones | folds))}")
     backbones, folds = backbones & asked or backbones, folds & asked or folds
     chosen = {
         name: [one for one in experiments if one.config.backbone in backbones and str(one.config.fold) in folds]

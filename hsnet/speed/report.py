@@ -1,4 +1,4 @@
-"""Tables of the measurements of `hsnet.speed` and `kit.memory`."""
+"""Tables of the measurements of `hsnet.speed`."""
 
 import json
 
@@ -46,23 +46,6 @@ def memory_table(result: dict) -> str:
         peaks = [f"{b / 1e9:.2f} GB" if b else "–" for b in (plain, fast)]
         rows.append([f"{what}, {size} px", *peaks, f"{100 * fast / plain:.0f} %" if plain and fast else "–"])
     return markdown(["peak beyond the weights", "plain path", "library", "share"], rows)
-
-
-def step_memory_table(result: dict) -> str:
-    """Markdown: the memory of a training step by setting, and the largest `--micro-batch` for some sizes of memory.
-
-    Args:
-        result: of a file of `kit.memory`.
-    """
-    sizes = (4, 8, 12, 24)
-    rows = []
-    for r in result["rows"]:
-        what = f"{r['backbone']}, {r['size']} px, {r['precision']}" + ", `--recompute`" * r["recompute"]
-        counts = [int((size * 1e9 - r["fixed"]) // max(1, r["each"])) for size in sizes]
-        memory = f"{r['fixed'] / 1e9:.2f} GB", f"{r['each'] / 1e9:.3f} GB"
-        rows.append([what, *memory, *(str(count) if count > 0 else "–" for count in counts)])
-    header = ["training step", "fixed", "per episode"]
-    return markdown([*header, *(f"episodes in {size} GB" for size in sizes)], rows)
 
 
 def precision_table(result: dict) -> str:
