@@ -6,6 +6,7 @@ import re
 import pytest
 from conftest import table_rows
 from kit import tables
+from kit.pages import run_score
 
 from hsnet import runs
 from hsnet.benchmarks import load_benchmark
@@ -54,10 +55,10 @@ def test_rendering_fills_the_marked_places(folder):
 def test_the_score_of_a_runs_first_episodes(folder):
     rows = [[3, 0, 10, 90, 40], [5, 0, 30, 90, 40], [3, 0, 40, 90, 40]]
     runs.write_json(folder / "test-1shot.json", {"areas": {"HSNet": rows}, "resample_classes": True})
-    assert runs.run_score("one").miou() == pytest.approx((100 * 50 / 80 + 75) / 2)
-    assert runs.run_score("one", count=2).miou() == pytest.approx((25 + 75) / 2)
+    assert run_score("one").miou() == pytest.approx((100 * 50 / 80 + 75) / 2)
+    assert run_score("one", count=2).miou() == pytest.approx((25 + 75) / 2)
     with pytest.raises(FileNotFoundError, match="evaluate one --shot 5"):
-        runs.run_score("one", shot=5)
+        run_score("one", shot=5)
 
 
 def test_json_is_readable_and_whole(data):
