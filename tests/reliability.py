@@ -1,10 +1,10 @@
 """What a training and its files withstand, tried and counted.
 
     make reliability                             everything: a quarter of an hour on one core
-    make reliability OPTIONS="--only kills"      some of: kills, disk, locks, moves, clocks, pictures, inputs
+    make reliability OPTIONS="--only kills"      some of: kills, disk, locks, pictures, inputs
 
-Real trainings of a few steps, each in a process of its own on one core, are killed, cut off, run out of disk, moved and
-given wrong clocks, and must end with the same weights, bit for bit, the same losses and the same scores as one that was
+Real trainings of a few steps, each in a process of its own on one core, are killed and run out of disk,
+and must end with the same weights, bit for bit, the same losses and the same scores as one that was
 left alone. Pictures, command lines and config files are damaged at random, and every one must be answered by name.
 
 Written: data/reliability.json. It needs Linux or macOS. The status is 1 if one thing was not withstood.
@@ -24,7 +24,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from unittest import mock
 
 import helpers
 import torch
@@ -32,7 +31,7 @@ from bad_inputs import measure_inputs, measure_pictures
 from conftest import table_rows
 from kit.reliability import kills_table, table
 
-from hsnet import HSNet, runs
+from hsnet import runs
 from hsnet import train as training
 from hsnet.config import Config, run_program
 from hsnet.paths import data_folder
@@ -199,41 +198,10 @@ def measure_locks() -> dict:
     }
 
 
-def measure_moves() -> dict:
-    """The data folder moved elsewhere, half way and at the end: it goes on, and the model loads by folder."""
-    before = data_folder()
-    elsewhere = before / "elsewhere"
-    (elsewhere / "runs").mkdir(parents=True)
-    _half_done("moved").rename(elsewhere / "runs" / "moved")
-    with mock.patch.dict(os.environ, HSNET_DATA=str(elsewhere)):
-        Child("moved").wait()
-        went_on = ends_alike("moved")
-    (elsewhere / "runs" / "moved").rename(before / "renamed")
-    loaded = HSNet.from_run(before / "renamed").learned_parameters()
-    loads = {name: tensor.detach().numpy().tobytes() for name, tensor in loaded.items()} == left_alone()["best"]
-    return {"tried": 2, "went_on": went_on, "loads": loads}
-
-
-def measure_clocks() -> dict:
-    """The system's clock jumps by years in both directions, and files are from the future: the same training."""
-    folder = _half_done("clock")
-    for path, year in zip(sorted(folder.iterdir()), (1971, 2099, 1990, 2050, 2001), strict=False):
-        os.utime(path, ((year - 1970) * 31_557_600,) * 2)
-
-    def jump():
-        rng, now = random.Random(0), time.time
-        time.time = lambda: now() + rng.uniform(-1e9, 1e9)
-
-    status = Child("clock", jump).wait()
-    return {"tried": 1, "equal_runs": status == 0 and ends_alike("clock")}
-
-
 MEASURES: dict[str, Callable[..., dict]] = {
     "kills": measure_kills,
     "disk": measure_disk,
     "locks": measure_locks,
-    "moves": measure_moves,
-    "clocks": measure_clocks,
     "pictures": measure_pictures,
     "inputs": measure_inputs,
 }

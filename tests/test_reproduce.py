@@ -36,14 +36,20 @@ def run(call):
     return lambda *options: call("reproduce.__main__", *options, "--device", "cpu", "--workers", "0")
 
 
-def test_from_training_to_table_though_another_fails(tried, run):
+def test_a_folder_with_other_settings_is_refused_before_anything_is_trained(tried, run):
     tried[1].folder.mkdir(parents=True)
     tiny(fold=1, batch=4).config.save(tried[1].folder / "config.json")
-    out = run("tried", "--micro-batch", "1")
+    out = run("tried")
     assert out.returncode == 2
-    assert "was trained with batch 4, not 2: rename it, or delete it" in out.stderr
+    assert "(batch 4, not 2). Rename or delete" in out.stderr
+    assert [state(each).kind for each in tried] == ["missing", "other settings"]
+
+
+def test_from_training_to_table(tried, run):
+    out = run("tried", "--only", "0", "--micro-batch", "1")
+    assert out.returncode == 0, out.stderr
     one = tried[0]
-    assert [state(each).kind for each in tried] == ["done", "other settings"]
+    assert [state(each).kind for each in tried] == ["done", "missing"]
     assert Config.load(one.folder / "config.json") == dataclasses.replace(one.config, micro_batch=1)
     assert [test[1]["scores"]["HSNet"]["episodes"] for test in (one.tests(), one.tests(last=True))] == [4, 4]
     assert "at the best epoch" in out.stdout

@@ -26,11 +26,6 @@ def table(result: dict) -> str:
     if found := result.get("locks"):
         row("two trainings in one folder", 1, found["refused"], "the second is refused and names the first's process")
         row("lock of a killed training", 1, found["taken_over"], "taken over")
-    if found := result.get("moves"):
-        row("folder moved half way", 1, found["went_on"], "same bits at the end")
-        row("folder moved and renamed", 1, found["loads"], "the model loads")
-    if found := result.get("clocks"):
-        row("clock that jumps by years", found["tried"], found["equal_runs"], "same bits at the end")
     if found := result.get("pictures"):
         how = f"{found['read']} could be read, {found['refused_by_name']} were refused by name"
         row("damaged pictures", found["tried"], found["read"] + found["refused_by_name"], how)
