@@ -1,10 +1,9 @@
 """What a training and its files withstand, tried and counted.
 
     make reliability                             everything: a quarter of an hour on one core
-    make reliability OPTIONS="--only kills"      some of: kills, disk, locks, pictures, inputs
+    make reliability OPTIONS="--only kills"      some of: kills, pictures, inputs
 
-Real trainings of a few steps, each in a process of its own on one core, are killed and run out of disk,
-and must end with the same weights, bit for bit, the same losses and the same scores as one that was
+Real trainings of a few steps, each in a process of its own on one core, are killed, and must end with the same weights, bit for bit, the same losses and the same scores as one that was
 left alone. Pictures, command lines and config files are damaged at random, and every one must be answered by name.
 
 Written: data/reliability.json. It needs Linux or macOS. The status is 1 if one thing was not withstood.
@@ -17,7 +16,6 @@ import multiprocessing
 import os
 import platform
 import random
-import resource
 import shutil
 import signal
 import sys
@@ -35,7 +33,7 @@ from hsnet import runs
 from hsnet import train as training
 from hsnet.config import Config, run_program
 from hsnet.paths import data_folder
-from hsnet.runs import LAST, load_checkpoint
+from hsnet.runs import load_checkpoint
 from hsnet.train import train
 
 # Eight steps in two epochs, on figures drawn by code, in float32: the same bits whenever it is repeated. So short a training
@@ -151,57 +149,8 @@ def measure_kills(count: int, seed: int = 0) -> dict:
     return result | {"runs": len(equal), "equal_runs": sum(equal), "kills": kills}
 
 
-def _half_done(name):
-    """A training that was killed while it wrote its fifth checkpoint; the fourth is on the disk."""
-    half = data_folder() / "runs" / "half"
-    if not half.exists():
-        # Six calls of fsync and rename for the files at the start, three for each checkpoint.
-        status = Child("half", _strike(6 + 4 * 3 + 1, False)).wait()
-        if status != -signal.SIGKILL or load_checkpoint(half)["step"] != 4:
-            raise RuntimeError(f"not killed where it should be: {(data_folder() / 'half.log').read_text()}")
-    return shutil.copytree(half, data_folder() / "runs" / name)
-
-
-def measure_disk() -> dict:
-    """A checkpoint that finds no room: the run ends with a message, the checkpoint before is sound, and it goes on later."""
-    folder = _half_done("full")
-    before = load_checkpoint(folder)["step"]
-    child = Child("full", lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000)))
-    status, log = child.wait(), child.log.read_text()
-    kept = load_checkpoint(folder)
-    Child("full").wait()
-    return {
-        "tried": 1,
-        "status": status,
-        "named": f"{folder / LAST} cannot be written" in log and "Traceback" not in log,
-        "previous_kept": kept["step"] == before,
-        "equal_runs": ends_alike("full"),
-    }
-
-
-def measure_locks() -> dict:
-    """Two trainings in one folder: the second is refused, naming the first; a killed one's lock is nobody's."""
-    first = Child("locked")
-    path = data_folder() / "runs" / "locked" / runs.LOCK
-    while first.is_alive() and not (path.exists() and path.read_text()):
-        time.sleep(0.01)
-    second = Child("locked")
-    status, log = second.wait(), second.log.read_text()
-    still = first.is_alive()
-    first.kill()
-    killed = first.wait() == -signal.SIGKILL
-    third = Child("locked").wait()
-    return {
-        "tried": 2,
-        "refused": status == 2 and f"process {first.pid} on " in log and still,
-        "taken_over": killed and third == 0 and ends_alike("locked"),
-    }
-
-
-MEASURES: dict[str, Callable[..., dict]] = {
+MEASURES: dict[str, Callable[[int], dict]] = {
     "kills": measure_kills,
-    "disk": measure_disk,
-    "locks": measure_locks,
     "pictures": measure_pictures,
     "inputs": measure_inputs,
 }
@@ -224,7 +173,7 @@ def main() -> None:
         os.environ["HSNET_DATA"] = folder
         left_alone()
         for name in arguments.only:
-            result[name] = MEASURES[name](*([getattr(arguments, name)] if name in COUNTS else []))
+            result[name] = MEASURES[name](getattr(arguments, name))
     result["seconds"] = round(time.perf_counter() - start, 1)
     runs.write_json(path, result)
     shown = table(result)

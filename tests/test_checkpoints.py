@@ -3,13 +3,15 @@
 import errno
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from hsnet import HSNet
-from hsnet.runs import WEIGHTS, load_checkpoint, load_weights, save_checkpoint, save_model
+from hsnet.runs import WEIGHTS, load_checkpoint, load_weights, lock, lock_holder, save_checkpoint, save_model
 
 SETTINGS = {"kernel": "separable", "layers": "deep", "levels": 2, "mask_support": False}
 
@@ -96,6 +98,20 @@ def test_a_damaged_checkpoint_is_named_and_an_earlier_versions_is_read(run):
     path.write_bytes(sound)
     path.rename(run / "previous.pt")  # killed between the two renames that there were
     assert load_checkpoint(run)["epoch"] == 1
+
+
+def test_a_second_training_is_refused_and_a_killed_ones_lock_is_nobodys(run):
+    hold = "import sys, pathlib, hsnet.runs as r\nwith r.lock(pathlib.Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", hold, str(run)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        with pytest.raises(FileExistsError, match=f"trained already by process {holder.pid} on "), lock(run):
+            pass
+        assert lock_holder(run).startswith(f"process {holder.pid} on ")
+        holder.kill()
+    assert lock_holder(run) is None
+    with lock(run):
+        assert lock_holder(run).startswith(f"process {os.getpid()} on ")
 
 
 def test_missing(run):

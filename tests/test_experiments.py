@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections import Counter
 
 import pytest
@@ -13,7 +12,6 @@ from hsnet.backbone import backbone_row
 from hsnet.config import TEST_LISTS, Config, paper
 from hsnet.reproduce import experiments, report
 from hsnet.reproduce.experiments import OF_PAPER, experiments_of, only, state, trainings
-from hsnet.runs import lock
 
 
 def every(protocol="official"):
@@ -109,23 +107,13 @@ def test_how_far_an_experiment_is():
     assert state(ten).kind == "cut"  # trained, but not tested with ten supports
 
 
-def test_one_at_work_and_one_of_other_settings():
+def test_where_a_run_is_computed_does_not_matter():
     experiment = experiments_of("pascal")[0]
-    begin(experiment, epochs=2)
-    with lock(experiment.folder):
-        assert str(state(experiment)) == "running 2"
-        assert state(experiment).text.startswith(f"process {os.getpid()} on ")
+    begin(experiment)
     dataclasses.replace(experiment.config, workers=3, root="/elsewhere").save(experiment.folder / "config.json")
-    assert state(experiment).kind == "cut"  # where it is computed does not matter
+    assert state(experiment).kind == "cut"
     dataclasses.replace(experiment.config, batch=4).save(experiment.folder / "config.json")
-    assert str(state(experiment)) == "other settings"
-    assert state(experiment).text == "batch 4, not 20"
-
-
-def test_what_a_training_is_expected_to_take():
-    hours = {name: experiments.expected_hours(paper(name)) for name in ("pascal", "coco", "fss")}
-    assert hours == {"pascal": 2 * 24 * 4, "coco": 7 * 24 * 4, "fss": 3 * 24 * 4}
-    assert experiments.expected_hours(Config(minutes=30.0)) == 0.5
+    assert (state(experiment).kind, state(experiment).text) == ("other settings", "batch 4, not 20")
 
 
 def test_the_state_of_all_experiments():

@@ -1,5 +1,5 @@
 """The script that kills trainings, damages files and gives bad inputs, with small numbers: `make reliability` tries
-more, and fills the disk and starts two trainings in one folder besides."""
+more."""
 
 import json
 import os

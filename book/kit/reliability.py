@@ -20,12 +20,6 @@ def table(result: dict) -> str:
         same = f"{found['equal_runs']} of {found['runs']} trainings ended with the same bits as one left alone"
         for how, text in KILLS.items():
             row(text, *found[how].values(), same)
-    if found := result.get("disk"):
-        well = found["status"] == 2 and found["named"] and found["previous_kept"] and found["equal_runs"]
-        row("full disk in a checkpoint", found["tried"], well, "named, the previous one kept, same bits after going on")
-    if found := result.get("locks"):
-        row("two trainings in one folder", 1, found["refused"], "the second is refused and names the first's process")
-        row("lock of a killed training", 1, found["taken_over"], "taken over")
     if found := result.get("pictures"):
         how = f"{found['read']} could be read, {found['refused_by_name']} were refused by name"
         row("damaged pictures", found["tried"], found["read"] + found["refused_by_name"], how)
