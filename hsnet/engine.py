@@ -21,7 +21,7 @@ from .benchmarks import Benchmark, Episode
 from .config import Config
 from .devices import choose_device, choose_precision, choose_workers, computing_in, describe, exact_float32
 from .distributed import all_gather, all_reduce, all_reduce_gradients, part_of, rank, world
-from .episodes import Batch, EpisodeDataset, shard, test_episodes, test_lists
+from .episodes import Batch, EpisodeDataset, test_episodes, test_lists
 from .memory import scored_at_a_time, trained_at_a_time
 from .metrics import SegmentationScore
 from .model import HSNet
@@ -288,7 +288,7 @@ def evaluate(
     Several processes take the episodes in turn, none twice, and each returns the scores of all.
     """
     scores: dict[str, SegmentationScore] = {}
-    own = shard(dataset.episodes, rank(), world())
+    own = dataset.episodes[rank() :: world()]
     dealt = EpisodeDataset(dataset.benchmark, dataset.size, own, original_size=dataset.original_size)
     with tqdm(total=len(dealt), desc=title, unit="episode", leave=False, disable=rank() > 0) as bar:
         for episodes in dealt.loader(batch, workers):

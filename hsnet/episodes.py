@@ -3,7 +3,6 @@
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,8 +14,6 @@ from .benchmarks.augment import augment
 from .benchmarks.resize import Square, resize_sample
 from .config import TEST_LISTS
 from .distributed import part_of
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -217,17 +214,6 @@ class _Loader(torch.utils.data.DataLoader):
             return super().__iter__()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def shard(items: Sequence[T], rank: int, world: int) -> list[T]:
-    """What one of `world` processes takes of a list: every item goes to exactly one, none is added to fill up.
-
-    Raises:
-        ValueError: a rank that is not of the world.
-    """
-    if not 0 <= rank < world:
-        raise ValueError(f"rank is {rank} of a world of {world}: ranks are 0 to world - 1")
-    return list(items[rank::world])
 
 
 def test_episodes(

@@ -95,12 +95,11 @@ def explained(config: Config, device: torch.device, checkpoint: Path) -> Iterato
     smaller = {"": one, " --recompute": again, f" --recompute --size {small.size} and another --name": small}
     less = {what: n for what, setting in smaller.items() if (n := _needed(setting, device)) < 0.99 * needed}
     text = "; ".join(f"--micro-batch 1{what}: about {n / 1e9:.2f} GB" for what, n in less.items())
-    message += f". Less is needed with {text}" if less else ". No setting needs less"
+    message += f". Less is needed with {text or 'no setting'}"
     try:
         yield
     except (RuntimeError, MemoryError, OSError) as error:
         if not is_out_of_memory(error):
             raise
         saved = f"The run is saved in {checkpoint.parent}" if checkpoint.exists() else "Nothing was saved yet"
-        options = ", with these options," if less else ""
-        raise MemoryError(f"{message}. {saved}: the same command{options} resumes it") from error
+        raise MemoryError(f"{message}. {saved}: the same command, with these options, resumes it") from error

@@ -17,7 +17,7 @@ from hsnet import paper, test_episodes
 from hsnet.benchmarks import coco, load_benchmark, pascal
 from hsnet.benchmarks.splits import read_coco, read_fss, read_pascal
 from hsnet.config import TEST_LISTS
-from hsnet.episodes import shard, test_lists
+from hsnet.episodes import test_lists
 from hsnet.paths import images_folder
 
 OFFICIAL_LISTS = os.environ.get("HSNET_SPLITS")
@@ -155,17 +155,6 @@ def test_dropping_that_leaves_nothing(datasets):
         ValueError, match=r"pascal, fold 0, train: class 5 \(bus\) has 0 images.*take --novel-images keep"
     ):
         load_benchmark("pascal", size=64, novel_images="drop").check(0, "train")
-
-
-def test_shards_hold_every_episode_once(datasets):
-    episodes = test_episodes(load_benchmark("pascal", size=64), fold=0, shot=1, count=21)
-    for world in (1, 2, 4, 32):
-        parts = [shard(episodes, rank, world) for rank in range(world)]
-        assert sum(map(len, parts)) == 21
-        assert max(map(len, parts)) - min(map(len, parts)) <= 1
-        assert all(parts[i % world][i // world] == e for i, e in enumerate(episodes))
-    with pytest.raises(ValueError, match="rank is 2 of a world of 2"):
-        shard(episodes, 2, 2)
 
 
 def test_coco_draws_the_class_first(datasets):

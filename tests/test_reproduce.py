@@ -52,7 +52,7 @@ def test_from_training_to_table(tried, run):
     assert [state(each).kind for each in tried] == ["done", "missing"]
     assert Config.load(one.folder / "config.json") == dataclasses.replace(one.config, micro_batch=1)
     assert [test[1]["scores"]["HSNet"]["episodes"] for test in (one.tests(), one.tests(last=True))] == [4, 4]
-    assert "at the best epoch" in out.stdout
+    assert "ours, best epoch" in out.stdout
     assert "– (1/2)" in out.stdout
     # The last epoch is tested with its own weights: equal to the best's only where the last was the best.
     history = one.history()

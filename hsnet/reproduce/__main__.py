@@ -54,16 +54,9 @@ def reproduce(experiments: list[Experiment], machine: dict | None = None) -> Non
             continue
         say(f"{name}: {found}, working in {one.folder}")
         fill(one, replace(one.config, **machine or {}))
-        say(f"{name}: " + "; ".join(_score(one, shot) for shot in one.shots))
+        say(f"{name}: done")
         gc.collect()
         torch.cuda.empty_cache()
-
-
-def _score(experiment, shot):
-    """For example "1-shot mIoU 64.0 at the best epoch, 63.1 at the last"."""
-    epochs = ("best epoch", "last") if experiment.last else ("best epoch",)
-    found = [experiment.tests(last=epoch == "last")[shot]["scores"]["HSNet"]["miou"] for epoch in epochs]
-    return f"{shot}-shot mIoU " + ", ".join(f"{m:.1f} at the {e}" for m, e in zip(found, epochs, strict=True))
 
 
 def fill(experiment: Experiment, config: Config) -> None:
