@@ -135,7 +135,7 @@ class EpisodeDataset(torch.utils.data.Dataset):
             self.benchmark, episode, self.size, change=lambda square: augment(square, self.augment, rng)
         )
 
-    def __getitems__(self, indices: list[int]) -> list[Batch] | Exception:
+    def __getitems__(self, indices: Sequence[int]) -> list[Batch] | Exception:
         """Several items, for the loader; or the error of a file, which would arrive from a worker wrapped in a traceback."""
         try:
             return [self[index] for index in indices]
