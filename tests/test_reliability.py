@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from helpers import BOOK
-from kit.reliability import kills_table, table
+from kit.reliability import table
 
 
 def test_what_is_withstood(data):
@@ -21,9 +21,6 @@ def test_what_is_withstood(data):
     kills = result["kills"]
     assert kills["random"]["survived"] == kills["random"]["tried"] >= 6
     assert kills["inside_writes"]["survived"] == kills["inside_writes"]["tried"] >= 3
-    # Not all at one step: which of them come early or late hangs on the machine.
-    assert len({kill["steps"] for kill in kills["kills"]}) > 2
-    assert "after 2" in kills_table(result)
     assert (result["pictures"]["tried"], result["pictures"]["other"]) == (100, [])
     assert (result["inputs"]["refused_by_name"], result["inputs"]["other"]) == (200, [])
     assert "killed inside a write" in table(result)

@@ -1,4 +1,4 @@
-"""Tables of what the fault-injection harness, `tests/reliability.py`, counted."""
+"""The table of what the fault-injection harness, `tests/reliability.py`, counted."""
 
 from hsnet.runs import markdown
 
@@ -27,11 +27,3 @@ def table(result: dict) -> str:
         how = f"{found['command_lines']} command lines, {found['config_files']} config files: refused by name, no traceback"
         row("bad inputs", found["tried"], found["refused_by_name"], how)
     return markdown(["what", "tried", "well", "what happened"], rows)
-
-
-def kills_table(result: dict) -> str:
-    """Markdown: how many kills came after how many steps; empty where none were tried."""
-    kills = [(kill["how"], kill["steps"]) for kill in result.get("kills", {}).get("kills", [])]
-    steps = range(max((steps for _, steps in kills), default=-1) + 1)
-    rows = [[text, *(str(kills.count((how, n)) or "–") for n in steps)] for how, text in KILLS.items()]
-    return markdown(["", *(f"after {n}" for n in steps)], rows) if kills else ""
