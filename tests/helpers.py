@@ -80,13 +80,14 @@ def outcome(folder):
     return bits | {"finished": state["finished"], "history": lines, "areas": areas}
 
 
-def several(count, settings, folder, **keywords):
-    """`torchrun` with so many processes, started; a checkpoint after each step."""
+TRAIN = "from hsnet import train\ntrain.SAVE_EVERY, train.SAVE_SHARE = 0, float('inf')\ntrain.run_program(train.main)\n"
+
+
+def several(count, settings, folder, source=TRAIN, **keywords):
+    """`torchrun` with so many processes, started; by default a training with a checkpoint after each step."""
     options = [f"--{k.replace('_', '-')}={v}" for k, v in settings.items()]
     program = folder / "program.py"
-    program.write_text(
-        "from hsnet import train\ntrain.SAVE_EVERY, train.SAVE_SHARE = 0, float('inf')\ntrain.run_program(train.main)\n"
-    )
+    program.write_text(source)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

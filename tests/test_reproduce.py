@@ -1,10 +1,6 @@
 """The experiments of a table are trained, tested and skipped as they should; small ones, of the benchmark drawn by code."""
 
 import dataclasses
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import helpers
 import pytest
@@ -15,7 +11,6 @@ from hsnet.reproduce import experiments, report
 from hsnet.reproduce.experiments import LAST_EPOCH, Experiment, state
 from hsnet.runs import lock
 
-ROOT = Path(__file__).resolve().parents[1]
 TINY = {name: value for name, value in helpers.TINY.items() if name not in ("shot", "name")}
 TINY |= {"size": 32, "epoch_episodes": 2, "val_episodes": 2, "precision": "float32", "pretrained": False}
 
@@ -90,24 +85,23 @@ def test_a_dry_run_touches_nothing(run, data):
 
 
 SCRIPT = """
+import sys
 from hsnet.reproduce import experiments
 from hsnet.reproduce import __main__ as reproduce
 from hsnet.reproduce.experiments import Experiment
 from hsnet.config import Config, run_program
 one = Experiment(Config(**{settings!r}), shots=(1,))
 experiments.TABLES["tried"] = lambda protocol: [one]
+sys.argv.append("tried")
 run_program(reproduce.main)
 """
 
 
 def test_several_processes_fill_an_experiment(data, tmp_path):
-    script = tmp_path / "tried.py"
-    script.write_text(SCRIPT.format(settings=TINY | {"epochs": 1}))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    options = ["tried", "--device", "cpu", "--workers", "0"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    source = SCRIPT.format(settings=TINY | {"epochs": 1})
+    process = helpers.several(2, {"device": "cpu", "workers": 0}, tmp_path, source)
+    out, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error[-2000:]
     assert state(tiny(epochs=1)).kind == "done"
-    assert done.stdout.count("1 of 1") == 2  # one process speaks: at the beginning, and of the score
-    assert done.stdout.count("ours, last epoch") == 1
+    assert out.count("1 of 1") == 2  # one process speaks: at the beginning, and of the score
+    assert out.count("ours, last epoch") == 1
