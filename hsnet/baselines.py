@@ -85,6 +85,20 @@ class Prototypes:
         return torch.cat([maps[:, 0] > thresholds, (maps[:, 0] > maps[:, 1])[None]])
 
 
+def with_prior(
+    probability: Float[Tensor, "*b h w"], contrast: Float[Tensor, "*b h w"], weight: float
+) -> Float[Tensor, "*b h w"]:
+    """HSNet's mean probability with the prototypes' map as a prior: logit(p) + weight · contrast, as a probability.
+
+    This goes beyond the paper: the prototypes average whole objects, where HSNet compares positions, and they err on other
+    images. The weight is chosen on validation episodes (`thresholds.choose_thresholds`); with 0 nothing changes.
+
+    Args:
+        contrast: of `Prototypes.contrast`, from all supports at once.
+    """
+    return torch.sigmoid(torch.logit(probability, eps=1e-4) + weight * contrast) if weight else probability
+
+
 def _maps(query_level, support_level, support_mask, size) -> Float[Tensor, "b 2 h w"]:
     """Cosines with the foreground's and with the background's prototype, averaged over the level's layers."""
     b, k = support_mask.shape[:2]

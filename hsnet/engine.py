@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from . import baselines, runs
-from .baselines import Prototypes
+from .baselines import Prototypes, with_prior
 from .benchmarks import Benchmark, Episode
 from .config import Config
 from .devices import choose_device, choose_precision, choose_workers, computing_in, describe, exact_float32
@@ -246,7 +246,7 @@ def predictor(
     The masks have the size of the batch's truth.
 
     Args:
-        rule: how the masks of several supports become one: see `vote`, or "mean" with the model's thresholds.
+        rule: how the masks of several supports become one: see `vote`, or "mean" with the model's thresholds and prior.
     """
 
     @torch.no_grad()
@@ -256,7 +256,7 @@ def predictor(
         with computing_in(dtype, device):
             query, support = features_of(model, batch)
             if rule == "mean":
-                probability = mean_probability(model, query, support, batch.support_mask, size)
+                probability = mean_probability(model, query, support, batch.support_mask, size, model.prior)
                 masks = {"HSNet": probability > model.thresholds[batch.support_mask.shape[1] > 1]}
             else:
                 masks = {"HSNet": model.predict_from_features(query, support, batch.support_mask, size, rule)}
@@ -274,10 +274,17 @@ def features_of(model: HSNet, batch: Batch) -> list[list[list[Tensor]]]:
 
 
 @torch.no_grad()
-def mean_probability(model: HSNet, query, support, support_mask, size: tuple[int, int]) -> Float[Tensor, "b h w"]:
-    """The foreground's probability, averaged over the supports; arguments as in `HSNet.predict_from_features`."""
+def mean_probability(
+    model: HSNet, query, support, support_mask, size: tuple[int, int], prior: float
+) -> Float[Tensor, "b h w"]:
+    """The foreground's probability, averaged over the supports; arguments as in `HSNet.predict_from_features`.
+
+    Args:
+        prior: weight of the prototypes' map, see `baselines.with_prior`.
+    """
     logits = model.logits_from_features(query, support, support_mask, size)
-    return sum(one.float().softmax(dim=1)[:, 1] for one in logits) / support_mask.shape[1]
+    probability = sum(one.float().softmax(dim=1)[:, 1] for one in logits) / support_mask.shape[1]
+    return with_prior(probability, Prototypes.contrast(query, support, support_mask, size).float(), prior)
 
 
 def evaluate(

@@ -1,16 +1,18 @@
-"""Write a trained run as ONNX: two graphs that run without PyTorch, in a browser for instance.
+"""Write a trained run as ONNX: three graphs that run without PyTorch, in a browser for instance.
 
-    python -m hsnet.export RUN --out FOLDER                         features.onnx and match.onnx, weights in float16
+    python -m hsnet.export RUN --out FOLDER                         features.onnx, match.onnx and prior.onnx, weights in float16
     python -m hsnet.export RUN --precision int8 --out FOLDER        weights in 8 bits
 
 features.onnx: an image -> its features. It runs once for each image, support or query.
 match.onnx: the features of a query and of one support, and the support's mask -> the query's probabilities. It runs once for
-each support; the caller combines the masks by `hsnet.vote`.
+each support; the caller takes the mean of the probabilities, or combines the masks by `hsnet.vote`.
+prior.onnx: the coarsest features of a query and of K supports, and the masks -> the prototypes' map, for `baselines.with_prior`.
 
 The images are squares with the side of the run's training. The graphs compute in float32, whatever the stored precision.
 """
 
 import tempfile
+import warnings
 from copy import deepcopy
 from functools import partial
 from itertools import islice
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import runs
+from .baselines import Prototypes
 from .config import command_line, run_program
 from .conv4d import CenterPivotConv4d
 from .correlation import hypercorrelation_pyramid
@@ -98,6 +101,19 @@ class Match(nn.Module):
         return torch.sigmoid(logits[0, 1] - logits[0, 0])  # the softmax of two
 
 
+class Prior(nn.Module):
+    """`Prototypes.contrast` of one query and K supports, from the features of the coarsest level."""
+
+    def forward(
+        self,
+        mask: Float[Tensor, "k s s"],
+        query: list[Float[Tensor, "1 _c h w"]],
+        support: list[Float[Tensor, "k _c h w"]],
+    ) -> Float[Tensor, "s s"]:
+        """The cosine with the foreground's prototype minus the cosine with the background's."""
+        return Prototypes.contrast([query], [support], mask[None] > 0, mask.shape[-2:])[0]
+
+
 class _PlainCenterPivot(nn.Module):
     """A `CenterPivotConv4d` that adds its halves in a tensor of their own: in a graph, writing in place scatters."""
 
@@ -122,9 +138,10 @@ def _plain(layer: nn.Module) -> nn.Module:
 
 
 def write_graphs(graphs: dict[str, bytes], folder: Path, precision: str = "float16") -> dict[str, int]:
-    """Write what `make_graphs` returns as `features.onnx` and `match.onnx`, with smaller weights.
+    """Write what `make_graphs` returns as `features.onnx`, `match.onnx` and `prior.onnx`, with smaller weights.
 
-    Inputs of match.onnx are `mask` and, for each output `feature-N` of features.onnx, `query-N` and `support-N`.
+    Inputs of match.onnx are `mask` and, for each output `feature-N` of features.onnx, `query-N` and `support-N`; those of
+    prior.onnx have the same names, for the features of the coarsest level alone, with the K supports in one tensor each.
 
     Returns:
         The files' sizes in bytes, by name.
@@ -145,7 +162,7 @@ def write_graphs(graphs: dict[str, bytes], folder: Path, precision: str = "float
 
 
 def make_graphs(model: HSNet) -> dict[str, bytes]:
-    """Both graphs in float32, what is constant computed.
+    """All graphs in float32, what is constant computed.
 
     Raises:
         ImportError: the packages that write ONNX are missing.
@@ -160,7 +177,7 @@ def make_graphs(model: HSNet) -> dict[str, bytes]:
     with torch.no_grad():
         features = Features(model)(picture)
         sizes = [tuple(level[0].shape[-2:]) for level in model.backbone(model.backbone.normalize(picture))]
-    numbers = range(len(features))
+    numbers, coarsest = range(len(features)), list(features[-len(model.backbone.layers[-1]) :])
     jobs = {
         "features": (Features(model), (picture,), ["picture"], [f"feature-{i}" for i in numbers]),
         "match": (
@@ -169,14 +186,23 @@ def make_graphs(model: HSNet) -> dict[str, bytes]:
             ["mask", *(f"query-{i}" for i in numbers), *(f"support-{i}" for i in numbers)],
             ["probability"],
         ),
+        "prior": (
+            Prior(),
+            (mask.repeat(2, 1, 1), coarsest, [f.repeat(2, 1, 1, 1) for f in coarsest]),
+            ["mask", *(f"{name}-{i}" for name in ("query", "support") for i in numbers[-len(coarsest) :])],
+            ["contrast"],
+        ),
     }
+    shots = {0: torch.export.Dim("shots", min=1, max=64)}  # K of prior.onnx
+    dynamic = {"prior": {"mask": shots, "query": [{}] * len(coarsest), "support": [shots] * len(coarsest)}}
     graphs = {}
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*axis name: shots")  # the masks and the supports share it
         for name, (module, example, inputs, outputs) in jobs.items():
             path, folded = Path(scratch, f"{name}.onnx"), Path(scratch, f"{name}-folded.onnx")
             torch.onnx.export(
                 module.eval(), example, path, dynamo=True, opset_version=OPSET, input_names=inputs, output_names=outputs,
-                external_data=False, verbose=False,
+                external_data=False, verbose=False, dynamic_shapes=dynamic.get(name),
             )  # fmt: skip
             options = runtime.SessionOptions()
             options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -229,7 +255,7 @@ def main() -> None:
     parser = command_line("export", __doc__)
     option = parser.add_argument
     option("run", nargs="?", default=DEFAULT_RUN, help=f"trained run, by name or folder (default: {DEFAULT_RUN})")
-    option("--out", type=Path, help="folder of the two files (default: the run's name, in the current folder)")
+    option("--out", type=Path, help="folder of the three files (default: the run's name, in the current folder)")
     option(
         "--precision", default="float16", choices=PRECISIONS, help="precision of the stored weights (default: float16)"
     )

@@ -54,6 +54,7 @@ def save_model(path: Path, model: nn.Module, learned: dict[str, Tensor] | None =
         "settings": json.dumps(model.settings),
         "training_size": json.dumps(model.training_size),
         "thresholds": json.dumps(model.thresholds),
+        "prior": json.dumps(model.prior),
         "backbone_stored": json.dumps(not model.backbone.pretrained or model.backbone.trainable),
     }
     write_atomically(path, safetensors.torch.save(stored, metadata))
@@ -227,6 +228,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise ValueError(f"{path} holds other tensors: missing {missing[:5]}, left over {unexpected[:5]}")
     model.training_size = json.loads(metadata["training_size"])
     model.thresholds = tuple(json.loads(metadata.get("thresholds", "[0.5, 0.5]")))
+    model.prior = json.loads(metadata.get("prior", "0.0"))
 
 
 def run_folder(run: str | Path) -> Path:

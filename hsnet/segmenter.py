@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .annotations import read_annotations
-from .baselines import Prototypes
+from .baselines import Prototypes, with_prior
 from .benchmarks.resize import resize_image, resize_mask
 from .devices import choose_device
 from .inputs import squeezed_size
@@ -170,25 +170,26 @@ class Segmenter:
         """
         images = image if isinstance(image, (list, tuple)) else [image]
         masks = []
-        for maps, size in self._maps(images) if images else ():
+        for maps, mean, size in self._maps(images) if images else ():
             if self.rule == "mean" and self.method == "hsnet":
-                mask = maps.mean(dim=0) > self.model.thresholds[len(maps) > 1]
+                mask = mean > self.model.thresholds[len(maps) > 1]
             else:
                 mask = vote((maps > 0.5)[None], "paper" if self.method == "prototypes" else self.rule)[0]
             masks.append(_enlarge(mask, size).cpu().numpy())
         return masks if isinstance(image, (list, tuple)) else masks[0]
 
     def predict_proba(self, image: Picture) -> Float[np.ndarray, "h w"]:
-        """The probability of foreground, in [0, 1], at the image's own size: the mean over the supports.
+        """The probability of foreground, in [0, 1], at the image's own size: the mean over the supports, with the prior of
+        the weights (`baselines.with_prior`).
 
         It is not calibrated. Raises as `predict` does, and ValueError for a method without probabilities.
         """
-        probabilities, size = self._each(image)
-        return _enlarge(probabilities.mean(dim=0), size).cpu().numpy()
+        _, mean, size = self._each(image)
+        return _enlarge(mean, size).cpu().numpy()
 
     def predict_each(self, image: Picture) -> Bool[np.ndarray, "k h w"]:
-        """The probability of foreground from each of the K supports, at the image's own size. Raises as `predict_proba` does."""
-        probabilities, size = self._each(image)
+        """The mask from each of the K supports alone, at the image's own size. Raises as `predict_proba` does."""
+        probabilities, _, size = self._each(image)
         return np.stack([_enlarge(one > self.model.thresholds[0], size).cpu().numpy() for one in probabilities])
 
     def _each(self, image):
@@ -196,8 +197,9 @@ class Segmenter:
             raise ValueError("prototypes give one mask, no probabilities: call predict, or use the method hsnet")
         return next(self._maps([image]))
 
-    def _maps(self, images) -> Iterator[tuple[Float[Tensor, "k h w"], tuple[int, int]]]:
-        """For each picture: each support's probabilities, at its own size or, if it is large, a fraction of it; and its own size.
+    def _maps(self, images) -> Iterator[tuple[Float[Tensor, "k h w"], Float[Tensor, "h w"], tuple[int, int]]]:
+        """For each picture: each support's probabilities and their mean with the prior, at its own size or, if it is large, a
+        fraction of it; and its own size.
 
         Of prototypes: one mask, as 0 and 1.
         """
@@ -207,10 +209,12 @@ class Segmenter:
         squares = torch.stack([square_image(pixels, self.size, self.aspect) for pixels, _ in pictures]).to(self.device)
         with torch.no_grad():
             levels = self.model.backbone(self.model.backbone.normalize(squares))
-            answers = self._logits(levels) if self.method == "hsnet" else self._contrasts(levels)
-        for answer, (_, size) in zip(answers, pictures, strict=True):
-            maps = from_square(answer.float(), _within(size), self.size, self.aspect)
-            yield maps.softmax(dim=1)[:, 1] if self.method == "hsnet" else maps[:, 0], size
+            contrasts = self._contrasts(levels)
+            answers = self._logits(levels) if self.method == "hsnet" else [contrast > 0 for contrast in contrasts]
+        for answer, contrast, (_, size) in zip(answers, contrasts, pictures, strict=True):
+            maps, contrast = (from_square(x.float(), _within(size), self.size, self.aspect) for x in (answer, contrast))
+            maps = maps.softmax(dim=1)[:, 1] if self.method == "hsnet" else maps[:, 0]
+            yield maps, with_prior(maps.mean(dim=0), contrast[0, 0], self.model.prior), size
 
     def _logits(self, query_levels) -> Float[Tensor, "b k 2 _h _w"]:
         b = len(query_levels[0][0])
@@ -220,11 +224,10 @@ class Segmenter:
         logits = self.model.logits_from_features(query_levels, supports, masks, (2 * height, 2 * width))
         return torch.stack(list(logits), dim=1)
 
-    def _contrasts(self, query_levels) -> Iterator[Bool[Tensor, "1 1 s s"]]:
-        for i in range(len(query_levels[0][0])):
-            query = [[f[i : i + 1] for f in level] for level in query_levels]
-            contrast = Prototypes.contrast(query, self._support_levels, self._support_mask, (self.size, self.size))
-            yield contrast[None] > 0
+    def _contrasts(self, query_levels) -> list[Float[Tensor, "1 1 s s"]]:
+        queries = ([[f[i : i + 1] for f in level] for level in query_levels] for i in range(len(query_levels[0][0])))
+        known = self._support_levels, self._support_mask, (self.size, self.size)
+        return [Prototypes.contrast(query, *known)[None] for query in queries]
 
 
 def square_image(image: UInt8[np.ndarray, "h w 3"], side: int, aspect: str) -> UInt8[Tensor, "3 side side"]:

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from hsnet import HSNet
+from hsnet.baselines import Prototypes
 from hsnet.config import Config
 from hsnet.runs import WEIGHTS, save_model
 
 pytest.importorskip("onnx", reason="writing ONNX needs the extra `export`")
+import onnxruntime
 from kit import exported
 
 from hsnet.export import OPSET, Features, Match, make_graphs, write_graphs
@@ -76,6 +78,22 @@ def test_the_graphs_equal_the_network(model, folder):
         theirs = expected(model, *asked)
         assert theirs.std() > 1e-4  # random weights say something
         assert np.abs(run(*asked) - theirs.numpy()).max() < 1e-4
+
+
+@torch.no_grad()
+def test_the_graph_of_the_prior_takes_any_number_of_supports(model, folder):
+    run, n = onnxruntime.InferenceSession(folder / "prior.onnx", providers=["CPUExecutionProvider"]), 13
+    for shot in (1, 3):
+        query, *supports = (question(seed) for seed in range(1 + shot))
+        mask = torch.stack([support[2] for support in supports])
+        pictures = query[0][None], torch.stack([support[1] for support in supports])
+        query_levels, support_levels = (model.backbone(model.backbone.normalize(x)) for x in pictures)
+        inputs = {"mask": mask.float().numpy()}
+        for name, level in (("query", query_levels[-1]), ("support", support_levels[-1])):
+            inputs |= {f"{name}-{i}": feature.numpy() for i, feature in enumerate(level, n - len(level))}
+        theirs = Prototypes.contrast(query_levels, support_levels, mask[None], (SIDE, SIDE))[0]
+        assert theirs.std() > 1e-3
+        assert np.abs(run.run(None, inputs)[0] - theirs.numpy()).max() < 1e-5
 
 
 def test_smaller_weights_make_smaller_files_and_nearly_the_same_answer(model, graphs, folder, tmp_path):

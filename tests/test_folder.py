@@ -15,7 +15,7 @@ from hsnet.benchmarks.augment import AUGMENTATIONS, KEPT, augment
 from hsnet.benchmarks.cache import build_cache
 from hsnet.config import Config
 from hsnet.runs import save_model
-from hsnet.thresholds import THRESHOLDS
+from hsnet.thresholds import PRIORS, THRESHOLDS
 
 
 @pytest.fixture
@@ -242,9 +242,11 @@ def test_the_weights_carry_the_threshold_that_validation_chose(root, call, data)
     assert done.returncode == 0, done.stderr
     folder = data / "runs" / "cut"
     model = HSNet.from_run(folder)
-    assert f"thresholds {model.thresholds[0]} with one support, {model.thresholds[1]} with several" in done.stdout
+    said = f"thresholds {model.thresholds[0]} with one support, {model.thresholds[1]} with several; prior {model.prior}"
+    assert said in done.stdout
     assert set(model.thresholds) <= set(THRESHOLDS)
-    model.thresholds = (0.2, 0.8)
+    assert model.prior in PRIORS
+    model.thresholds, model.prior = (0.2, 0.8), 0.0
     save_model(folder / "model.safetensors", model)
     one, two = (
         Segmenter(folder).fit([root / "images" / "000.jpg"] * k, [root / "masks" / "ant" / "000.png"] * k)
@@ -253,4 +255,9 @@ def test_the_weights_carry_the_threshold_that_validation_chose(root, call, data)
     picture = root / "images" / "004.jpg"
     assert np.array_equal(one.predict(picture), one.predict_proba(picture) > 0.2)
     assert np.array_equal(two.predict(picture), two.predict_proba(picture) > 0.8)
+    # The prior moves the probability of every pixel by the prototypes' map.
+    plain, two.model.prior = two.predict_proba(picture), 4.0
+    moved = torch.tensor(two.predict_proba(picture)).logit() - torch.tensor(plain).logit(eps=1e-4)
+    two.method = "prototypes"
+    assert ((moved > 0).numpy() == two.predict(picture)).mean() > 0.99
     assert Segmenter(folder, rule="majority").rule == "majority"

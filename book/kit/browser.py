@@ -93,10 +93,11 @@ def picture_address(picture: np.ndarray) -> str:
 
 
 def write_episodes(out: Path, model: HSNet, run: str) -> None:
-    """Write what is built in as a script, with the weights' size and thresholds, and the run's scores on photographs."""
+    """Write what is built in as a script, with the weights' size, thresholds and prior, and the run's scores on photographs."""
     content = {
         "side": model.training_size,
         "thresholds": model.thresholds,
+        "prior": model.prior,
         "photographs": on_photographs(run),
         "episodes": built_in(model.training_size),
     }

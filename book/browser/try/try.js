@@ -89,7 +89,8 @@
   let support = empty(); // the one that is painted on
   let mask = null; // its own
   let query = empty();
-  let answered = null; // the probabilities of the last answer, by support
+  let answered = null; // the last answer: the mean probability of the supports with the prior
+  let several = false; // whether it had more than one support
   let brush = { x: 0, y: 0, shown: false };
   let seconds = {};
 
@@ -283,17 +284,18 @@
 
   // The network
 
-  let network = null; // promise of { features, match, device }
+  let network = null; // promise of { features, match, prior, device }
 
   async function load(device) {
     const start = performance.now();
     part.progress.removeAttribute("value"); // how long it takes is not known
     const name = device === "webgpu" ? "ort-wasm-simd-threaded.asyncify" : "ort-wasm-simd-threaded";
-    const [glue, binary, features, match] = await Promise.all([
+    const [glue, binary, features, match, prior] = await Promise.all([
       bytes(name + ".mjs"),
       bytes(name + ".wasm"),
       bytes("features.onnx"),
       bytes("match.onnx"),
+      bytes("prior.onnx"),
       script(device === "webgpu" ? "ort.webgpu.min.js" : "ort.wasm.min.js"),
     ]);
     const ort = globalThis.ort;
@@ -306,6 +308,7 @@
       ort,
       features: await ort.InferenceSession.create(features, options),
       match: await ort.InferenceSession.create(match, options),
+      prior: await ort.InferenceSession.create(prior, options),
     };
     for (const key of Object.keys(files)) delete files[key]; // the text is not needed again
     for (const key of Object.keys(loads)) if (/\.(mjs|wasm|onnx)\.js$/.test(key)) delete loads[key];
@@ -321,6 +324,30 @@
     const found = await net.features.run({ picture: new net.ort.Tensor("uint8", planes, [1, 3, side, side]) });
     picture.features = { device: net.device, values: Object.values(found) };
     return picture.features.values;
+  }
+
+  // One tensor from those of several supports.
+  function stacked(ort, tensors, shape) {
+    const values = new Float32Array(tensors.reduce((sum, tensor) => sum + tensor.length, 0));
+    tensors.reduce((at, tensor) => (values.set(tensor, at), at + tensor.length), 0);
+    return new ort.Tensor("float32", values, [tensors.length, ...shape]);
+  }
+
+  // The mean of the supports' probabilities, with the prototypes' map as a prior: `hsnet.baselines.with_prior`.
+  async function withPrior(net, probabilities, small, queried, found) {
+    const inputs = { mask: stacked(net.ort, small, [side, side]) };
+    for (const name of net.prior.inputNames.filter((name) => name.startsWith("query-"))) {
+      const i = +name.split("-")[1];
+      inputs[name] = queried[i];
+      inputs[`support-${i}`] = stacked(net.ort, found.map((features) => features[i].data), queried[i].dims.slice(1));
+    }
+    const contrast = (await net.prior.run(inputs)).contrast.data;
+    const weight = globalThis.hsnetEpisodes.prior;
+    return contrast.map((c, i) => {
+      const mean = probabilities.reduce((sum, probability) => sum + probability[i], 0) / probabilities.length;
+      const p = Math.min(Math.max(mean, 1e-4), 1 - 1e-4);
+      return weight ? 1 / (1 + Math.exp(-Math.log(p / (1 - p)) - weight * c)) : mean;
+    });
   }
 
   const drawn = () => new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
@@ -361,22 +388,24 @@
       };
       const queried = await featuresOf(net, asked.query);
       await step();
-      const probabilities = [];
+      const [probabilities, shown] = [[], []];
       for (const [i, one] of asked.supports.entries()) {
         const inputs = { mask: new net.ort.Tensor("float32", small[i], [1, side, side]) };
         queried.forEach((tensor, j) => (inputs[`query-${j}`] = tensor));
-        (await featuresOf(net, one)).forEach((tensor, j) => (inputs[`support-${j}`] = tensor));
+        shown.push(await featuresOf(net, one));
+        shown[i].forEach((tensor, j) => (inputs[`support-${j}`] = tensor));
         await step();
         probabilities.push((await net.match.run(inputs)).probability.data);
         await step();
       }
       if (asked.query !== query || asked.supports !== supports) return say("Others were chosen meanwhile: press again.");
-      answered = probabilities;
+      answered = await withPrior(net, probabilities, small, queried, shown);
+      several = small.length > 1;
       part.save.disabled = false;
       drawAnswer();
       seconds.answer = (performance.now() - start) / 1000;
       globalThis.hsnetTry = {
-        probabilities: probabilities.map((p) => Array.from(p)),
+        probability: Array.from(answered),
         masks: small.map((m) => Array.from(m)),
         seconds: { ...seconds },
         device: net.device,
@@ -392,11 +421,10 @@
     }
   }
 
-  // The mask at a size: the mean of the supports' probabilities, corners on corners, above the threshold of the weights.
+  // The mask at a size: the answer, corners on corners, above the threshold of the weights.
   function found(width, height) {
     const mask = new Uint8Array(width * height);
-    const threshold = globalThis.hsnetEpisodes.thresholds[answered.length > 1 ? 1 : 0];
-    const mean = answered[0].map((_, i) => answered.reduce((sum, probability) => sum + probability[i], 0) / answered.length);
+    const threshold = globalThis.hsnetEpisodes.thresholds[several ? 1 : 0];
     for (let y = 0; y < height; y++) {
       const v = height > 1 ? (y * (side - 1)) / (height - 1) : 0;
       const top = Math.min(Math.floor(v), side - 2);
@@ -404,8 +432,8 @@
         const u = width > 1 ? (x * (side - 1)) / (width - 1) : 0;
         const left = Math.min(Math.floor(u), side - 2);
         const at = top * side + left;
-        const upper = mean[at] + (u - left) * (mean[at + 1] - mean[at]);
-        const lower = mean[at + side] + (u - left) * (mean[at + side + 1] - mean[at + side]);
+        const upper = answered[at] + (u - left) * (answered[at + 1] - answered[at]);
+        const lower = answered[at + side] + (u - left) * (answered[at + side + 1] - answered[at + side]);
         mask[y * width + x] = upper + (v - top) * (lower - upper) > threshold ? 1 : 0;
       }
     }
