@@ -101,12 +101,12 @@ def with_prior(
 
 def _maps(query_level, support_level, support_mask, size) -> Float[Tensor, "b 2 h w"]:
     """Cosines with the foreground's and with the background's prototype, averaged over the level's layers."""
-    b, k = support_mask.shape[:2]
+    b = len(support_mask)
     share = F.adaptive_avg_pool2d(support_mask.flatten(0, 1).float()[:, None], support_level[0].shape[-2:])
     foreground = background = 0.0
     for query, support in zip(query_level, support_level, strict=True):
-        foreground = foreground + _cosine(query, support, share, b, k) / len(query_level)
-        background = background + _cosine(query, support, 1 - share, b, k) / len(query_level)
+        foreground = foreground + _cosine(query, support, share, b) / len(query_level)
+        background = background + _cosine(query, support, 1 - share, b) / len(query_level)
     return F.interpolate(torch.stack([foreground, background], 1), tuple(size), mode="bilinear", align_corners=True)
 
 
@@ -115,8 +115,7 @@ def _cosine(
     support: Float[Tensor, "bk c hs ws"],
     weight: Float[Tensor, "bk 1 hs ws"],
     b: int,
-    k: int,
 ) -> Float[Tensor, "b h w"]:
     """Cosine of each query position with the weighted mean of the K supports' features."""
-    prototype = (support * weight).unflatten(0, (b, k)).sum((1, 3, 4))  # b c; its length does not matter
+    prototype = (support * weight).unflatten(0, (b, -1)).sum((1, 3, 4))  # b c; its length does not matter
     return torch.einsum("bchw,bc->bhw", F.normalize(query, dim=1), F.normalize(prototype, dim=1))
