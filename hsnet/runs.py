@@ -193,6 +193,10 @@ def load_model(run: str | Path, build: Callable[..., nn.Module]) -> nn.Module:
     metadata, _ = _read(path)
     model = build(**json.loads(metadata["settings"]), pretrained=not json.loads(metadata["backbone_stored"]))
     load_weights(model, path)
+    # Not in `load_weights`: a training that starts from a run may have another size, and chooses anew where to cut.
+    model.training_size = json.loads(metadata["training_size"])
+    model.thresholds = tuple(json.loads(metadata.get("thresholds", "[0.5, 0.5]")))
+    model.prior = json.loads(metadata.get("prior", "0.0"))
     return model.eval()
 
 
@@ -212,7 +216,7 @@ def weights_of(run: str | Path) -> Path:
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a file of `save_model` into a model built with the same settings.
+    """Load the learned tensors of a file of `save_model` into a model built with the same settings.
 
     Raises:
         ValueError: a damaged file, or the weights of a model with other settings (another backbone, say), naming them.
@@ -226,9 +230,6 @@ def load_weights(model: nn.Module, path: Path) -> None:
     missing = [n for n, _ in model.named_parameters() if _is_stored(n, model) and n not in tensors]
     if missing or unexpected:
         raise ValueError(f"{path} holds other tensors: missing {missing[:5]}, left over {unexpected[:5]}")
-    model.training_size = json.loads(metadata["training_size"])
-    model.thresholds = tuple(json.loads(metadata.get("thresholds", "[0.5, 0.5]")))
-    model.prior = json.loads(metadata.get("prior", "0.0"))
 
 
 def run_folder(run: str | Path) -> Path:

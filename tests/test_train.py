@@ -255,6 +255,9 @@ def test_a_training_starts_from_another_s_weights(data):
     assert all(torch.allclose(weights[name], started[name], atol=1e-6) for name in weights)
     assert not all(torch.allclose(weights[name], fresh[name], atol=1e-3) for name in weights)
     assert Config.load(data / "runs" / "second" / "config.json").start == "first"
+    # At another size: the weights carry the size of their own training.
+    larger = train(replace(second, name="larger", size=2 * second.size))
+    assert HSNet.from_run(larger).training_size == 2 * second.size
     # Once begun it needs the other no more.
     shutil.rmtree(first)
     train(replace(second, epochs=2), resume=True)
