@@ -157,7 +157,9 @@ def grid(rows: Sequence[Sequence[np.ndarray | None]], row_names: Sequence[str], 
             for picture, name in zip(row, column_names, strict=True)
         )
         parts.append(f'<div class="row"><b>{html.escape(row_name)}</b>{"".join(drawn)}</div>')
-    return shown(f'<div class="hsnet-grid" style="--columns:{len(column_names)}">{"".join(parts)}</div>')
+    columns = len(column_names)
+    narrow = 2 if columns == 4 else min(columns, 3)
+    return shown(f'<div class="hsnet-grid" style="--columns:{columns};--narrow:{narrow}">{"".join(parts)}</div>')
 
 
 def two_planes(
@@ -239,7 +241,7 @@ def ladder(bars: dict[str, tuple[float, tuple[float, float]]], now: str) -> Show
         bars: mIoU in percent and its 95 % interval, by name, from top to bottom.
         now: the bar to show in colour.
     """
-    end = max(60, *(high for _, (_, high) in bars.values())) + 9
+    end = max(60, *(high for _, (_, high) in bars.values())) + 15  # room for the number on a phone
     rows = [
         f'<span>{html.escape(name)}</span><div><i style="width:{100 * miou / end:.1f}%"{" class=now" * (name == now)}></i>'
         f'<u style="left:{100 * low / end:.1f}%;width:{100 * (high - low) / end:.1f}%"></u>'
