@@ -178,7 +178,7 @@ CLAIMS_COST = {"dense": 3.4, "backbone": 1.8}  # times as much
 
 
 def claims() -> list[Experiment]:
-    """What the paper claims, on the embedded benchmark; see `hsnet.reproduce.claims`."""
+    """What the paper claims, on the embedded benchmark; compared by `kit.claims`."""
     # In the order of training. Dense kernels, which cost four times as much, are the last.
     places = {PUBLISHED: 0, "separable 4D kernels": 1, "original 4D kernels": 3}
     variants = sorted(ABLATIONS, key=lambda variant: places.get(variant, 2))
