@@ -74,11 +74,6 @@ def left_alone() -> dict:
     return helpers.outcome(data_folder() / "runs" / "whole")
 
 
-def ends_alike(name: str) -> bool:
-    """Whether a run is finished as the one that was left alone."""
-    return helpers.outcome(data_folder() / "runs" / name) == left_alone()
-
-
 def _strike(at: int, tear: bool) -> Callable[[], None]:
     """Kill the process at its `at`-th call of fsync or rename; with `tear`, half of the file is on the disk then."""
 
@@ -125,7 +120,7 @@ def measure_kills(count: int, seed: int = 0) -> dict:
                 child = Child(name, _strike(rng.randint(1, 15), rng.random() < 0.5))
             struck += [how] * (child.wait() == -signal.SIGKILL)
         Child(name).wait()
-        equal = ends_alike(name)
+        equal = helpers.outcome(data_folder() / "runs" / name) == left_alone()
         result["runs"] += 1
         result["equal_runs"] += equal
         for how in struck:
@@ -136,12 +131,8 @@ def measure_kills(count: int, seed: int = 0) -> dict:
     return result
 
 
-MEASURES: dict[str, Callable[[int], dict]] = {
-    "kills": measure_kills,
-    "pictures": measure_pictures,
-    "inputs": measure_inputs,
-}
-COUNTS = {"kills": 200, "pictures": 5000, "inputs": 5000}
+# By name: the measurement, and how many are tried.
+MEASURES = {"kills": (measure_kills, 200), "pictures": (measure_pictures, 5000), "inputs": (measure_inputs, 5000)}
 
 
 def main() -> None:
@@ -150,7 +141,7 @@ def main() -> None:
         prog="tests/reliability.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", default=list(MEASURES), choices=MEASURES, help="leave the others out")
-    for name, count in COUNTS.items():
+    for name, (_, count) in MEASURES.items():
         parser.add_argument(f"--{name}", type=int, default=count, help=f"how many (default: {count})")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # before any thread is started: the processes are forks of this one
@@ -160,7 +151,7 @@ def main() -> None:
         os.environ["HSNET_DATA"] = folder
         left_alone()
         for name in arguments.only:
-            result[name] = MEASURES[name](getattr(arguments, name))
+            result[name] = MEASURES[name][0](getattr(arguments, name))
     result["seconds"] = round(time.perf_counter() - start, 1)
     runs.write_json(path, result)
     shown = table(result)
