@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from .fast import images_at_once
+from .fast import extract
 from .fast.folding import fold_normalisation
 from .networks import Row, efficientnet_lite0, leaves, timm_facts, timm_network, torchvision_network
 
@@ -126,7 +126,8 @@ class Backbone(nn.Module):
 
     def normalize(self, image: UInt8[Tensor, "*batch 3 h w"]) -> Float[Tensor, "*batch 3 h w"]:
         """uint8 RGB in 0…255 to the float values of this backbone's training. No other code contains its mean and deviation."""
-        mean, std = (torch.tensor(v, device=image.device).view(3, 1, 1) for v in (self._row.mean, self._row.std))
+        row = torch.tensor([self._row.mean, self._row.std]).view(2, 3, 1, 1)
+        mean, std = row.to(image.device, non_blocking=True)
         return (image.float() / 255 - mean) / std
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[list[Float[Tensor, "b _c _h _w"]]]:
@@ -135,8 +136,7 @@ class Backbone(nn.Module):
         No feature shares memory with another, and none has passed the ReLU that follows it in the network.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trainable):
-            parts = [self._extractor[0](part) for part in image.split(images_at_once(image))]
-        features = parts[0] if len(parts) == 1 else {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
+            features = extract(self, self._extractor[0], image)
         if self._row.channels_last:
             features = {name: x.permute(0, 3, 1, 2) for name, x in features.items()}
         return [[features[layer] for layer in level] for level in self.layers]

@@ -36,7 +36,7 @@ RANGES = {  # least and most; the most are far beyond use, so that a slip of the
 
 MODEL = ("backbone", "pretrained", "kernel", "mask_support", "layers", "levels", "convolutions", "train_backbone")
 # Settings that may differ between the sittings of a run: they change where and how it is computed, not what.
-FREE = ("workers", "device", "name", "root", "test_root", "micro_batch", "recompute")
+FREE = ("workers", "device", "name", "root", "test_root", "micro_batch", "recompute", "compile")
 RETIRED = (
     "bad_files",
     "tensorboard",
@@ -106,6 +106,9 @@ class Config:
     )
     recompute: bool = _setting(
         False, "activation checkpointing of the squeezing blocks; the same step in less memory and more time"
+    )
+    compile: bool = _setting(
+        False, "compile the network with torch.compile; the same step after some minutes, for long trainings on a GPU"
     )
     optimizer: str = _setting("muon", "adam, as in the paper, or muon, which learns faster", ("adam", "muon"))
     learning_rate: float = _setting(0.015, "learning rate: about 0.001 for adam, 0.015 for muon")

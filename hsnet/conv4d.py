@@ -54,7 +54,7 @@ class CenterPivotConv4d(_Conv4d):
         # The support position of the query branch is fixed, so only every stride-th one is needed.
         pruned = x[..., :: self.stride, :: self.stride]  # b c hq wq h2 w2
         for rows in slices(pruned, result):
-            result[..., rows, :] += over_query(partial(conv2d, self.query), pruned[..., rows, :])
+            result[..., rows, :].add_(over_query(partial(conv2d, self.query), pruned[..., rows, :]))
         return result
 
 

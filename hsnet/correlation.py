@@ -5,6 +5,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from .fast.machine import for_processor
+
 # Added to each norm, as in the reference: a feature of zeros (a masked-out position) then has correlation 0, not NaN.
 EPSILON = 1e-5
 
@@ -57,10 +59,15 @@ def hypercorrelation_pyramid(
     Query and support may differ in height and width; they must have the same layers.
 
     Returns:
-        One tensor a level, in the order of the levels, shallow to deep within each. Channels lie innermost in memory
-        (see `conv4d`).
+        One tensor a level, in the order of the levels, shallow to deep within each; channels innermost in memory.
     """
-    return [
-        torch.stack([correlate(q, s) for q, s in zip(query, support, strict=True)], dim=-1).movedim(-1, 1)
-        for query, support in zip(query_levels, support_levels, strict=True)
-    ]
+    return [_hypercorrelation(q, s) for q, s in zip(query_levels, support_levels, strict=True)]
+
+
+def _hypercorrelation(query, support):
+    if for_processor(query[0].device) or len({feature.shape for feature in (*query, *support)}) > 1:
+        return torch.stack([correlate(q, s) for q, s in zip(query, support, strict=True)], dim=-1).movedim(-1, 1)
+    # On a GPU all layers at once, where their shapes are equal: the same values in a handful of operations.
+    q, s = unit_vectors(torch.cat([*query, *support])).flatten(2).chunk(2)  # (l b) c (h w)
+    layers = (q.mT @ s).relu_().view(len(query), -1, *query[0].shape[2:], *support[0].shape[2:])
+    return layers.permute(1, 2, 3, 4, 5, 0).contiguous().movedim(-1, 1)

@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from . import baselines, runs
+from . import baselines, fast, runs
 from .baselines import Prototypes, with_prior
 from .benchmarks import Benchmark, Episode
 from .config import Config
 from .devices import choose_device, choose_precision, choose_workers, computing_in, describe, exact_float32
 from .distributed import all_gather, all_reduce, all_reduce_gradients, part_of, rank, world
 from .episodes import Batch, EpisodeDataset, test_episodes, test_lists
+from .fast.compiling import compile_network
 from .memory import scored_at_a_time, trained_at_a_time
 from .metrics import SegmentationScore
 from .model import HSNet
@@ -80,6 +81,8 @@ class Learner:
         self.model = HSNet(**config.model_settings).to(self.device)
         self.model.training_size = config.size
         self.model.encoder.recompute = config.recompute
+        if config.compile:
+            compile_network(self.model)
         self.learned = self.model.learned_parameters()
         self.optimizers = make_optimizers(config, self.learned)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
@@ -152,6 +155,7 @@ class Learner:
                     break
                 scale_learning_rates(self.optimizers, clock.schedule(progress))
                 model.zero_grad()
+                torch.compiler.cudagraph_mark_step_begin()  # with --compile: what earlier graphs returned is used up
                 loss, score = torch.zeros((), device=self.device), SegmentationScore(self.score.class_ids)
                 for part in batch.to(self.device).split(micro_batch) if batch else ():
                     logits = self.forward(part)  # forward: b 2 h w
@@ -252,6 +256,7 @@ def predictor(
     @torch.no_grad()
     def predict(batch):
         batch = batch.to(device)
+        torch.compiler.cudagraph_mark_step_begin()
         size = batch.query_mask.shape[-2:]
         with computing_in(dtype, device):
             query, support = features_of(model, batch)
@@ -267,10 +272,10 @@ def predictor(
     return predict
 
 
-def features_of(model: HSNet, batch: Batch) -> list[list[list[Tensor]]]:
+def features_of(model: HSNet, batch: Batch) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
     """The levels of the queries, and of all supports in one batch."""
     images = (model.backbone.normalize(x) for x in (batch.query, batch.support.flatten(0, 1)))
-    return [model.backbone(image) for image in images]
+    return fast.features_of(model.backbone, *images)
 
 
 @torch.no_grad()

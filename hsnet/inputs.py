@@ -6,9 +6,13 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from .fast.machine import for_processor
 
-def check_inputs(query: Tensor, support: Tensor, mask: Tensor, *, shots: bool) -> None:
+
+def check_inputs(model: nn.Module, query: Tensor, support: Tensor, mask: Tensor, *, shots: bool) -> None:
     """Verify ranks, sizes and values; the shapes in the signatures are checked in the tests only.
+
+    Values are verified on a CPU alone: a GPU's would have to be waited for. `warn_about_size` follows.
 
     Args:
         shots: whether supports have a dimension of shots.
@@ -24,7 +28,7 @@ def check_inputs(query: Tensor, support: Tensor, mask: Tensor, *, shots: bool) -
             raise ValueError(f"{name} has shape {tuple(image.shape)}, expected {form}{hint}")
         if not image.is_floating_point():
             raise ValueError(f"{name} is {image.dtype}: pass backbone.normalize(image), which makes floats of uint8")
-        if not torch.compiler.is_compiling() and not image.isfinite().all():
+        if for_processor(image.device) and not torch.compiler.is_compiling() and not image.isfinite().all():
             wrong = (~image.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
             raise ValueError(f"{name} holds NaN or infinity, in batch item {wrong}: look at how that image was made")
     if mask.shape != (*support.shape[:-3], *support.shape[-2:]):
@@ -34,6 +38,7 @@ def check_inputs(query: Tensor, support: Tensor, mask: Tensor, *, shots: bool) -
         )
     if query.shape[0] != support.shape[0]:
         raise ValueError(f"{query.shape[0]} queries but {support.shape[0]} supports: both need one batch size")
+    warn_about_size(model, support)
 
 
 def squeezed_size(side: int) -> int:
@@ -53,5 +58,5 @@ def warn_about_size(model: nn.Module, support: Tensor) -> None:
         f"its squeezed support has another size ({sorted(sides)} instead of {squeezed_size(trained)} a side), "
         "so weights are read that training never changed. Resize the support to the training size; the query "
         "may keep its own.",
-        stacklevel=3,
+        stacklevel=4,
     )

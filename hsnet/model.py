@@ -21,7 +21,7 @@ from .conv4d import KERNELS, over_query, over_support
 from .correlation import hypercorrelation_pyramid, mask_features
 from .fast.correlation import cut_supports, encode, unit_levels
 from .fast.normalization import GroupNormReLU
-from .inputs import check_inputs, warn_about_size
+from .inputs import check_inputs
 from .reference import load_reference
 from .runs import load_model
 
@@ -209,18 +209,17 @@ class HSNet(nn.Module):
             support_mask: True or 1 on the object, of the support's height and width.
 
         Raises:
-            ValueError: a wrong rank or size, or an image with NaN or infinity, naming it.
+            ValueError: a wrong rank or size, or on a CPU an image with NaN or infinity, naming it.
         """
-        check_inputs(query, support, support_mask, shots=False)
-        warn_about_size(self, support)
+        check_inputs(self, query, support, support_mask, shots=False)
         if fast.applies(self, query.shape, support.shape):  # the next four steps in less time and memory
             supports = cut_supports(self, self.backbone(support), support_mask)
             context = encode(self.encoder, unit_levels(self.backbone(query)), supports)
         else:
-            support_levels = self.backbone(support)  # by level and layer: b c hs ws
+            query_levels, support_levels = fast.features_of(self.backbone, query, support)  # by level: b c h w
             if self.settings["mask_support"]:
                 support_levels = mask_features(support_levels, support_mask)  # the same shapes
-            pyramid = hypercorrelation_pyramid(self.backbone(query), support_levels)  # by level: b l hq wq hs ws
+            pyramid = hypercorrelation_pyramid(query_levels, support_levels)  # by level: b l hq wq hs ws
             context = self.encoder(pyramid)  # b 128 hq wq
         logits = self.decoder(context)  # b 2 2hq 2wq
         return resize(logits, query.shape[-2:])  # b 2 h w; the reference takes the support's size
@@ -234,10 +233,9 @@ class HSNet(nn.Module):
         rule: str = "paper",
     ) -> Bool[Tensor, "b h w"]:
         """The mask of each query from K supports, by `vote`. Each image passes the backbone once. Raises as `forward` does."""
-        check_inputs(query, support, support_mask, shots=True)
-        warn_about_size(self, support)
-        support_levels = self.backbone(support.flatten(0, 1))
-        return self.predict_from_features(self.backbone(query), support_levels, support_mask, query.shape[-2:], rule)
+        check_inputs(self, query, support, support_mask, shots=True)
+        query_levels, support_levels = fast.features_of(self.backbone, query, support.flatten(0, 1))
+        return self.predict_from_features(query_levels, support_levels, support_mask, query.shape[-2:], rule)
 
     @torch.no_grad()
     def predict_from_features(

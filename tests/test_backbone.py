@@ -6,7 +6,9 @@ import torchvision
 
 from hsnet import Backbone, HSNet
 from hsnet.backbone import BACKBONES, pyramid_layers
+from hsnet.fast.machine import few_operations
 from hsnet.runs import save_model
+from hsnet.speed.operations import Operations
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -131,3 +133,20 @@ def test_normalize(name):
     torch.testing.assert_close(
         Backbone(name, pretrained=False).normalize(white)[0, :, 0, 0], expected, atol=0.01, rtol=0
     )
+
+
+def test_a_gpu_casts_the_weights_of_a_frozen_network_once():
+    backbone, image = Backbone("efficientnet_lite0", pretrained=False), torch.randn(2, 3, 64, 64)
+    with few_operations(), torch.autocast("cpu", torch.bfloat16):
+        features = backbone(image)
+        names = Operations()
+        with names:
+            again = backbone(image)
+        assert names.names["aten::_to_copy"] == 1  # the image
+        torch.testing.assert_close(again, features)
+        backbone.load_unfolded(backbone.unfolded().state_dict())  # other weights
+        other = backbone(image)
+    assert not torch.equal(other[0][0], features[0][0])
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(backbone(image), other)
+    assert all(p.dtype == torch.float32 for p in backbone.state_dict().values() if p.is_floating_point())

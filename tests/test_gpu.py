@@ -4,6 +4,7 @@ pytest tests/test_gpu.py                        where there is one
 HSNET_TEST_GPU=cpu pytest tests/test_gpu.py     the tests themselves, tried on a CPU
 """
 
+import copy
 import json
 import os
 from dataclasses import replace
@@ -17,6 +18,7 @@ from hsnet import Config, HSNet, Segmenter
 from hsnet.devices import choose_device, computing_in, exact_float32
 from hsnet.engine import pixel_loss
 from hsnet.engine import test_run as rerun
+from hsnet.fast.compiling import compile_network
 from hsnet.train import train
 
 GPU = os.environ.get("HSNET_TEST_GPU") or "cuda"
@@ -66,6 +68,48 @@ def test_half_precision_is_nearly_the_same(path, dtype, monkeypatch):
     loss, found = gradients(path, GPU, dtype, monkeypatch, scale=2.0**10)
     assert loss == pytest.approx(expected_loss, rel=0.02)
     assert (found - expected).norm() < 0.25 * expected.norm()
+
+
+def example():
+    """A network, two episodes, and the mean of squared logits as their loss, on the GPU."""
+    torch.manual_seed(0)
+    model = HSNet("efficientnet_lite0").eval().to(GPU)
+    mask = torch.zeros(2, 128, 128, dtype=torch.bool, device=GPU)
+    mask[:, 20:90, 30:100] = True
+    return model, *torch.randn(2, 2, 3, 128, 128).to(GPU), mask
+
+
+@pytest.mark.skipif(GPU == "cpu", reason="nobody waits for a CPU")
+def test_a_pass_waits_for_nothing():
+    model, query, support, mask = example()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        model(query, support, mask).square().mean().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(GPU == "cpu", reason="tests/test_compiled.py has what a CPU compiles")
+def test_a_compiled_network_is_the_same():
+    """Several steps: the first ones of a graph run, the third one records, the others replay."""
+    model, query, support, mask = example()
+    compiled = copy.deepcopy(model)
+    compile_network(compiled)
+
+    def step(model):
+        model.zero_grad()
+        torch.compiler.cudagraph_mark_step_begin()
+        model(query, support, mask).square().mean().backward()
+        return torch.cat([p.grad.flatten() for p in model.learned_parameters().values()])
+
+    with exact_float32():
+        for _ in range(5):
+            query, support = torch.randn(2, *query.shape, device=GPU)
+            expected, found = step(model).clone(), step(compiled).clone()
+            assert (found - expected).norm() < 0.005 * expected.norm()
+            torch.compiler.cudagraph_mark_step_begin()
+            masks = [one.predict(query, support[:, None], mask[:, None]) for one in (model, compiled)]
+            assert (masks[0] != masks[1]).float().mean() < 0.001
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])

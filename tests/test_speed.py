@@ -4,14 +4,18 @@ import json
 
 import pytest
 import torch
+import torchvision
 from conftest import table_rows
 from kit import reading
 
-from hsnet import Config, HSNet
+from hsnet import HSNet, fast
 from hsnet.benchmarks import load_benchmark
 from hsnet.benchmarks.cache import build_cache
-from hsnet.runs import save_model
-from hsnet.speed import measure, report
+from hsnet.correlation import hypercorrelation_pyramid
+from hsnet.fast.folding import fold_normalisation
+from hsnet.fast.machine import few_operations
+from hsnet.speed import gpu, measure, report
+from hsnet.speed.operations import count_operations
 
 CPU = torch.device("cpu")
 
@@ -80,22 +84,45 @@ def test_memory_is_measured_beyond_the_weights():
     assert fast["seconds"] > 0
 
 
-def test_half_precision_is_scored_on_the_same_episodes(data, monkeypatch):
-    monkeypatch.setattr(measure, "choose_precision", lambda *_: torch.bfloat16)  # emulated where the processor lacks it
-    folder = data / "runs" / "tiny"
-    folder.mkdir(parents=True)
-    Config(benchmark="shapes", size=64, test_episodes=6, workers=0).save(folder / "config.json")
-    model = HSNet("efficientnet_lite0", pretrained=False)
-    model.training_size = 64
-    save_model(folder / "model.safetensors", model)
-    exact, half = measure.measure_score("tiny", CPU)["rows"]
-    assert (exact["precision"], half["precision"]) == ("float32", "bfloat16")
-    assert exact["episodes"] == half["episodes"] == 6
-    assert exact["difference"] == 0
-    low, high = half["difference_interval"]
-    assert low <= half["difference"] <= high
-    table = report.precision_table({"rows": [exact, half]})
-    assert f"| {half['difference']:+.2f} [" in table
+def test_what_a_gpu_does_is_measured_on_a_processor_too(tmp_path):
+    path, work = tmp_path / "gpu.json", (("1-shot", 1), ("5-shot", 1), ("training step", 2))
+    options = {"work": work, "precisions": ("float32", "bfloat16"), "repetitions": 1, "benchmark": "shapes"}
+    some = {"minutes": 60, "training_minutes": 0.02, "paths": ("plain", "figure")}
+    result = gpu.measure_gpu(path, CPU, "efficientnet_lite0", 64, **options, **some)
+    assert json.loads(path.read_text()) == result
+    found = {(r["what"], r["path"], r["precision"]): r for r in result["passes"]}
+    assert len(found) == 2 * 2 * len(work)
+    plain, figure = (found["1-shot", way, "float32"] for way in ("plain", "figure"))
+    assert figure["operations"] < plain["operations"]
+    assert figure["reading"] == 0
+    assert [r["precision"] for r in result["stages"]] == ["float32", "bfloat16"]
+    assert {r["stage"] for r in result["stages"][0]["rows"]} >= {"mixing", "decoding"}
+    assert [r["precision"] for r in result["trainings"]] == ["float32", "bfloat16"]
+    assert all(r["losses"] for r in result["trainings"])
+    text = report.gpu_report(result)
+    lines = [row[1:4] for row in table_rows(text) if row[0] == "1-shot"]
+    assert lines[:2] == [["1", "plain", "float32"], ["1", "plain", "bfloat16"]]
+    assert "Older than the code" not in text
+    assert "Older than the code" in report.gpu_report(result | {"code": "another"})
+
+    result = gpu.measure_gpu(path, CPU, "efficientnet_lite0", 64, minutes=0, **options)
+    assert len(result["skipped"]) == 3 * 2 * len(work) + 2 + 2  # passes, stages, trainings
+    assert "1-shot, 1, compiled, bfloat16" in report.gpu_report(result)
+
+
+def test_goals_are_computed_from_steps():
+    rows = [
+        {"what": what, "batch": batch, "path": path, "precision": precision, "seconds": ms / 1000, "gflop": 10.0}
+        for what, batch, path, precision, ms in (
+            ("training step", 20, "plain", "float32", 300.0),
+            ("training step", 20, "figure", "bfloat16", 60.0),
+            ("training step", 20, "compiled", "bfloat16", 50.0),
+            ("1-shot", 1, "figure", "bfloat16", 9.0),
+        )
+    ]
+    table = table_rows(report.goals_table({"passes": rows, "limits": {"bfloat16": 1000.0}}))
+    # 159,965 steps are the mean of the four folds.
+    assert [row[-1] for row in table[1:]] == ["6.0", "20 %", "2.2 hours", "9.0 ms"]
 
 
 def test_reading_is_measured_with_and_without_the_cache(datasets):
@@ -111,3 +138,35 @@ def test_reading_is_measured_with_and_without_the_cache(datasets):
     text = reading.reading_table({"device": "here", "size": 32, "reading": found, "consumption": consumption})
     assert "cache, 1 workers" in text
     assert "a training step takes, efficientnet_lite0, float32" in text
+
+
+def test_a_gpu_is_given_few_operations_and_not_waited_for():
+    """On a processor that computes as a GPU would; the numbers depend neither on the device nor on the image's size."""
+    model = HSNet("resnet50", pretrained=False).eval()
+    query, support = torch.randn(2, 1, 3, 288, 288)
+    mask = measure.disc(288)[None]
+    with torch.no_grad(), few_operations():
+        levels = fast.features_of(model.backbone, query, support)
+        learned = count_operations(lambda: model.decoder(model.encoder(hypercorrelation_pyramid(*levels))))
+        backbone = count_operations(lambda: fast.features_of(model.backbone, query, support))
+        whole = count_operations(lambda: model(query, support, mask))
+        network = torchvision.models.resnet50()
+        fold_normalisation(network)
+        theirs = count_operations(lambda: network(torch.cat([query, support])))
+    assert learned["operations"] <= 150
+    assert backbone["operations"] <= theirs["operations"]
+    assert whole["operations"] <= 280
+    assert learned["reading"] == backbone["reading"] == whole["reading"] == 0
+
+
+def test_a_training_step_of_a_gpu_reads_nothing_back():
+    model = HSNet("efficientnet_lite0", pretrained=False)
+    query, support = torch.randn(2, 2, 3, 64, 64)
+    mask = measure.disc(64).expand(2, 64, 64)
+
+    def step():
+        torch.nn.functional.cross_entropy(model(query, support, mask), mask.long()).backward()
+
+    assert count_operations(step)["reading"] > 0  # what is fast on a processor looks at the mask
+    with few_operations():
+        assert count_operations(step)["reading"] == 0

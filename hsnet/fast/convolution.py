@@ -8,20 +8,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .machine import for_processor
 from .matmul import matmul
 
 PART = 2**25  # bytes of a result that may be held twice
 
 
 def conv2d(conv: nn.Conv2d, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
-    """`conv(images)`, for images so small that every output reads every input as one matrix product.
+    """`conv(images)`; on a processor, for images so small that every output reads every input, as one matrix product.
 
     So it is at the end of the pyramid, where the support is 1 × 1 or 2 × 2: a 3 × 3 window there is mostly padding, and
     most of a convolution's work would be multiplying zeros.
     """
     h, w = images.shape[2:]
     pad, stride = conv.kernel_size[0] // 2, conv.stride[0]
-    if max(h, w) > pad + 1:
+    if max(h, w) > pad + 1 or not for_processor(images.device):
         return in_float32(conv, images) if needs_float32(images, stride) else conv(images)
     h2, w2 = -(-h // stride), -(-w // stride)
     # What output (i, j) multiplies the whole image with: the kernel, moved so that its centre lies on the output.
@@ -35,10 +36,11 @@ def conv2d(conv: nn.Conv2d, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "
 
 
 def slices(x: Float[Tensor, "b c hq wq hs ws"], result: Tensor) -> list[slice]:
-    """Support rows of `x` that are convolved at once: all in training; else so few that `result` is not held twice."""
+    """Support rows of `x` that are convolved at once: in training and on a GPU all; else so few that `result` is not held twice."""
     rows = x.shape[4]
     size = result.numel() * result.element_size()
-    step = rows if torch.is_grad_enabled() else max(1, rows * PART // size)
+    every = torch.is_grad_enabled() or not for_processor(x.device)
+    step = rows if every else max(1, rows * PART // size)
     return [slice(begin, begin + step) for begin in range(0, rows, step)]
 
 
@@ -80,6 +82,6 @@ def over_query(function, x: Float[Tensor, "b c hq wq hs ws"]) -> Float[Tensor, "
 def over_support(function, x: Float[Tensor, "b c hq wq hs ws"]) -> Float[Tensor, "b d hq wq h2 w2"]:
     """Apply a function of images (n, c, h, w) over the support dims, each query position being an image of its own."""
     b, _, hq, wq, hs, ws = x.shape
-    images = x.permute(0, 2, 3, 4, 5, 1).reshape(b * hq * wq, hs, ws, -1).permute(0, 3, 1, 2)
-    images = function(images).permute(0, 2, 3, 1)
+    images = x.permute(0, 2, 3, 4, 5, 1).reshape(b * hq * wq, hs, ws, -1)
+    images = function(images.contiguous().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     return images.reshape(b, hq, wq, *images.shape[1:]).permute(0, 5, 1, 2, 3, 4)

@@ -5,20 +5,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .convolution import at_least_float32
+from .machine import for_processor
 
 
 class GroupNormReLU(nn.GroupNorm):
     """Group normalisation of a (b, c, hq, wq, hs, ws) tensor over its channels' groups and all four dims, then ReLU.
 
     On a CPU, PyTorch's own is made for images and few positions. Here channels lie innermost, so that all it takes are sums
-    of columns and one multiplication and addition. A GPU spends more on starting these many small operations than on
-    computing: there PyTorch's own is taken, one operation.
+    of columns and one multiplication and addition. A GPU is given PyTorch's own, one operation, and an image with channels
+    innermost, whose order newer versions of PyTorch keep.
     """
 
     def forward(self, x: Float[Tensor, "b c hq wq hs ws"]) -> Float[Tensor, "b c hq wq hs ws"]:
         """Normalise, and set negative values to 0; without gradients `x` may be overwritten."""
-        if x.device.type != "cpu":
-            return super().forward(x).relu_()
+        if not for_processor(x.device):
+            image = x.flatten(4).flatten(2, 3)
+            return super().forward(image).relu_().view(x.shape)
         rows = _rows(x)
         if torch.is_grad_enabled():
             rows = _Normalise.apply(rows, self.weight, self.bias, self.num_groups, self.eps).relu_()

@@ -2,7 +2,7 @@
 
     python -m hsnet.speed                  everything: about a quarter of an hour on two cores
     python -m hsnet.speed --quick          fewer sizes and repetitions: two minutes
-    python -m hsnet.speed --score RUN      the change of a run's test score in half precision
+    python -m hsnet.speed --gpu            plain, figure and compiled in each precision, in 8 minutes of a GPU
 
 The plain path is a direct implementation of the same mathematics: separate batch normalisation, correlations computed
 one by one and copied into stacks, 4D convolutions as permute, copy, reshape, and a full network pass per support.
@@ -16,9 +16,9 @@ import torch
 from ..config import command_line, run_program
 from ..devices import choose_device
 from ..paths import data_folder
-from ..runs import write_json
-from .measure import about, measure, measure_score
-from .report import precision_table, report
+from .gpu import measure_gpu
+from .measure import measure
+from .report import gpu_report, report
 
 
 def main() -> None:
@@ -31,22 +31,20 @@ def main() -> None:
     option("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
     option("--threads", type=int, default=0, help="threads on a CPU (default: PyTorch's choice)")
     option("--name", help="name of the files under data/speed (default: device and backbone)")
-    option("--score", metavar="RUN", help="measure the test score of a run in each precision instead")
+    option("--gpu", action="store_true", help="measure what matters on a GPU instead")
+    option("--minutes", type=float, default=8.0, help="time limit of --gpu (default: 8)")
     arguments = parser.parse_args()
     backbone, size, quick = arguments.backbone, arguments.size, arguments.quick
     device = choose_device(arguments.device)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    usual = "score" if arguments.score else backbone + "-quick" * quick
+    usual = backbone + "-quick" * quick + "-gpu" * arguments.gpu
     path = data_folder() / "speed" / f"{arguments.name or f'{device.type}-{usual}'}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    if arguments.score:
-        result = about(device) | measure_score(arguments.score, device)
-        text = precision_table(result)
+    if arguments.gpu:
+        text = gpu_report(measure_gpu(path, device, backbone, size, minutes=arguments.minutes))
     else:
-        result = measure(backbone, size, device, quick, path)
-        text = report(result)
-    write_json(path, result)
+        text = report(measure(backbone, size, device, quick, path))
     print(f"{text}\n\nfigures  {path}")
 
 

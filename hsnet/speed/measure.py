@@ -30,14 +30,14 @@ from ..config import Config
 from ..conv4d import KERNELS
 from ..correlation import hypercorrelation_pyramid, mask_features, unit_vectors
 from ..devices import Memory, choose_precision, describe, is_out_of_memory
-from ..engine import evaluate_run, pixel_loss, predictor
-from ..episodes import test_episodes
-from ..fast import applies
+from ..engine import pixel_loss
+from ..fast import applies, features_of
 from ..fast.correlation import correlate_and_convolve, cut
 from ..memory import trained_at_a_time
 from ..model import HSNet
-from ..runs import WEIGHTS, run_folder, save_model, write_json
+from ..runs import WEIGHTS, save_model, write_json
 from ..segmenter import Segmenter
+from .operations import count_operations
 
 SIDES = [6, 9, 12, 15, 18]  # positions a side, of four, that the kernels are measured at
 SHOTS, BATCH = 5, 4  # of "5-shot" and of "training step"
@@ -47,7 +47,7 @@ WORK = ("1-shot", "5-shot", "training step")
 class Bench:
     """A network twice, plain and fast, with the same weights, and something to feed them."""
 
-    def __init__(self, backbone: str, size: int, device: torch.device):
+    def __init__(self, backbone: str, size: int, device: torch.device, batch: int = BATCH):
         torch.manual_seed(0)
         self.device, self.size = device, size
         self.plain = HSNet(backbone, pretrained=False, train_backbone=True).to(device).eval()
@@ -58,30 +58,33 @@ class Bench:
         self.fast.backbone.load_unfolded(self.plain.backbone.network.state_dict())
         learned = {n: t for n, t in self.plain.state_dict().items() if not n.startswith("backbone.")}
         self.fast.load_state_dict(learned, strict=False)
-        self.query = torch.randn(BATCH, 3, size, size, device=device)
-        self.support = torch.randn(BATCH, SHOTS, 3, size, size, device=device)
-        self.mask = disc(size).expand(BATCH, SHOTS, size, size).to(device)
+        self.query = torch.randn(batch, 3, size, size, device=device)
+        self.support = torch.randn(batch, SHOTS, 3, size, size, device=device)
+        self.mask = disc(size).expand(batch, SHOTS, size, size).to(device)
 
-    def run(self, what: str, path: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """One pass of `what` by the "plain" or the "fast" path; its logits, mask, or gradients."""
-        forward, predict = (naive.forward, naive.predict) if path == "plain" else (HSNet.forward, HSNet.predict)
+    def run(self, what: str, path: str, dtype: torch.dtype = torch.float32, batch: int = BATCH) -> torch.Tensor:
+        """One pass of `what` by the "plain" or the "fast" path; its logits, mask, or gradients. `batch`: of a training step."""
+        torch.compiler.cudagraph_mark_step_begin()
         model = getattr(self, path)
+        forward, predict = (naive.forward, naive.predict) if path == "plain" else (HSNet.__call__, HSNet.predict)
         with torch.no_grad(), torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             if what == "1-shot":
                 return forward(model, self.query[:1], self.support[:1, 0], self.mask[:1, 0])
             if what == "5-shot":
                 return predict(model, self.query[:1], self.support[:1], self.mask[:1])
-        batch = self.query, self.support[:, 0], self.mask[:, 0]
+        episodes = self.query[:batch], self.support[:batch, 0], self.mask[:batch, 0]
         model.zero_grad()
         if path == "fast":
-            self._learn(model, batch, dtype)
+            self._learn(model, episodes, dtype)
         else:
-            F.cross_entropy(forward(model, *batch), self.mask[:, 0].long()).backward()
+            with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+                logits = forward(model, *episodes)
+            F.cross_entropy(logits.float(), episodes[-1].long()).backward()
         return torch.cat([p.grad.flatten() for p in model.learned_parameters().values()])
 
     def _learn(self, model, batch, dtype):
         """The gradients of a training step: as many episodes at a time as a training takes."""
-        count = trained_at_a_time(Config(size=self.size, batch=BATCH), self.device)
+        count = trained_at_a_time(Config(size=self.size, batch=len(batch[0])), self.device)
         for query, support, mask in zip(*(tensor.split(count) for tensor in batch), strict=True):
             with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
                 logits = model(query, support, mask)
@@ -137,9 +140,9 @@ def count(work: Callable[[], object]) -> float:
 
 
 def compare(contenders: dict[Any, Callable[[], object]], repetitions: int, title: str) -> dict[Any, dict]:
-    """Of each contender what `take_turns` and `count` measure."""
+    """Of each contender what `take_turns`, `count` and `count_operations` measure."""
     seconds = take_turns(contenders, repetitions, title)
-    return {name: {"seconds": seconds[name], "gflop": count(work)} for name, work in contenders.items()}
+    return {n: {"seconds": seconds[n], "gflop": count(c), **count_operations(c)} for n, c in contenders.items()}
 
 
 def machine_limits(device: torch.device, precisions: list[torch.dtype], repetitions: int) -> dict[str, float]:
@@ -204,7 +207,7 @@ def measure_stages(bench: Bench, repetitions: int) -> list[dict]:
     stages = {  # the plain path, the fast one
         "backbone, two images": (
             lambda: (plain.backbone(query), plain.backbone(support)),
-            lambda: (fast.backbone(query), fast.backbone(support)),
+            lambda: features_of(fast.backbone, query, support),
         ),
         "correlation alone": (
             lambda: naive.pyramid(plain_query, plain_support, mask),
@@ -311,28 +314,6 @@ def measure_one(backbone: str, what: str, path: str, size: int, device: torch.de
             return {"bytes": None}
         raise
     return {"bytes": memory.peak() - memory.before, "seconds": time.perf_counter() - start}
-
-
-def measure_score(run: str, device: torch.device) -> dict:
-    """The 1-shot test of a run in float32 and in the precision that is fast here: the same episodes, the same weights."""
-    folder = run_folder(run)
-    config = Config.load(folder / "config.json")
-    benchmark = config.load_benchmark()
-    model = HSNet.from_run(folder).to(device).eval()
-    predictors = {str(dtype)[6:]: predictor(model, device, dtype, rule=config.rule) for dtype in precisions_of(device)}
-    scores = evaluate_run(
-        lambda batch: {name: predict(batch)["HSNet"] for name, predict in predictors.items()},
-        config,
-        benchmark,
-        test_episodes(benchmark, fold=config.fold, shot=1, count=config.test_episodes),
-        "test in each precision",
-    )
-    rows = []
-    for name, score in scores.items():
-        difference = score.miou() - scores["float32"].miou()
-        interval = score.interval_above(scores["float32"])
-        rows.append({"precision": name, **score.summary(), "difference": difference, "difference_interval": interval})
-    return {"run": folder.name, "size": config.size, "digest": benchmark.digest(), "rows": rows}
 
 
 def about(device: torch.device) -> dict:

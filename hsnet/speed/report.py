@@ -1,9 +1,12 @@
 """Tables of the measurements of `hsnet.speed`."""
 
+import csv
 import json
+import statistics
 
-from ..paths import data_folder
+from ..paths import SHIPPED, data_folder
 from ..runs import markdown
+from .operations import code_digest
 
 
 def read_speed(name: str) -> dict:
@@ -49,7 +52,7 @@ def memory_table(result: dict) -> str:
 
 
 def precision_table(result: dict) -> str:
-    """Markdown: a run's test score in each precision, and by how much it moves, from a file of `hsnet.speed --score`."""
+    """Markdown: a run's test score in each precision, and by how much it moves, from `data/speed/cpu-score.json`."""
     rows = []
     for r in result["rows"]:
         (low, high), (least, most) = r["interval"], r["difference_interval"]
@@ -58,17 +61,86 @@ def precision_table(result: dict) -> str:
     return markdown(["precision", "1-shot mIoU [95 %]", "moved by [95 %]", "episodes"], rows)
 
 
+def stages_table(rows: list[dict]) -> str:
+    """Markdown: milliseconds, operations and rates of stages, as `measure.measure_stages` returns them."""
+    header = ["stage", "path", "ms", "GFLOP", "GFLOP/s", "operations", "read back"]
+    return markdown(header, [[r["stage"], r["path"], *_rates(r), *_counts(r)] for r in rows])
+
+
+def _counts(row):
+    return [str(row.get(key, "–")) for key in ("operations", "reading")]
+
+
+def gpu_report(result: dict) -> str:
+    """Markdown: what `hsnet.speed --gpu` measured: passes, goals, stages, trainings, and what there was no time for."""
+    # The compiler's operations cannot be counted: its GFLOP are the figure's.
+    gflop = {(r["what"], r["batch"]): r.get("gflop") for r in result["passes"] if r["path"] == "figure"}
+    rows = []
+    for r in result["passes"]:
+        figures = ["out of memory", *["–"] * 4]
+        if r["seconds"] is not None:
+            share = (
+                (r.get("gflop") or gflop[r["what"], r["batch"]] or 0.0)
+                / result["limits"][r["precision"]]
+                / r["seconds"]
+            )
+            figures = [f"{1000 * r['seconds']:.1f}", *_counts(r), f"{100 * share:.1f} %", f"{r['bytes'] / 1e9:.2f} GB"]
+        rows.append([r["what"], str(r["batch"]), r["path"], r["precision"], *figures])
+    header = ["", "episodes", "path", "precision", "ms", "operations", "read back", "of the limit", "peak memory"]
+    parts = [f"{result['device']}; PyTorch {result['versions']['torch']}; {result['backbone']}, {result['size']} px"]
+    if result["code"] != code_digest():
+        parts.append("**Older than the code**, which has changed since.")
+    parts += [markdown(header, rows), goals_table(result)]
+    for r in result["stages"]:
+        parts += [f"Stages in {r['precision']}:", stages_table(r["rows"])]
+    for r in result["trainings"]:
+        losses = f"loss {r['losses'][0]:.3f} at first, {r['losses'][-1]:.3f} at the end"
+        parts.append(f"A training in {r['precision']}: {r['steps']} steps in {r['seconds']:.0f} s, {losses}.")
+    if result["skipped"]:
+        parts.append(f"Not measured for lack of time: {'; '.join(result['skipped'])}.")
+    return "\n\n".join(parts)
+
+
+def goals_table(result: dict) -> str:
+    """Markdown: what a GPU is to reach in bfloat16, and what a file of `hsnet.speed --gpu` has of it."""
+    found = {(r["what"], r["batch"], r["path"], r["precision"]): r for r in result["passes"] if r["seconds"]}
+    ways = "figure", "compiled"
+    step, one = (
+        min((r["seconds"] for way in ways if (r := found.get((*what, way, "bfloat16")))), default=None)
+        for what in (("training step", 20), ("1-shot", 1))
+    )
+    plain = found.get(("training step", 20, "plain", "float32"))
+    figure = found.get(("training step", 20, "figure", "bfloat16"))
+    with (SHIPPED / "paper" / "training.csv").open() as file:
+        authors = next(row for row in csv.DictReader(file) if row["benchmark"] == "PASCAL-5i")
+    folds = zip(authors["iterations"].split("/"), authors["best_epochs_resnet50"].split("/"), strict=True)
+    steps = statistics.mean(int(iterations) * int(epochs) for iterations, epochs in folds)
+    fold = f"the {steps:,.0f} steps of a PASCAL-5i fold (mean of four, to the authors' epoch)"
+    rows = [
+        ["a step of 20 episodes, times as fast as plain in float32", "at least 3"],
+        ["its share of the card's limit", "at least 30 %"],
+        [fold, "under 3 hours"],
+        ["1-shot", "at most 12 ms"],
+    ]
+    measured = [
+        f"{plain['seconds'] / step:.1f}" if plain and step else "–",
+        f"{100 * figure['gflop'] / result['limits']['bfloat16'] / step:.0f} %" if figure else "–",
+        f"{steps * step / 3600:.1f} hours" if step else "–",
+        f"{1000 * one:.1f} ms" if one else "–",
+    ]
+    return markdown(["in bfloat16", "goal", "measured"], [[*row, m] for row, m in zip(rows, measured, strict=True)])
+
+
 def report(result: dict) -> str:
     """What `hsnet.speed` prints: the limits in words, and a table each of kernels, stages, passes and memory."""
     reached = ", ".join(f"{value:.0f} GFLOP/s in {name}" for name, value in result["limits"]["gflops"].items())
     kernels = [[r["kernel"], f"{r['side']}⁴", *_rates(r), f"{r['parameters']:,}"] for r in result["kernels"]]
-    stages = [[r["stage"], r["path"], *_rates(r)] for r in result["stages"]]
     rates = ["ms", "GFLOP", "GFLOP/s"]
     parts = [
         f"{result['device']}; {result['backbone']}, {result['size']} px; mask: {result['mask']}\n"
         f"a large matrix product reaches {reached}",
         markdown(["kernel", "positions", *rates, "parameters"], kernels),
-        markdown(["stage", "path", *rates], stages),
+        stages_table(result["stages"]),
         speed_table(result),
         memory_table(result),
     ]

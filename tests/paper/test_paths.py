@@ -1,10 +1,13 @@
-"""One network, several ways to compute it: the figure, the fast wing, the obvious way; with gradients and without."""
+"""One network, several ways to compute it: the figure, a GPU's operations, the fast wing, the obvious way; with gradients and without."""
+
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from hsnet import HSNet, fast, naive
 from hsnet.conv4d import KERNELS
+from hsnet.fast.machine import few_operations
 
 OPTIONS = [
     *({"kernel": kernel} for kernel in KERNELS),
@@ -18,12 +21,13 @@ OPTIONS = [
 ]
 
 
-@pytest.fixture(params=[False, True], ids=["figure", "fast"])
+@pytest.fixture(params=["figure", "few operations", "fast"])
 def path(request, monkeypatch):
-    """Makes every network take one of the two paths, where both are right."""
-    if not request.param:
+    """Makes every network take one of the paths, where all are right."""
+    if request.param == "figure":
         monkeypatch.setattr(fast, "applies", lambda *_, **__: False)
-    return request.param
+    with few_operations() if request.param == "few operations" else nullcontext():
+        yield request.param
 
 
 def example(query=(64, 96), support=(96, 64), **settings):
@@ -75,6 +79,10 @@ def test_fast_equals_figure_equals_naive(settings, monkeypatch):
     assert asked == [True, True]  # of forward and of predict
     monkeypatch.setattr(fast, "applies", lambda *_, **__: False)
     figure = run()
+    with few_operations():
+        few = run()
+    for found, expected in zip(few, figure, strict=True):
+        torch.testing.assert_close(found, expected)
     torch.testing.assert_close(figure[0], fused[0])
     assert torch.equal(figure[1], fused[1])
     torch.testing.assert_close(figure[2], fused[2])
@@ -88,3 +96,15 @@ def test_fast_equals_figure_equals_naive(settings, monkeypatch):
 def test_the_fast_path_is_for_frozen_features_and_center_pivot_kernels(settings):
     model, query, support, _ = example(**settings)
     assert not fast.applies(model, query.shape, support[:, 0].shape)
+
+
+def test_a_network_of_equal_layers_is_correlated_at_once():
+    """ResNet's layers of a level have one shape, so that a GPU normalises and multiplies them all at once."""
+    torch.manual_seed(0)
+    model = HSNet("resnet50", pretrained=False).double()
+    query, support = torch.randn(2, 2, 3, 64, 64, dtype=torch.float64)
+    mask = torch.rand(2, 64, 64) < 0.5
+    with torch.no_grad():
+        expected = model(query, support, mask)
+        with few_operations():
+            torch.testing.assert_close(model(query, support, mask), expected)
