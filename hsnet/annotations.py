@@ -48,7 +48,9 @@ def read_annotations(
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): {TOOLS}") from error
     if not found:
-        raise ValueError(f"{path} has no outline for {picture or 'this picture'}: draw one and save it again")
+        raise ValueError(
+            f"{path} has no outline for {picture or 'this picture'}: draw one, for boxes are none, and save it"
+        )
     if label is None and len(found) > 1:
         shares = ", ".join(f"{name} ({100 * mask.mean():.2g} %)" for name, mask in found.items())
         raise ValueError(
@@ -88,12 +90,9 @@ def _labelme(path, content, size):
             if kind == "rectangle" and len(points) == 2:
                 (x, y), (x2, y2) = points
                 points = np.array([[x, y], [x2, y], [x2, y2], [x, y2]])
-            elif kind == "circle":
-                angles = np.linspace(0, 2 * np.pi, 181)[:-1, None]
-                points = points[0] + np.hypot(*(points[1] - points[0])) * np.hstack([np.cos(angles), np.sin(angles)])
             elif kind not in ("polygon", "rectangle", "rotation") or len(points) < 3:
                 raise ValueError(
-                    f"{path}: the {kind} {shape['label']!r} has no area: draw it as a polygon, or remove it there"
+                    f"{path}: the {kind} {shape['label']!r} is not read: draw it as a polygon, or remove it there"
                 )
             mask = _polygon(points, height, width)
         found[str(shape["label"])] = found.get(str(shape["label"]), False) | mask
@@ -114,17 +113,11 @@ def _coco(path, content, picture, size):
     height, width = (height, width) if min(height, width) > 0 else size
     names = {c["id"]: str(c["name"]) for c in content["categories"]}
     found: dict[str, np.ndarray] = {}
-    boxes = 0
     for annotation in content["annotations"]:
-        if annotation["image_id"] != image["id"]:
-            continue
-        if not annotation.get("segmentation"):
-            boxes += 1
+        if annotation["image_id"] != image["id"] or not annotation.get("segmentation"):
             continue
         name = names.get(annotation["category_id"], str(annotation["category_id"]))
         found[name] = found.get(name, False) | _outline(annotation["segmentation"], height, width)
-    if boxes and not found:
-        raise ValueError(f"{path} holds boxes only for {picture}: outlines (polygons or run lengths) are needed")
     return found, (height, width)
 
 

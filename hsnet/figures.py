@@ -1,7 +1,5 @@
 """Figures of episodes and overlays. Images are uint8 RGB."""
 
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -59,12 +57,3 @@ def episode_figure(
     if footer:
         figure.text(0.5, 0.004, footer, ha="center", va="bottom", fontsize=6, color="#444444", wrap=True)
     return figure
-
-
-def save(figure: plt.Figure, path: Path) -> Path:
-    """Write a figure as PNG under a temporary name, then rename it; close it."""
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, dpi=80, format="png")
-    plt.close(figure)
-    temporary.replace(path)
-    return path

@@ -17,6 +17,9 @@ class Labels:
         values: (h, w) numbers or (h, w, 3) colours.
         visible: which pixels are not transparent; None for all.
         lossy: whether values near to each other are one.
+
+    Attributes:
+        is_picture: whether the values have textures away from the labels, as photographs do.
     """
 
     def __init__(self, values: np.ndarray, visible: np.ndarray | None, lossy: bool):
@@ -31,64 +34,49 @@ class Labels:
         if self.coloured:
             self.colours = (self.distinct[:, None] >> np.array([16, 8, 0]) & 255).astype(float)
             self.colours[self.distinct < 0] = -1000  # far from all others
-        self.scale = 255 if self.coloured else max(float(self.distinct[-1]), 1)
-        self.near = self.scale / 8
-        n = len(self.distinct)
-        self.ranks = self.codes  # by brightness
-        if self.coloured:
-            rank = np.empty(n, self.codes.dtype)
-            rank[np.argsort(self.colours @ [0.299, 0.587, 0.114], kind="stable")] = np.arange(n)
-            self.ranks = rank[self.codes]
-        self.noisy, self.smooth, chosen = False, False, np.arange(n)
-        if n > 2:
+        self.near = (255 if self.coloured else max(float(self.distinct[-1]), 1)) / 8
+        self.noisy, chosen = False, np.argsort(-self.counts, kind="stable")
+        if len(chosen) > 2:
             chosen = self._chosen(lossy)
-        chosen = chosen[np.argsort(-self.counts[chosen], kind="stable")]
-        if self.noisy:
-            chosen = self._apart(chosen, self.near)
-        elif not self.coloured and self.distinct[-1] == 255:  # the whites of a brush
-            whites = [c for c in chosen if self.distinct[c] >= 240]
-            chosen = np.array([c for c in chosen if c not in whites[1:]])
         self.background = self._background(chosen)
         self.objects = [c for c in chosen if c != self.background and self.distinct[c] >= 0]
-        self.is_picture = self._is_picture()
+        self.is_picture = self.noisy and self._is_textured()
 
     def _chosen(self, lossy):
-        """The codes of the labels; `noisy` and `smooth` are set."""
+        """The codes of the labels, most frequent first; `noisy` is set."""
         n = len(self.distinct)
-        low, high = _around(self.ranks)
-        settled = np.bincount(self.codes[(self.ranks <= low) | (high <= self.ranks)], minlength=n)
-        low, high = _around(self.codes)
-        flats = np.bincount(self.codes[(low == self.codes) & (high == self.codes)], minlength=n)
-        areas = (flats >= 9) & (flats >= 0.1 * self.counts)
-        lines = settled >= 0.5 * self.counts
-        if not self.coloured and n > 32:  # wide soft edges: hardly a step is large
-            steps = abs(np.diff(self.distinct[self.codes], axis=1))
-            self.smooth = bool((steps[steps > 0] <= self.scale / 16).mean() > 0.9)
-        self.noisy = lossy or self.smooth or (~(areas | lines)).sum() > 16
-        if self.smooth:
-            return np.array([0, n - 1])
+        rank = np.empty(n, self.codes.dtype)
+        rank[np.argsort(self.colours.sum(axis=1), kind="stable")] = np.arange(n)
+        ranks = rank[self.codes]  # by brightness
+        low, high = _around(ranks)
+        self._extreme = (ranks < low) | (high < ranks)
+        settled = np.bincount(self.codes[(ranks <= low) | (high <= ranks)], minlength=n)
+        flat = np.bincount(self.codes[(ranks == low) & (ranks == high)], minlength=n)
+        areas, lines = (flat >= 9) & (flat >= 0.1 * self.counts), settled >= 0.5 * self.counts
+        self.noisy = lossy or (~(areas | lines)).sum() > 16
         if not self.noisy:
-            if n > 4 and areas.any() and self.scale >= 64:  # overshoot beside an edge is a line too
-                apart = [abs(self.colours - c).max(axis=1) for c in self.colours[areas]]
-                lines &= np.min(apart, axis=0) > self.near
+            if n > 4 and areas.any() and self.near >= 8:  # overshoot beside an edge is a line too
+                lines &= np.min([self._off(c) for c in np.flatnonzero(areas)], axis=0) > self.near
             areas |= lines
         if not areas.any():
             areas[np.argmax(self.counts)] = True
         chosen = np.flatnonzero(areas)
         if len(chosen) == 1:  # lines alone, with soft edges
-            far = abs(self.colours - self.colours[chosen[0]]).max(axis=1) > 2 * self.near
-            if far.any():
-                weight = settled if self.coloured else np.arange(1, n + 1)
-                chosen = np.append(chosen, np.argmax(np.where(far, weight, 0)))
-        return chosen
-
-    def _apart(self, chosen, distance):
-        """Of labels nearer to each other than `distance`, the one with most pixels."""
-        kept: list[int] = []
+            far = self._off(chosen[0]) > 2 * self.near
+            weight = settled if self.coloured else np.arange(1, n + 1)
+            chosen = np.append(chosen, np.argmax(np.where(far, weight, 0))) if far.any() else chosen
+        chosen = chosen[np.argsort(-self.counts[chosen], kind="stable")]
+        if not self.noisy:
+            return chosen
+        kept: list[int] = []  # of labels near to each other, the one with most pixels
         for c in chosen:
-            if all(abs(self.colours[c] - self.colours[k]).max() > distance for k in kept[:256]):
+            if all(abs(self.colours[c] - self.colours[k]).max() > self.near for k in kept[:256]):
                 kept.append(c)
         return np.array(kept)
+
+    def _off(self, code):
+        """How far each distinct colour is from one of them."""
+        return abs(self.colours - self.colours[code]).max(axis=1)
 
     def _background(self, chosen):
         """The code of what is transparent, or of black; None where there is neither."""
@@ -97,33 +85,15 @@ class Labels:
         darkest = min(chosen, key=lambda c: self.colours[c].sum())
         return darkest if self.noisy and len(chosen) > 1 and self.colours[darkest].max() <= self.near else None
 
-    def _is_picture(self):
-        """Whether what is neither near a label nor background is more than the transitions at the edges of labels."""
-        painted = [*self.objects, *([] if self.background is None else [self.background])]
-        left = np.min([abs(self.colours - self.colours[c]).max(axis=1) for c in painted[:64]], axis=0) > self.near
-        if not self.noisy or not left.any():
-            return False
+    def _is_textured(self):
+        """Transitions rise and fall from one label to another; textures have peaks and pits, away from labels too."""
+        painted = [*self.objects[:64], *([] if self.background is None else [self.background])]
+        left = np.min([self._off(c) for c in painted], axis=0) > self.near
         front = self.counts[np.arange(len(self.counts)) != self.background].sum()
-        share, alone = self.counts[left].sum() / front, len(self.objects) == 1
-        if share > 0.002 and self.background is None and alone:
-            return True
-        if share > 0.5 and (not alone or self.background is None or share * front > 0.25 * self.codes.size):
-            return True
-        # Transitions rise and fall from one label to another; textures have peaks and pits, away from labels too.
-        inner = _around(left[self.codes])[0]
-        low, high = _around(self.ranks)
-        if (inner & ((self.ranks < low) | (high < self.ranks))).sum() > 0.01 * front:
-            return True
-        if not alone or self.background is None or self.visible is not None:
-            return False
-        return self.counts[left & (self._mixture(self.objects[0])[1] > 2 * self.near)].sum() > 0.2 * front
-
-    def _mixture(self, front):
-        """For each distinct colour: how far it is on the way from the background to a label, and how far off that way."""
-        begin = self.colours[self.background]
-        way = self.colours[front] - begin
-        share = (self.colours - begin) @ way / (way @ way)
-        return share, abs(self.colours - begin - np.clip(share, 0, 1)[:, None] * way).max(axis=1)
+        if self.background is None and len(self.objects) == 1:
+            return self.counts[left].sum() > 0.002 * front
+        away = _around(left[self.codes])[0] & self._extreme
+        return away.sum() > 0.01 * front
 
     def the_object(self) -> np.ndarray | None:
         """The pixels of the only label beside the background; None where there are several, or none is background."""
@@ -135,7 +105,9 @@ class Labels:
             return self.visible
         if self.background is None:
             return np.ones(self.codes.shape, bool)
-        return (self._mixture(self.objects[0])[0] > 0.5)[self.codes]
+        begin = self.colours[self.background]
+        way = self.colours[self.objects[0]] - begin
+        return ((self.colours - begin) @ way > 0.5 * way @ way)[self.codes]  # soft edges are cut at half
 
     def pick(self, name: str, label: int | tuple[int, ...]) -> np.ndarray:
         """The pixels nearer to a label than to any other; ValueError where it does not occur."""
@@ -157,13 +129,11 @@ class Labels:
 
     def choices(self, indices: np.ndarray | None) -> tuple[list[str], str]:
         """Each label with its share of the picture, most first, and the first of them to pick."""
-        texts, example = [], "255"
-        for c in self.objects[:256]:
-            label = _shown(tuple(map(int, self.colours[c])))
+        texts, labels = [], [_shown(tuple(map(int, self.colours[c]))) for c in self.objects[:256]]
+        for c, label in zip(self.objects, labels, strict=False):
             index = "" if indices is None else f"{indices.ravel()[np.argmax(self.codes == c)]} = "
             texts.append(f"{index}{label} ({100 * self.counts[c] / self.codes.size:.2g} %)")
-            example = label if c == self.objects[0] else example
-        return texts, example
+        return texts, labels[0] if labels else "255"
 
 
 def parse_label(label):
@@ -175,10 +145,9 @@ def parse_label(label):
         if text.startswith("#") and len(text) == 7:
             return tuple(bytes.fromhex(text[1:]))
         try:
-            numbers = tuple(int(part) for part in text.split(","))
+            label = tuple(int(part) for part in text.split(","))
         except ValueError:
             return label
-        label = numbers
     if len(label) not in (1, 3):
         raise ValueError(f"label is {label!r}: give a value (3), a colour (255,0,0) or, for annotations, a name")
     return int(label[0]) if len(label) == 1 else tuple(map(int, label))

@@ -128,7 +128,8 @@ def timm_facts(name: str) -> dict:
     """
     network = timm_network(name, pretrained=False).eval()
     shapes = _block_shapes(network)
-    side = max(network.pretrained_cfg["input_size"][1:])
+    cfg = network.pretrained_cfg
+    side = max(cfg["input_size"][1:])
     channels_last = any(shape[1] == shape[2] != shape[3] for shape in shapes.values())
     strides = {layer: side / shape[1 if channels_last else 2] for layer, shape in shapes.items()}
     levels = tuple(tuple(layer for layer, stride in strides.items() if stride == s) for s in (8, 16, 32))
@@ -138,9 +139,7 @@ def timm_facts(name: str) -> dict:
             f"backbone is {name!r}: the pyramid needs blocks at strides 8, 16 and 32, and this network has {there}. The blocks of "
             "a ViT all have one size. Take a network with stages, such as timm:convnext_tiny.dinov3_lvd1689m, which has three"
         )
-    cfg = network.pretrained_cfg
-    facts = {"mean": tuple(cfg["mean"]), "std": tuple(cfg["std"]), "channels_last": channels_last}
-    return {"layers": levels, **facts}
+    return {"layers": levels, "mean": tuple(cfg["mean"]), "std": tuple(cfg["std"]), "channels_last": channels_last}
 
 
 def _block_shapes(network) -> dict[str, tuple[int, ...]]:
@@ -148,7 +147,7 @@ def _block_shapes(network) -> dict[str, tuple[int, ...]]:
 
     A stage whose blocks return no maps (b, c, h, w) stands for them.
     """
-    shapes, stages, handles = {}, {}, []
+    shapes, stages = {}, {}
     named = {info["module"] for info in getattr(network, "feature_info", [])}
     for parent in {stage.rpartition(".")[0] for stage in named}:
         for child, stage in network.get_submodule(parent).named_children():
@@ -158,12 +157,9 @@ def _block_shapes(network) -> dict[str, tuple[int, ...]]:
             if path in named or isinstance(blocks, nn.Sequential | nn.ModuleList):
                 stages[path] = [f"{holder}.{block}" for block, _ in blocks.named_children()]
                 for layer in (*stages[path], path):
-                    note = partial(_note, shapes, layer)
-                    handles.append(network.get_submodule(layer).register_forward_hook(note))
+                    network.get_submodule(layer).register_forward_hook(partial(_note, shapes, layer))
     with torch.no_grad():
         network(torch.zeros(1, *network.pretrained_cfg["input_size"]))
-    for handle in handles:
-        handle.remove()
     instead = {path for path, blocks in stages.items() if not any(block in shapes for block in blocks)}
     return {layer: shape for layer, shape in shapes.items() if layer not in stages or layer in instead}
 

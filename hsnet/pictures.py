@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 
 from .labels import Label, Labels, parse_label
 
@@ -146,9 +146,7 @@ def read_mask(
     if values.ndim == 3 and (values == values[..., :1]).all():
         values = values[..., 0]
     indices = stored.indices
-    if indices is not None and _is_index(indices, values):
-        values = indices
-    elif indices is not None and isinstance(label, int):
+    if indices is not None and isinstance(label, int):
         if not (indices == label).any():
             raise ValueError(f"{name} has no pixel of index {label}: it holds {_some(np.unique(indices))}")
         return indices == label
@@ -172,12 +170,6 @@ def read_mask(
             f"Pick the object with --label {example} (in Python label={example if ',' not in example else f'({example})'})"
         )
     return found
-
-
-def looks_like_mask(image: UInt8[np.ndarray, "h w 3"]) -> bool:
-    """Whether a picture is black and white only, both of them: 99 of 100 pixels within 32 of either."""
-    black, white = ((near.max(axis=2) < 32).mean() for near in (image, 255 - image))
-    return bool(min(black, white) > 0 and black + white > 0.99)
 
 
 def looks_inverted(mask: Bool[np.ndarray, "h w"]) -> bool:
@@ -309,49 +301,21 @@ def _of_array(name, array):
 
 def _of_image(name, image, own, exif):
     """`own`: the width and height of the file, where `image` is a draft."""
-    turn = image.getexif().get(_ORIENTATION, 1)
-    already = image.format == "TIFF"  # which Pillow turns by itself
-    values = _deep_colours(image)
-    values = _values(image) if values is None else values
+    turn, kind = image.getexif().get(_ORIENTATION, 1), image.format
+    if exif == "apply" or kind == "TIFF":  # which Pillow turns by itself
+        image, own = ImageOps.exif_transpose(image), own[::-1] if turn > 4 else own
     indices = np.asarray(image) if image.mode == "P" else None
-    if already == (exif == "ignore"):
-        how = {6: 8, 8: 6}.get(turn, turn) if already else turn  # back, or upright
-        values, own = _turned(values, how), own[::-1] if turn > 4 else own
-        indices = indices if indices is None else _turned(indices, how)
-    return Stored(name, values, own[::-1], turn, indices, lossy=image.format == "JPEG")
-
-
-def _turned(values, turn):
-    """As an EXIF orientation, 1 to 8, says."""
-    values = np.swapaxes(values, 0, 1) if 5 <= turn <= 8 else values
-    values = values[:, ::-1] if turn in (2, 3, 6, 7) else values
-    return values[::-1] if turn in (3, 4, 7, 8) else values
+    return Stored(name, _values(image), own[::-1], turn, indices, lossy=kind == "JPEG")
 
 
 def _values(image):
     """The numbers of an image, in the forms that `Stored.values` has."""
     if "transparency" in image.info and image.mode in ("1", "L", "RGB", "P"):
         return np.asarray(image.convert("RGBA"))
-    if "transparency" in image.info and image.mode.startswith("I"):
-        grey = np.asarray(image)
-        return np.dstack([grey, np.where(grey == image.info["transparency"], 0, 65535)])
     if image.mode in ("1", "L", "LA", "RGB", "RGBA", "F") or image.mode.startswith("I"):
         return np.asarray(image)
     alpha = image.mode in ("PA", "La", "RGBa") or (image.mode == "P" and image.palette.mode == "RGBA")
     return np.asarray(image.convert("RGBA" if alpha else "RGB"))
-
-
-def _deep_colours(image):
-    """Colours of 16 bits, of which Pillow keeps the upper half; None for other images."""
-    if image.format != "PNG" or ";16B" not in str(image.tile) or image.mode not in ("RGB", "RGBA"):
-        return None
-    from torch import frombuffer, uint8
-    from torchvision.io import ImageReadMode, decode_png
-
-    image.fp.seek(0)
-    content = frombuffer(bytearray(image.fp.read()), dtype=uint8)
-    image.fp.seek(0)
-    return decode_png(content, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
 
 
 def _split(values):
@@ -397,14 +361,6 @@ def _numbers(name, values, label):
     if values.ndim == 2 and least == 0 and len(np.unique(values)) == 2:
         return values > 0
     return np.round(values * 255).astype(np.uint8)
-
-
-def _is_index(indices, values):
-    """Whether several indices of a palette have one colour."""
-    used, first = np.unique(indices, return_index=True)
-    colours = values.reshape(indices.size, -1)[first]
-    same = (colours[1:] == colours[0]).all(axis=1)
-    return bool(same.all() if len(used) > 16 else same.any()) and len(used) > 1
 
 
 def _is_part(values, found, of):

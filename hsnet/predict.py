@@ -6,21 +6,19 @@
 A support is an image with its mask (white or 1 on the object) or with annotations of labelme or COCO (.json), or a cut-out with
 a transparent background; the table in hsnet/pictures.py defines the meaning of each kind of file. --label selects the object
 where a mask contains several values, colours or names. Queries are images, folders of images, or patterns such as "*.jpg".
-The program writes NAME-mask.png (255 on the object, at the query's size) and NAME-overlay.jpg for each query NAME, and one
-index.html. It refuses an output folder that contains files unless --overwrite is given, which replaces files of the same names
-and keeps the others.
+The program writes NAME-mask.png (255 on the object, at the query's size) and NAME-overlay.jpg (the object in its own colours,
+everything else in grey) for each query NAME. It refuses an output folder that contains files unless --overwrite is given, which
+replaces files of the same names and keeps the others.
 
 A query that cannot be read is reported and skipped, and the exit status is 1. Masks of supports are skipped as well. The default
 weights are those of the package; they accept a --size of 257 to 512 pixels. A larger size resolves smaller objects and takes more
 time. Try both methods on photographs.
 """
 
-import html
 import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -28,39 +26,19 @@ from tqdm import tqdm
 
 from .config import command_line, run_program
 from .figures import overlay
-from .pictures import counted, find_pictures, looks_like_mask, read_image
+from .pictures import counted, find_pictures, read_image
 from .runs import DEFAULT_RUN
-from .segmenter import METHODS, RULES, Segmenter, Support, read_support
+from .segmenter import METHODS, RULES, Segmenter, read_support
 
 BATCH = 8  # queries that pass the network at once
 SHOWN = 1600  # longest side of an overlay, in pixels
-THUMBNAIL = 480
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; font-family: system-ui, sans-serif; }}
-body {{ margin: 1rem auto; max-width: 80rem; padding: 0 1rem; }}
-div {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); gap: 1rem; }}
-figure {{ margin: 0; }} img {{ max-width: 100%; border-radius: 4px; }} figcaption {{ overflow-wrap: anywhere; }}
-</style></head><body>
-<h1>{title}</h1>
-<p>The object in its own colours, everything else in grey. Made by {method} of the run {run} from the supports below.</p>
-<h2>Supports</h2><div>
-{supports}
-</div><h2>Queries</h2><div>
-{queries}
-</div></body></html>
-"""
 
 
-def predict_files(segmenter: Segmenter, supports: list[Support], queries: list[Path], out: Path, run: str) -> list[str]:
-    """Write masks, overlays and the page for all queries.
+def predict_files(segmenter: Segmenter, queries: list[Path], out: Path) -> list[str]:
+    """Write the mask and the overlay of each query.
 
     Args:
         segmenter: fitted.
-        supports: what it was fitted with, for the page.
 
     Returns:
         What went wrong, one line a query that could not be read.
@@ -70,39 +48,22 @@ def predict_files(segmenter: Segmenter, supports: list[Support], queries: list[P
     """
     names = dict(zip(queries, unique_names([query.stem for query in queries]), strict=True))
     out.mkdir(parents=True, exist_ok=True)
-    shown, done, wrong = [], [], []
-    for number, support in enumerate(supports, 1):
-        _save_overlay(support.pixels, support.mask, out / f"support-{number}.jpg", THUMBNAIL)
-        shown.append(_figure(f"support-{number}.jpg", support.name, None))
-    try:
-        for query, mask in tqdm(_answers(segmenter, queries), total=len(queries), desc="segmenting", unit="picture"):
-            try:
-                if isinstance(mask, Exception):
-                    raise mask
-                pixels, _ = read_image(query, SHOWN, segmenter.exif)
-            except (ValueError, OSError) as error:
-                wrong.append(str(error))
-                tqdm.write(f"left out: {error}", file=sys.stderr)
-                continue
-            if looks_like_mask(pixels):
-                tqdm.write(f"warning: {query} is black and white only: is it a mask among the queries?", sys.stderr)
-            Image.fromarray(mask.astype(np.uint8) * 255).save(out / f"{names[query]}-mask.png")
-            _save_overlay(pixels, mask, out / f"{names[query]}-overlay.jpg", SHOWN)
-            share = f"marked: {100 * mask.mean():.0f} % of the picture" if mask.any() else "nothing found"
-            done.append(_figure(f"{names[query]}-overlay.jpg", f"{query.name}: {share}", f"{names[query]}-mask.png"))
-    except KeyboardInterrupt:
-        kept = f"{counted(len(done), 'mask')} of {len(queries)} stay in {out}"
-        print(f"\n{kept}: the same command with --overwrite does all of them, --query names others", file=sys.stderr)
-        raise
-    finally:  # a page of what is done
-        page = PAGE.format(
-            title=f"{counted(len(done), 'picture')} segmented",
-            method=segmenter.method,
-            run=html.escape(run),
-            supports="\n".join(shown),
-            queries="\n".join(done),
-        )
-        (out / "index.html").write_text(page, encoding="utf-8")
+    wrong = []
+    for query, mask in tqdm(_answers(segmenter, queries), total=len(queries), desc="segmenting", unit="picture"):
+        try:
+            if isinstance(mask, Exception):
+                raise mask
+            pixels, _ = read_image(query, SHOWN, segmenter.exif)
+        except (ValueError, OSError) as error:
+            wrong.append(str(error))
+            tqdm.write(f"left out: {error}", file=sys.stderr)
+            continue
+        Image.fromarray(mask.astype(np.uint8) * 255).save(out / f"{names[query]}-mask.png")
+        image = Image.fromarray(pixels)
+        image.thumbnail((SHOWN, SHOWN))
+        small = Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST)
+        shown = overlay(np.asarray(image), np.asarray(small))
+        Image.fromarray(shown).save(out / f"{names[query]}-overlay.jpg", quality=88)
     return wrong
 
 
@@ -144,22 +105,6 @@ def unique_names(names: list[str]) -> list[str]:
             other, number = f"{name}-{number}", number + 1
         taken.append(other)
     return taken
-
-
-def _save_overlay(pixels, mask, path, longest):
-    image = Image.fromarray(pixels)
-    image.thumbnail((longest, longest))
-    small = Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST)
-    Image.fromarray(overlay(np.asarray(image), np.asarray(small))).save(path, quality=88)
-
-
-def _figure(picture, caption, mask):
-    caption, picture = html.escape(caption), quote(picture)
-    link = f' · <a href="{quote(mask)}">mask</a>' if mask else ""
-    return (
-        f'<figure><a href="{picture}"><img src="{picture}" alt="{caption}" loading="lazy"></a>'
-        f"<figcaption>{caption}{link}</figcaption></figure>"
-    )
 
 
 def _parser():
@@ -208,8 +153,8 @@ def main() -> None:
     print("loading the network …", file=sys.stderr, flush=True)
     options = {key: getattr(arguments, key) for key in ("rule", "aspect", "device", "method", "size", "exif")}
     segmenter = Segmenter(arguments.run, **options).fit_supports(supports)
-    wrong = predict_files(segmenter, supports, queries, arguments.out, arguments.run)
-    print(f"{counted(len(queries) - len(wrong), 'mask')} in {arguments.out}\nlook at {arguments.out / 'index.html'}")
+    wrong = predict_files(segmenter, queries, arguments.out)
+    print(f"{counted(len(queries) - len(wrong), 'mask')} in {arguments.out}, each with an overlay to look at")
     if wrong:
         print(f"left out {len(wrong)} of {counted(len(queries), 'picture')}, named above", file=sys.stderr)
         raise SystemExit(1)

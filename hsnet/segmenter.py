@@ -55,7 +55,7 @@ class Segmenter:
         run: a run's name under `data/runs`, or its folder; the default is the shipped one.
         rule: combination of K supports: "paper" and "majority", see `vote`; "mean" marks pixels whose mean probability
             exceeds the threshold stored with the weights. None is "mean" for weights with a threshold, else "paper".
-        aspect: "resize" (formerly "squash") ignores the image's aspect ratio; "pad" keeps it and fills the rest of the
+        aspect: "resize" ignores the image's aspect ratio; "pad" keeps it and fills the rest of the
             square with grey, which is neither object nor part of the prediction.
         device: "auto", "cpu", "cuda", …
         method: "hsnet"; or "prototypes", a baseline on the frozen features: a position is foreground where its
@@ -81,7 +81,6 @@ class Segmenter:
         size: int | None = None,
         exif: str = "apply",
     ):
-        aspect = "resize" if aspect == "squash" else aspect
         known = {"rule": RULES, "aspect": ASPECTS, "method": METHODS, "exif": EXIFS}
         for (what, choices), value in zip(known.items(), (rule or "paper", aspect, method, exif), strict=True):
             if value not in choices:

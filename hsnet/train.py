@@ -244,7 +244,8 @@ class Training:
         if rank() == 0:
             episodes = test_episodes(benchmark, fold=config.fold, shot=1, count=8)
             drawn = draw_episodes(predictor(model, device), EpisodeDataset(benchmark, config.size, episodes))
-            figures.save(drawn, picture)
+            drawn.savefig(picture, dpi=80)
+            plt.close(drawn)
         model.load_state_dict(last, strict=False)
         self.save(finished=True)
         say(runs.scores_table(results))

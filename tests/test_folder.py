@@ -64,7 +64,7 @@ def test_folders_of_classes(tmp_path):
     benchmark = opened(root)
     assert benchmark.class_names == ["a", "b", "c", "d", "e"]
     assert [benchmark.classes(f, "test") for f in range(4)] == [[0, 4], [1], [2], [3]]
-    with pytest.warns(UserWarning, match=r"1 files .* lack their image or mask and are left out, such as .*alone\.jpg"):
+    with pytest.warns(UserWarning, match=r"1 files .* lack their image or mask and are left out: .*alone\.jpg"):
         benchmark.check(0, "train")
     sample = benchmark.read("b/shot 1", 1)
     assert sample.image.shape == (40, 50, 3)
@@ -127,9 +127,9 @@ def test_another_folder_brings_the_test(root, tmp_path):
 @pytest.mark.parametrize(
     ("classes", "images", "message"),
     [
-        ("a", 3, "has 1 class with two images or more, none for train"),
-        ("ab", 3, "has 2 classes with two images or more, none for train"),
-        ("abcdef", 1, r"has 0 classes with two images or more \(6 with one, such as a\)"),
+        ("a", 3, "has 1 class with two images or more of 1, none for train"),
+        ("ab", 3, "has 2 classes with two images or more of 2, none for train"),
+        ("abcdef", 1, "has 0 classes with two images or more of 6"),
     ],
 )
 def test_too_little_is_refused_with_the_reason(tmp_path, classes, images, message):
@@ -186,12 +186,9 @@ def test_augmentation_keeps_the_object_and_repeats(root):
         assert all(torch.equal(getattr(a, part), getattr(b, part)) for part in vars(a))
         assert a.image.shape == plain.image.shape
         assert a.mask.sum() >= 0.9 * KEPT * plain.mask.sum()
-    crop = augment(
-        Square(plain.mask.byte().expand(3, -1, -1), plain.mask, plain.mask, plain.mask),
-        ("crop",),
-        np.random.default_rng(3),
-    )
-    assert torch.equal(crop.image[0] > 0, crop.mask) or (crop.image[0].bool() ^ crop.mask).float().mean() < 0.1
+    alike = Square(plain.mask.byte().expand(3, -1, -1), plain.mask, plain.mask, plain.mask)
+    crop = augment(alike, ("crop",), np.random.default_rng(3))
+    assert (crop.image[0].bool() ^ crop.mask).float().mean() < 0.1
     mirrored = [augment(plain, ("mirror",), np.random.default_rng(s)) for s in range(8)]
     assert {torch.equal(m.mask, plain.mask.flip(-1)) for m in mirrored} == {True, False}
     first, other, again = (EpisodeDataset(benchmark, 32, count=2, seed=s, augment=kinds)[0] for s in (1, 2, 1))
@@ -204,29 +201,34 @@ def test_augmentation_keeps_the_object_and_repeats(root):
         Config(augment="mirror,blur")
 
 
+TRAIN = [
+    "--benchmark",
+    "folder",
+    "--size",
+    "64",
+    "--epoch-episodes",
+    "4",
+    "--val-episodes",
+    "4",
+    "--test-episodes",
+    "4",
+    "--workers",
+    "0",
+    "--no-pretrained",
+]
+
+
 def test_a_training_on_it_resumes_and_is_scored(root, call, data):
-    options = "--benchmark folder --size 64 --epochs 1 --epoch-episodes 4 --val-episodes 4 --test-episodes 4 --shot 1 --workers 0"
-    begun = call("train", *options.split(), "--start", "", "--no-pretrained", "--root", root, "--name", "mine")
+    options = ["train", *TRAIN, "--start", "", "--shot", "1", "--name", "mine"]
+    begun = call(*options, "--epochs", "1", "--root", root)
     assert begun.returncode == 0, begun.stderr
-    assert json.loads((data / "runs" / "mine" / "config.json").read_text())["augment"] == "mirror,crop,colour"
-    more = call(
-        "train",
-        *options.replace("epochs 1", "epochs 2").split(),
-        "--start",
-        "",
-        "--no-pretrained",
-        "--root",
-        root,
-        "--name",
-        "mine",
-        "--resume",
-    )
+    folder = data / "runs" / "mine"
+    assert json.loads((folder / "config.json").read_text())["augment"] == "mirror,crop,colour"
+    more = call(*options, "--epochs", "2", "--root", root, "--resume")
     assert more.returncode == 0, more.stderr
-    assert len((data / "runs" / "mine" / "history.jsonl").read_text().splitlines()) == 2
+    assert len((folder / "history.jsonl").read_text().splitlines()) == 2
     (root.parent / "other").mkdir()
-    other = call(
-        "train", *options.split(), "--start", "", "--no-pretrained", "--root", root.parent / "other", "--name", "mine"
-    )
+    other = call(*options, "--epochs", "2", "--root", root.parent / "other")
     assert other.returncode == 2
     assert "was started with" in other.stderr
     assert "root" in other.stderr
@@ -237,8 +239,7 @@ def test_a_training_on_it_resumes_and_is_scored(root, call, data):
 
 
 def test_the_weights_carry_the_threshold_that_validation_chose(root, call, data):
-    options = "--benchmark folder --size 64 --epochs 1 --epoch-episodes 4 --val-episodes 4 --test-episodes 4 --shot 1,2 --workers 0"
-    done = call("train", *options.split(), "--start", "", "--no-pretrained", "--root", root, "--name", "cut")
+    done = call("train", *TRAIN, "--start", "", "--shot", "1,2", "--name", "cut", "--epochs", "1", "--root", root)
     assert done.returncode == 0, done.stderr
     folder = data / "runs" / "cut"
     model = HSNet.from_run(folder)

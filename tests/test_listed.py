@@ -157,11 +157,12 @@ def test_a_loader_stops_at_a_bad_file_and_says_the_next_step(datasets, workers):
         list(training.loader(2, workers))
 
 
-def test_what_a_cache_holds_is_not_read(datasets):
+def test_what_is_cached_is_not_read(datasets):
     build_cache(load_benchmark("pascal", size=32), 32)
-    broken = test_episodes(load_benchmark("pascal", size=32), fold=0, shot=1, count=20)[0].query
-    (datasets / "pascal" / "SegmentationClassAug" / f"{broken}.png").write_bytes(b"")
-    assert [len(load_benchmark("pascal", size=size).flaws(broken, size)) for size in (32, 48)] == [0, 1]
+    breaks(datasets, "2007_000101", "empty")
+    assert [len(load_benchmark("pascal", size=size).flaws("2007_000101", size)) for size in (32, 48)] == [0, 1]
+    with pytest.raises(UnreadableFileError, match=r"2007_000101\.png cannot be read"):
+        build_cache(load_benchmark("pascal", size=48), 48)
 
 
 def test_data_sets_that_are_incomplete(datasets, tmp_path):

@@ -46,15 +46,6 @@ def test_what_is_transparent_is_grey(tmp_path):
     assert (read_image(cutout)[0] == image).all()
 
 
-def test_a_palette_with_a_transparent_colour(tmp_path):
-    picture = Image.new("P", (6, 4), 1)
-    picture.putpalette([0, 0, 0, 255, 0, 0])
-    picture.paste(0, (0, 0, 3, 4))
-    path = saved(picture, tmp_path / "sticker.png", transparency=0)
-    assert (read_mask(path) == (np.arange(6) >= 3)).all()
-    assert (read_image(path)[0][:, :3] == 127).all()
-
-
 def test_a_large_photograph_is_decoded_small(tmp_path):
     path = saved(Image.new("RGB", (9000, 6700), (200, 30, 30)), tmp_path / "large.jpg")  # 60 megapixels
     image, size = read_image(path, least=256)
@@ -123,13 +114,6 @@ def test_soft_edges_are_cut_at_half(tmp_path):
 
 def test_an_empty_mask_stays_empty():
     assert not read_mask(np.zeros((4, 5), np.uint8)).any()
-
-
-def test_labels_of_which_a_palette_shows_none_are_listed(tmp_path):
-    labels = np.zeros((40, 60), np.uint8)
-    labels[:10], labels[20:30], labels[35] = 3, 7, 255
-    with pytest.raises(ValueError, match=r"voc.png holds 3 labels"):
-        read_mask(saved(palette(labels, [0] * 768), tmp_path / "voc.png"))
 
 
 def test_wrong_masks():
@@ -226,4 +210,5 @@ def test_every_turn_is_applied_or_ignored(tmp_path, turn):
         image, size = read_image(path)
         assert (image == upright).all()
         assert size == upright.shape[:2]
-        assert (read_image(path, exif="ignore")[0] == PIXELS).all()
+        if suffix == ".png":  # Pillow turns a TIFF by itself
+            assert (read_image(path, exif="ignore")[0] == PIXELS).all()

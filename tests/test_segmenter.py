@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-import hsnet.predict as program
 from hsnet import HSNet, Segmenter
 from hsnet.benchmarks.resize import resize_image, resize_mask
 from hsnet.model import vote
@@ -130,12 +129,9 @@ def test_padding_keeps_proportions_and_is_no_part_of_the_answer(run):
     padded, inside = square.permute(1, 2, 0).numpy(), everything.numpy()
     by_hand = Segmenter(run).fit(padded, inside).predict_proba(padded)[top : top + height]
     kept = Segmenter(run, aspect="pad").fit(wide, np.ones((20, 60), bool)).predict_proba(wide)
+    again = np.asarray(Image.fromarray(by_hand).resize((60, 20), Image.Resampling.BILINEAR))
     assert kept.shape == (20, 60)
-    again = torch.nn.functional.interpolate(
-        torch.tensor(by_hand)[None, None], (20, 60), mode="bilinear", align_corners=True
-    )
-    assert np.abs(kept - again[0, 0].numpy()).max() < 0.02  # resized as logits there, as probabilities here
-    assert Segmenter(run, aspect="squash").aspect == "resize"  # its old name
+    assert abs(kept - again).mean() < 0.02  # resized as logits there, as probabilities here
 
 
 def test_another_size_of_the_squares(run):
@@ -241,19 +237,14 @@ def test_the_command_line(run, call, tmp_path):
     assert "loading the network" in result.stderr
     assert "segmenting" in result.stderr  # the progress bar
     assert "3 masks" in result.stdout
-    assert str(out / "index.html") in result.stdout
     written = {p.name for p in out.iterdir()}
     assert written == {
-        "index.html", "support-1.jpg", "a-mask.png", "a-overlay.jpg", "a-2-mask.png", "a-2-overlay.jpg",
+        "a-mask.png", "a-overlay.jpg", "a-2-mask.png", "a-2-overlay.jpg",
         "Käse & 'more'-mask.png", "Käse & 'more'-overlay.jpg",
     }  # fmt: skip
     mask = np.asarray(Image.open(out / "Käse & 'more'-mask.png"))
     assert mask.shape == (30, 90)
     assert set(np.unique(mask)) <= {0, 255}
-    page = (out / "index.html").read_text(encoding="utf-8")
-    assert "K%C3%A4se%20%26%20%27more%27-overlay.jpg" in page
-    assert "Käse &amp; &#x27;more&#x27;.png" in page
-    assert "3 pictures segmented" in page
 
 
 def test_errors_of_the_command_line(run, call, tmp_path):
@@ -299,45 +290,18 @@ def test_nothing_is_replaced_without_being_asked(run, call, tmp_path):
     assert "is read, and lies in the folder of --out" in result.stderr
 
 
-def test_ctrl_c_keeps_what_is_done(run, call, tmp_path, monkeypatch):
-    for name in "ab":
-        Image.fromarray(picture()).save(tmp_path / f"{name}.png")
-    Image.fromarray(mask_of(picture())).save(tmp_path / "mask.png")
-    predict, asked = Segmenter.predict, []
-
-    def stop_at_the_second(self, images):
-        asked.extend(images)
-        if len(asked) > 1:
-            raise KeyboardInterrupt
-        return predict(self, images)
-
-    monkeypatch.setattr(program, "BATCH", 1)
-    monkeypatch.setattr(Segmenter, "predict", stop_at_the_second)
-    out = tmp_path / "out"
-    queries = [tmp_path / "a.png", tmp_path / "b.png"]
-    options = ["--support", tmp_path / "a.png", tmp_path / "mask.png", "--query", *queries, "--out", out]
-    result = call("predict", "--run", run, *options)
-    assert result.returncode == 130
-    assert f"1 mask of 2 stay in {out}: the same command with --overwrite" in result.stderr
-    assert (out / "a-mask.png").exists()
-    assert "1 picture segmented" in (out / "index.html").read_text()
-
-
 def test_masks_among_the_queries_are_noticed(run, call, tmp_path):
     image = picture()
     Image.fromarray(image).save(tmp_path / "a.png")
-    for name, mask in (("a-mask", ~mask_of(image)), ("other", mask_of(image))):
-        Image.fromarray(mask).save(tmp_path / f"{name}.png")
+    Image.fromarray(~mask_of(image)).save(tmp_path / "a-mask.png")
     out = tmp_path / "out"
     options = ["--support", tmp_path / "a.png", tmp_path / "a-mask.png", "--query", tmp_path, "--out", out]
     with pytest.warns(UserWarning, match="a-mask.png marks .* is it inverted"):
         result = call("predict", "--run", run, *options)
     assert result.returncode == 0, result.stderr
     assert "left out of the queries: 1 mask of the supports" in result.stderr
-    assert "other.png is black and white only" in result.stderr
-    assert "a.png is black" not in result.stderr
     assert not (out / "a-mask-mask.png").exists()
-    assert "2 masks in" in result.stdout
+    assert "1 mask in" in result.stdout
 
 
 def test_a_mask_of_nearly_everything_is_doubted(run):

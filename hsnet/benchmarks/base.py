@@ -69,7 +69,6 @@ class Benchmark(ABC):
         options: names of further arguments of its constructor, which are settings of `Config` too.
         preparation: what `hsnet.prepare` does for it; empty for nothing.
         prepared: what `hsnet.prepare` and the folder of images are called, where that is not the benchmark's name.
-        builds_masks: whether `hsnet.prepare` builds masks, for which the authors' can stand in.
         drawn: whether scenes are drawn, so that any object of a query can be asked for (`other_questions`).
         each_query_once: whether an epoch asks for each training query once, instead of drawing them.
         cacheable: whether `build_cache` can keep its pictures.
@@ -91,7 +90,6 @@ class Benchmark(ABC):
     options: tuple[str, ...] = ()
     preparation = ""
     prepared = ""
-    builds_masks = False
     drawn = False
     each_query_once = False
     cacheable = False

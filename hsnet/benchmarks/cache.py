@@ -122,8 +122,7 @@ def build_cache(benchmark, size: int) -> Path:
             for image, label_map in read:  # so many in memory at most
                 images.write(image.permute(1, 2, 0).numpy().tobytes())
                 labels.write(label_map.numpy().tobytes())
-    index = {"benchmark": benchmark.name, "size": size, "source": _masks_of(benchmark), "names": names}
-    (growing / INDEX).write_text(json.dumps(index))
+    (growing / INDEX).write_text(json.dumps({"size": size, "source": _masks_of(benchmark), "names": names}))
     growing.rename(folder)
     return folder
 

@@ -1,6 +1,5 @@
 """COCO in the folds of COCO-20i: photographs with instance annotations."""
 
-import shutil
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +11,7 @@ from ..prepare.masks import (
     SOURCE,
     build,
     coco_mask_sources,
-    png_files,
     read_instances,
-    refuse_others,
     write_coco_mask,
 )
 from .base import register
@@ -57,8 +54,6 @@ class Coco(ListedBenchmark):
     class_names = CLASSES
     paper_settings: ClassVar = {"batch": 40}
     preparation = "COCO 2014: download (20 GB), build the masks, verify"
-    builds_masks = True
-    counts: ClassVar = {"train2014/*.jpg": 82_783, "val2014/*.jpg": 40_504}
     covered = 0.02  # smaller instances may hide the listed class altogether
 
     @classmethod
@@ -108,55 +103,44 @@ class Coco(ListedBenchmark):
         return (self.masks / name).with_suffix(".png")
 
     def _instances(self) -> dict[str, Path]:
-        """The files of instances of COCO 2014 that are there, by image folder.
+        """The files of instances of COCO 2014 that are there, by image folder."""
+        files = {folder: self.root / f"annotations/instances_{folder}.json" for folder in ("train2014", "val2014")}
+        return {folder: path for folder, path in files.items() if path.exists()}
 
-        Raises:
-            ValueError: a damaged file, or annotations of something else, saying what they seem to be.
-        """
-        files = sorted((self.root / "annotations").glob("instances_*.json"))
-        found = {path.stem.removeprefix("instances_"): path for path in files}
-        official = {folder: path for folder, path in found.items() if folder in FILES}
-        for folder, path in (official or found).items():
+    def _others(self) -> str:
+        """What annotations that are not COCO 2014's seem to be; empty where there are none. Raises as `read_instances`."""
+        official = self._instances()
+        for path in official.values() or sorted((self.root / "annotations").glob("instances_*.json")):
             count = len(read_instances(path)["categories"])
-            if folder not in official or count != len(CLASSES):
-                raise ValueError(
+            if not official or count != len(CLASSES):
+                return (
                     f"{path}: COCO's format with {count} categories, which is not COCO 2014, so not COCO-20i. Nothing is to be "
                     f"prepared: train with `python -m hsnet.train --benchmark folder --root {self.root}`, which reads it as it is"
                 )
-        return official
+        return ""
 
     def prepare(self, options: Namespace) -> None:
         """Images and annotations of COCO 2014, and a class mask of each image. Masks in the authors' layout are left as they are."""
         root, annotations, keep = self.root, self.root / "annotations", options.keep_archives
-        instances = self._instances()
+        if others := self._others():
+            raise ValueError(others)
         prepared = self.masks == annotations
-        if annotations.exists() and not instances and not prepared:
+        if annotations.exists() and not self._instances() and not prepared:
             raise ValueError(
                 f"{annotations} holds neither instances_*.json, as COCO is published, nor train2014/*.png, as the authors' "
                 "masks are: what is there is left alone; prepare in another folder with --root"
             )
         for folder in ("annotations", "train2014", "val2014"):
             fetch_and_unpack(FILES[folder], {folder: root / folder}, root, keep_archive=keep)
-        if not prepared:
-            source = {"source": "authors"} if options.masks else {"source": "ours", "crowd": options.crowd}
-            refuse_others(self.masks, source)
-            self.masks.mkdir(exist_ok=True)
-            write_json(self.masks / SOURCE, source)
-            for folder, path in self._instances().items():
-                if (self.masks / folder).exists():
-                    continue
-                if options.masks:
-                    build(png_files(options.masks / folder), self.masks / folder, shutil.copyfile)
-                else:
-                    sources = coco_mask_sources(path, options.crowd)
-                    build(sources, self.masks / folder, write_coco_mask, options.workers)
+        for folder, path in () if prepared else self._instances().items():
+            if not (self.masks / folder).exists():
+                build(coco_mask_sources(path), self.masks / folder, write_coco_mask)
+                write_json(self.masks / SOURCE, {"source": "ours", "crowd": True})
         fetch_lists("coco")
 
     def verify(self, sample: int | None) -> Iterator[Finding]:
         """See `Benchmark.verify`. Of annotations that are not COCO 2014's it says what they seem to be."""
-        try:
-            self._instances()
-        except ValueError as error:
-            yield Finding(str(error), "see the message")
-            return
-        yield from super().verify(sample)
+        if others := self._others():
+            yield Finding(others)
+        else:
+            yield from super().verify(sample)

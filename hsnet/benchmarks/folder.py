@@ -3,7 +3,6 @@
 import hashlib
 import json
 import warnings
-from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
@@ -15,7 +14,7 @@ from PIL import Image
 
 from ..pictures import SUFFIXES, read_image, read_mask
 from ..prepare.findings import Finding, draw, first_of
-from .base import Episode, UnreadableFileError, register
+from .base import SPLITS, Episode, UnreadableFileError, register
 from .instances import Instances, instance_files
 from .listed import ListedBenchmark
 
@@ -27,8 +26,8 @@ LAYOUTS = """CLASS/NAME.jpg with CLASS/NAME.png beside it; images/NAME.jpg with 
 with their images"""
 
 
-class ClassFolders:
-    """`CLASS/NAME.jpg` and its mask `CLASS/NAME.png`, as in FSS-1000.
+class MaskFiles:
+    """`CLASS/NAME.jpg` with `CLASS/NAME.png`, or `images/NAME.jpg` with `masks/CLASS/NAME.png`, where images may show several classes.
 
     Attributes:
         names: of the images that have a mask, by class.
@@ -36,63 +35,40 @@ class ClassFolders:
     """
 
     def __init__(self, root: Path):
-        self.root, self.unpaired = root, []
-        self._images: dict[tuple[str, str], Path] = {}
+        several = (root / "images").is_dir() and (root / "masks").is_dir()
+        images = {path.stem: path for path in _pictures(root / "images")} if several else {}
+        self._files: dict[tuple[str, str], tuple[Path, Path]] = {}
+        self._shown: dict[Path, list[str]] = {}
         self.names: dict[str, list[str]] = {}
-        for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-            files = _pictures(folder)
-            masks = {path.stem for path in files if path.suffix.lower() == ".png"}
-            images = {path.stem: path for path in files if path.suffix.lower() != ".png"}
-            if pairs := sorted(masks & set(images)):
-                self.names[folder.name] = pairs
-                self._images |= {(folder.name, stem): images[stem] for stem in pairs}
-            self.unpaired += [path for path in files if path.stem not in pairs]
+        files = set(images.values())
+        for folder in sorted(path for path in (root / "masks" if several else root).iterdir() if path.is_dir()):
+            inside = _pictures(folder)
+            files.update(inside)
+            masks = {path.stem: path for path in inside if path.suffix.lower() == ".png"}
+            own = images if several else {path.stem: path for path in inside if path.suffix.lower() != ".png"}
+            for name in sorted(masks.keys() & own.keys()):
+                self._files[folder.name, name] = own[name], masks[name]
+                self._shown.setdefault(own[name], []).append(folder.name)
+                self.names.setdefault(folder.name, []).append(name)
+        self.unpaired = sorted(files - {path for pair in self._files.values() for path in pair})
 
     def paths(self, class_name: str, name: str) -> tuple[Path, Path]:
         """The files of an image and of its mask."""
-        return self._images[class_name, name], self.root / class_name / f"{name}.png"
-
-    def picture(self, class_name: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """An image, uint8 RGB (h, w, 3), and its labels, uint8 (h, w): `CLASS`, or 0."""
-        image, mask = self.paths(class_name, name)
-        pixels = read_image(image)[0]
-        return pixels, _mask(mask, pixels) * np.uint8(CLASS)
-
-    def shown(self, name: str) -> list[str]:
-        """The classes that have a mask of this image; here they do not share images."""
-        return []
-
-
-class ImagesAndMasks(ClassFolders):
-    """`images/NAME.jpg` and `masks/CLASS/NAME.png`; an image may show several classes."""
-
-    def __init__(self, root: Path):
-        self.root = root
-        self._images = {path.stem: path for path in _pictures(root / "images")}
-        masks = {p.name: _pictures(p) for p in sorted((root / "masks").iterdir()) if p.is_dir()}
-        self.names = {c: sorted(p.stem for p in paths if p.stem in self._images) for c, paths in masks.items()}
-        self._shown: dict[str, list[str]] = {}
-        for class_name, names in self.names.items():
-            for name in names:
-                self._shown.setdefault(name, []).append(class_name)
-        self.unpaired = [path for paths in masks.values() for path in paths if path.stem not in self._images]
-        self.unpaired += [path for name, path in self._images.items() if name not in self._shown]
-
-    def paths(self, class_name: str, name: str) -> tuple[Path, Path]:
-        """The files of an image and of its mask."""
-        return self._images[name], self.root / "masks" / class_name / f"{name}.png"
+        return self._files[class_name, name]
 
     def picture(self, class_name: str, name: str) -> tuple[np.ndarray, np.ndarray]:
         """An image, uint8 RGB (h, w, 3), and its labels, uint8 (h, w): `CLASS`, `OTHER`, or 0."""
-        pixels, labels = super().picture(class_name, name)
-        for other in self._shown[name]:
+        image, mask = self.paths(class_name, name)
+        pixels = read_image(image)[0]
+        labels = _mask(mask, pixels) * np.uint8(CLASS)
+        for other in self._shown[image]:
             if other != class_name:
                 labels[_mask(self.paths(other, name)[1], pixels) & (labels == 0)] = OTHER
         return pixels, labels
 
-    def shown(self, name: str) -> list[str]:
+    def shown(self, class_name: str, name: str) -> list[str]:
         """The classes that have a mask of this image."""
-        return self._shown[name]
+        return self._shown[self.paths(class_name, name)[0]]
 
 
 class CocoFiles:
@@ -128,12 +104,12 @@ class CocoFiles:
         image, mask, objects = instances.read(name, class_name)
         return image, np.where(mask, np.uint8(CLASS), objects * np.uint8(OTHER))
 
-    def shown(self, name: str) -> list[str]:
+    def shown(self, class_name: str, name: str) -> list[str]:
         """The classes that are annotated in this image."""
         return self._shown[name]
 
 
-def read_layout(root: Path, least_area: int = 0) -> "ClassFolders | CocoFiles":
+def read_layout(root: Path, least_area: int = 0) -> MaskFiles | CocoFiles:
     """The data set in a folder, of whichever layout it has.
 
     Raises:
@@ -141,12 +117,8 @@ def read_layout(root: Path, least_area: int = 0) -> "ClassFolders | CocoFiles":
     """
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}: name the one of your data set with --root. It holds {LAYOUTS}")
-    if (root / "images").is_dir() and (root / "masks").is_dir():
-        layout = ImagesAndMasks(root)
-    elif instance_files(root):
-        layout = CocoFiles(root, least_area)
-    else:
-        layout = ClassFolders(root)
+    masks = (root / "images").is_dir() and (root / "masks").is_dir()
+    layout = CocoFiles(root, least_area) if not masks and instance_files(root) else MaskFiles(root)
     if not any(layout.names.values()):
         raise FileNotFoundError(f"no image with a mask in {root}: it should hold {LAYOUTS}")
     return layout
@@ -194,12 +166,12 @@ class Folder(ListedBenchmark):
         self.test_root, self.least_area = Path(test_root) if test_root else None, least_area
 
     @cached_property
-    def layout(self) -> ClassFolders | CocoFiles:
+    def layout(self) -> MaskFiles | CocoFiles:
         """What lies in `root`. Raises as `read_layout`."""
         return read_layout(self.root, self.least_area)
 
     @cached_property
-    def test_layout(self) -> ClassFolders | CocoFiles | None:
+    def test_layout(self) -> MaskFiles | CocoFiles | None:
         """What lies in `test_root`."""
         return read_layout(self.test_root, self.least_area) if self.test_root else None
 
@@ -227,15 +199,14 @@ class Folder(ListedBenchmark):
         """
         own = [c for c, (layout, *_) in enumerate(self._names) if layout is self.layout]
         others = [c for c in range(len(self._names)) if c not in set(own)]
-        path = self.root / SPLITS_FILE
-        named = self._read_splits(path) if path.exists() else {}
+        named = self._named
         if shared := {self.class_names[c] for c in own} & {self.class_names[c] for c in others}:
             raise ValueError(
                 f"{self.test_root} shows classes that are trained on in {self.root}: {first_of(shared)}. A few-shot test needs "
                 "classes of its own: take them out of one of the folders"
             )
         if named:
-            ids = {split: [c for c in own if self.class_names[c] in named[split]] for split in ("train", "val", "test")}
+            ids = {split: [c for c in own if self.class_names[c] in named[split]] for split in SPLITS}
             ids["test"] = others or ids["test"]
             deals = [ids if ids["val"] else ids | _validation(ids["train"])]
         elif others:
@@ -246,32 +217,29 @@ class Folder(ListedBenchmark):
                 {"test": own[f::folds]} | _validation([c for c in own if c not in own[f::folds]]) for f in range(folds)
             ]
         for deal in deals:
-            if empty := [split for split in ("train", "val", "test") if not deal[split]]:
-                single = [name for name, images in self.layout.names.items() if len(images) == 1]
+            if empty := [split for split in SPLITS if not deal[split]]:
                 raise ValueError(
-                    f"{self.root} has {len(own)} class{'es' * (len(own) != 1)} with two images or more"
-                    + (f" ({len(single)} with one, such as {single[0]})" if single else "")
-                    + f", none for {' and '.join(empty)}: training, validation and test need different classes, and an "
+                    f"{self.root} has {len(own)} class{'es' * (len(own) != 1)} with two images or more of "
+                    f"{len(self.layout.names)}, none for {' and '.join(empty)}: training, validation and test need different classes, and an "
                     "episode two images of its class. Annotate more, or name a folder of test classes with --test-root"
                 )
         return deals
 
-    def _read_splits(self, path):
+    @cached_property
+    def _named(self):
+        """What `splits.json` holds; {} where there is none."""
+        path = self.root / SPLITS_FILE
+        if not path.exists():
+            return {}
         try:
-            named = json.loads(path.read_text())
-            wrong = [
-                c for split in ("train", "val", "test") for c in named.setdefault(split, []) if not isinstance(c, str)
-            ]
-            wrong += [w for w in named.setdefault("weights", {}).values() if not w >= 0]
-        except (ValueError, TypeError, AttributeError) as error:
+            named = {split: [] for split in SPLITS} | {"weights": {}} | json.loads(path.read_text())
+            listed = Counter(c for split in SPLITS for c in named[split])
+            unknown = sorted((set(listed) | set(named["weights"])) - set(self.class_names))
+        except (ValueError, TypeError) as error:
             raise ValueError(f'{path} is not as {{"train": ["cat", …], "val": […], "test": […]}}: {error}') from error
-        listed = [c for split in ("train", "val", "test") for c in named[split]]
-        if wrong or len(set(listed)) < len(listed):
-            twice = [c for c, n in Counter(listed).items() if n > 1]
-            raise ValueError(
-                f"{path}: {', '.join(map(str, wrong or twice))} {'is no class name or weight' if wrong else 'named twice'}"
-            )
-        if unknown := sorted((set(listed) | set(named["weights"])) - set(self.class_names)):
+        if twice := [c for c, n in listed.items() if n > 1]:
+            raise ValueError(f"{path}: {first_of(twice)} named twice")
+        if unknown:
             raise ValueError(f"{path} names classes that do not have two images in {self.root}: {first_of(unknown)}")
         return named
 
@@ -306,19 +274,16 @@ class Folder(ListedBenchmark):
         if not self._drops(split):
             return pairs
         held_out = {self.class_names[c] for c in self.classes(fold, "test") + self.classes(fold, "val")}
-        return [(name, c) for name, c in pairs if not held_out & set(self._place(name)[0].shown(self._place(name)[2]))]
-
-    @cached_property
-    def _weights(self):
-        path = self.root / SPLITS_FILE
-        return self._read_splits(path)["weights"] if path.exists() else {}
+        places = {name: self._place(name) for name, _ in pairs}
+        return [(name, c) for name, c in pairs if not held_out & set(places[name][0].shown(*places[name][1:]))]
 
     def draw(self, rng: np.random.Generator, fold: int, shot: int = 1, place: int | None = None) -> Episode:
         """One training episode: its class first, with the weights of `splits.json`, then a query and supports of it."""
         if place is not None:
             return super().draw(rng, fold, shot, place)
         lists = self._lists(fold, "train", shot)
-        weights = np.array([self._weights.get(self.class_names[c], 1.0) for c in lists], float)
+        weights = self._named.get("weights", {})
+        weights = np.array([weights.get(self.class_names[c], 1.0) for c in lists], float)
         class_id = int(rng.choice(list(lists), p=weights / weights.sum()))
         pick = lambda names: names[rng.integers(len(names))]  # noqa: E731
         return self._episode(pick, pick(lists[class_id]), class_id, lists[class_id], shot)
@@ -361,7 +326,7 @@ class Folder(ListedBenchmark):
             raise UnreadableFileError(str(error)) from error
         if not (labels == CLASS).any():
             raise UnreadableFileError(
-                f"{layout.paths(*place)[1]} marks nothing of {place[0]}: delete it, or put it right"
+                f"{layout.paths(*place)[1]} marks nothing of {place[0]}: take it out, or put it right"
             )
         return Image.fromarray(image), labels
 
@@ -371,8 +336,8 @@ class Folder(ListedBenchmark):
         for layout in (self.layout, self.test_layout) if split == "train" else ():
             if layout and layout.unpaired:
                 warnings.warn(
-                    f"{len(layout.unpaired)} files in {layout.root} lack their image or mask and are left out, such as "
-                    f"{layout.unpaired[0]}: `python -m hsnet.prepare folder --root {layout.root} --check` lists more",
+                    f"{len(layout.unpaired)} files in {layout.root} lack their image or mask and are left out: "
+                    f"{first_of(map(str, layout.unpaired))}",
                     stacklevel=2,
                 )
 
@@ -383,9 +348,6 @@ class Folder(ListedBenchmark):
         )
         content = "".join(f"{path.name} {path.stat().st_size if path.exists() else 0}\n" for path in files)
         return {"lists": "files", "source": hashlib.sha256(content.encode()).hexdigest()[:16]}
-
-    def prepare(self, options: Namespace) -> None:
-        """Nothing is fetched or built."""
 
     def verify(self, sample: int | None) -> Iterator[Finding]:
         """See `Benchmark.verify`; all images unless `sample` says how many."""
@@ -401,7 +363,7 @@ class Folder(ListedBenchmark):
                 yield Finding(text, "give each image a mask of the same name, or take it out")
         try:
             for fold, deal in enumerate(self._splits):
-                numbers = ", ".join(f"{len(deal[split])} {split}" for split in ("train", "val", "test"))
+                numbers = ", ".join(f"{len(deal[split])} {split}" for split in SPLITS)
                 yield Finding(f"fold {fold}: {numbers} classes")
         except ValueError as error:
             yield Finding(str(error), "see the message")

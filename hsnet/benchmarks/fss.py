@@ -38,7 +38,6 @@ class Fss(ListedBenchmark):
     each_query_once = True
     paper_settings: ClassVar = {"val_episodes": 2400, "test_episodes": 2400}  # each image of the test classes once
     preparation = "says where to get FSS-1000 and where it goes, and verifies it"
-    counts: ClassVar = {"*/*.jpg": 10_000, "*/*.png": 10_000}
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -113,9 +112,7 @@ class Fss(ListedBenchmark):
         fetch_lists("fss")
 
     def remedy(self) -> str:
-        """Unpacking again, or moving folders that lie too deep."""
-        if nested := next((p for depth in ("*/*", "*/*/*") for p in self.root.glob(f"{depth}/1.jpg")), None):
-            return f"the classes lie too deep: move the folders in {nested.parent.parent} into {self.root}"
+        """Where the folders of the classes belong."""
         return f"unpack FSS-1000 so that {self.root}/abacus/1.jpg is there; `python -m hsnet.prepare fss` says how"
 
     def verify(self, sample: int | None) -> Iterator[Finding]:

@@ -6,14 +6,14 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
 from ..paths import images_folder
+from ..pictures import counted
 from ..prepare.findings import Finding, draw, first_of
-from ..prepare.masks import makers, read_source
+from ..prepare.masks import read_source
 from .base import Benchmark, Episode, Sample, UnreadableFileError
 from .cache import Cache
 from .resize import Square, resize_image, resize_labels
@@ -34,7 +34,6 @@ class ListedBenchmark(Benchmark):
         kept_back: see above.
         class_first: whether a query is drawn by drawing its class first.
         has_boundary: whether label 255 marks pixels of no class.
-        counts: how many files of a pattern are to be there.
         covered: share of masks that may lack the class they are listed for.
     """
 
@@ -44,7 +43,6 @@ class ListedBenchmark(Benchmark):
     kept_back = 1
     class_first = False
     has_boundary = False
-    counts: ClassVar[dict[str, int]] = {}
     covered = 0.0
 
     def __init__(self, size: int = 256, root: str | Path = "", novel_images: str = "keep"):
@@ -166,12 +164,11 @@ class ListedBenchmark(Benchmark):
         few = {c: len(names) for c, names in lists.items() if len(names) < least}
         if few or not lists:
             c, n = next(iter(few.items()), (None, 0))
-            what = f"class {c} ({self.class_names[c]}) has {n} image{'s'[: n != 1]}" if few else "no class has images"
-            remedy = "lower --shot, or " * (n >= 2) + "look at the lists with `python -m hsnet.prepare splits --check`"
-            remedy = "take --novel-images keep" if self._drops(split) else remedy
+            what = f"class {c} ({self.class_names[c]}) has {counted(n, 'image')}" if few else "no class has images"
+            remedy = "look at the lists with `python -m hsnet.prepare splits --check`, or lower --shot"
             raise ValueError(
-                f"{self.name}, fold {fold}, {split}: {what}, an episode of {shot} support{'s'[: shot != 1]} needs {least} "
-                f"under the {self.protocol} protocol: {remedy}"
+                f"{self.name}, fold {fold}, {split}: {what}, an episode of {counted(shot, 'support')} needs {least} "
+                f"under the {self.protocol} protocol: {'take --novel-images keep' if self._drops(split) else remedy}"
             )
         return lists
 
@@ -214,18 +211,14 @@ class ListedBenchmark(Benchmark):
         return f"{again}; what is there is left alone, so move a folder with wrong files elsewhere before"
 
     def verify(self, sample: int | None) -> Iterator[Finding]:
-        """See `Benchmark.verify`: the lists, the numbers of files, the listed images and masks, and a sample of them opened."""
+        """See `Benchmark.verify`: the lists, the listed images and masks, and a sample of them opened."""
         yield from verify_lists(self.prepared)
-        for pattern, expected in self.counts.items():
-            found = sum(1 for _ in self.root.glob(pattern))
-            text = f"{found:,} files {pattern} in {self.root}, {expected:,} expected"
-            yield Finding(text, self.remedy() if found < expected else "")
         try:
             pairs = [pair for part in self.parts for pair in self.listed(part)]
         except (FileNotFoundError, ValueError):
             return  # said above
         there = dict.fromkeys(name for name, _ in pairs)
-        made_by = makers(self.masks) if self.masks else "as published"
+        made_by = {"ours": "built here", "authors": "the authors'"}.get(self.source().get("source"), "as published")
         for what, path_of in (("images", self.image_path), (f"masks ({made_by})", self.mask_path)):
             lacking = [name for name in there if not path_of(name).exists()]
             text = f"{len(lacking):,} of {len(there):,} listed {what} are missing: {first_of(lacking)}"

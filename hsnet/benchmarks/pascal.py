@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ..prepare.downloads import RemoteFile, fetch_and_unpack, write_json
-from ..prepare.masks import SOURCE, build, png_files, refuse_others, write_pascal_mask
+from ..prepare.masks import SOURCE, build, write_pascal_mask
 from . import coco
 from .base import register
 from .listed import ListedBenchmark
@@ -45,11 +45,6 @@ class Pascal(ListedBenchmark):
     has_boundary = True
     paper_settings: ClassVar = {}
     preparation = "VOC 2012 and SBD: download (3.4 GB), build the masks, verify"
-    builds_masks = True
-    counts: ClassVar = {
-        "JPEGImages/*.jpg": 17_125,
-        "SegmentationClassAug/*.png": 12_031,  # VOC's 2913 and SBD's 11,355, of which 2237 are of the same images
-    }
 
     def fold_of(self, class_id: int) -> int:
         """Five at a time."""
@@ -77,22 +72,20 @@ class Pascal(ListedBenchmark):
         return self.masks / f"{name}.png"
 
     def prepare(self, options: Namespace) -> None:
-        """Images of VOC 2012, and one folder of masks: VOC's own, and those of SBD for the images that VOC has none of."""
+        """Images of VOC 2012, and one folder of masks: VOC's own, and those of SBD for the images that VOC has none of.
+
+        A folder of masks that is there, such as the authors', is left as it is.
+        """
         root, keep = self.root, options.keep_archives
         voc = {f"VOCdevkit/VOC2012/{folder}": root / folder for folder in ("JPEGImages", "SegmentationClass")}
         fetch_and_unpack(VOC, voc, root, keep_archive=keep)
-        source = {"source": "authors" if options.masks else "ours"}
-        refuse_others(self.masks, source)
         if not self.masks.exists():
-            if options.masks:
-                masks = png_files(options.masks)
-            else:
-                sbd = root / "SBD" / "cls"
-                fetch_and_unpack(SBD, {"benchmark_RELEASE/dataset/cls": sbd}, root, keep_archive=keep)
-                masks = {f"{path.stem}.png": path for path in sbd.glob("*.mat")}
-                masks |= {path.name: path for path in (root / "SegmentationClass").glob("*.png")}  # VOC's own win
-            build(masks, self.masks, write_pascal_mask, options.workers)
-            write_json(self.masks / SOURCE, source)
+            sbd = root / "SBD" / "cls"
+            fetch_and_unpack(SBD, {"benchmark_RELEASE/dataset/cls": sbd}, root, keep_archive=keep)
+            masks = {f"{path.stem}.png": path for path in sbd.glob("*.mat")}
+            masks |= {path.name: path for path in (root / "SegmentationClass").glob("*.png")}  # VOC's own win
+            build(masks, self.masks, write_pascal_mask)
+            write_json(self.masks / SOURCE, {"source": "ours"})
         fetch_lists("pascal")
 
 

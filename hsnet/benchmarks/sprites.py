@@ -51,7 +51,7 @@ ATTRIBUTION = (
 
 
 class SpriteError(ConnectionError):
-    """The drawings cannot be fetched or drawn; the message says what failed and what to do next."""
+    """The drawings cannot be fetched; the message says what failed and what to do next."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,7 @@ def prepare_sprites(folder: Path, progress: bool = True) -> Path:
         shape = (len(rows), SPRITE_SIZE, SPRITE_SIZE, 4)
         sprites = np.lib.format.open_memmap(array_file, mode="w+", dtype=np.uint8, shape=shape)
         for row, (_, name, icon) in enumerate(tqdm(rows, "rendering emoji", unit="drawing", disable=not progress)):
-            try:
-                sprites[row] = render_sprite(icon_svg(collections[name], icon))
-            except ValueError as error:
-                raise SpriteError(f"{name}/{icon} cannot be drawn: {error}. Take it out of {CONCEPTS_FILE}.") from error
+            sprites[row] = render_sprite(icon_svg(collections[name], icon))
         sprites.flush()
         index_file.write_text(json.dumps({"digest": drawings_digest()}), encoding="utf-8")
         # The index vouches for the array: an outdated one goes before the new array comes, and the new one comes last.
@@ -129,14 +126,12 @@ def drawings() -> list[tuple[int, str, str]]:
 
 
 def icon_svg(collection: dict, name: str) -> str:
-    """One icon of a set's `icons.json` as a complete svg text. Raises ValueError if it is missing or a turned alias."""
+    """One icon of a set's `icons.json` as a complete svg text. Raises ValueError if it is missing."""
     properties = {}
     while name not in collection["icons"]:
         alias = collection.get("aliases", {}).get(name)
         if alias is None:
             raise ValueError(f"no icon of the name {name!r}")
-        if any(alias.get(change) for change in ("hFlip", "vFlip", "rotate")):
-            raise ValueError(f"{name!r} is another icon, turned; name {alias['parent']!r} instead")
         properties = {**alias, **properties}
         name = alias["parent"]
     # A number stands with the alias, else with the icon, else for the whole set, else the format's default holds.

@@ -1,7 +1,7 @@
-"""Download the files of a benchmark, build its masks, and verify both against the paper's lists and counts.
+"""Download the files of a benchmark, build its masks, and verify both against the paper's lists.
 
     python -m hsnet.prepare splits                    the official lists, from the authors' repository
-    python -m hsnet.prepare coco --check              verifies only: counts, lists, a sample of images and masks
+    python -m hsnet.prepare coco --check              verifies only: lists, files, a sample of images and masks
     python -m hsnet.prepare pascal --cache 400        decodes and resizes every image once, for faster training
 
 The folder is --root, else NAME in the folder HSNET_IMAGES, else NAME in the data folder. The lists are in
@@ -9,9 +9,7 @@ HSNET_SPLITS, else in `splits` in the data folder. Finished steps are skipped, a
 download continues: after an error, correct what it names and run the same command again.
 """
 
-import argparse
 import errno
-from pathlib import Path
 
 from filelock import FileLock, Timeout
 
@@ -29,9 +27,6 @@ def main() -> None:
     """The program."""
     arguments = _parser().parse_args()
     name = arguments.name
-    with_masks = [n for n, benchmark in PREPARED.items() if benchmark.builds_masks]
-    if arguments.masks and name not in with_masks:
-        raise ValueError(f"--masks is for {' and '.join(with_masks)}: {name} has no masks to be built")
     if name == LISTS:
         root, prepare, verify = splits_folder(), lambda _: fetch_lists(), lambda _: verify_lists()
     else:
@@ -57,20 +52,12 @@ def main() -> None:
 def _parser():
     lines = "".join(f"    python -m hsnet.prepare {name:<26}{b.preparation}\n" for name, b in PREPARED.items())
     parser = command_line("prepare", __doc__.replace("\n\n", "\n\n" + lines, 1))
-    masks = (
-        "use the authors' own PNG masks instead of building them: for coco a folder with train2014/ and val2014/, "
-        "for pascal one with the PNG files. Runs record whose masks they used"
-    )
-    crowd = "coco: include regions marked as crowds in the masks (default: yes); runs record it"
     option = parser.add_argument
     option("name", choices=(*PREPARED, LISTS), help="what to prepare")
     option("--root", default="", help="folder of the benchmark's files (default: see above)")
     option("--check", action="store_true", help="verify only; download, build and change nothing")
-    option("--masks", type=Path, metavar="FOLDER", help=masks)
-    option("--crowd", action=argparse.BooleanOptionalAction, default=True, help=crowd)
     option("--cache", type=int, metavar="SIZE", help="store all images at SIZE × SIZE pixels as well (the paper: 400)")
     option("--sample", type=int, help="number of images and masks that are opened (default: 200; fss: all)")
-    option("--workers", type=int, default=0, help="processes that build masks (default: one per processor)")
     option("--keep-archives", action="store_true", help="keep downloaded archives after unpacking them")
     return parser
 

@@ -18,18 +18,17 @@ SOURCE = "source.json"  # beside the masks: who made them and how
 Instance = tuple[int, float | int, dict | list]  # label from 1, area in pixels, outline as COCO stores it
 
 
-def build(sources: dict[str, object], target: Path, write: Callable[[object, Path], object], workers: int = 1) -> None:
+def build(sources: dict[str, object], target: Path, write: Callable[[object, Path], object]) -> None:
     """Make a file of each source; `target` appears when all are there, what an interrupted call has made is kept.
 
     Args:
         sources: by the name of their file.
         write: makes a file of a source.
-        workers: processes (0: one per processor).
     """
     part = target.with_name(target.name + ".part")
     part.mkdir(parents=True, exist_ok=True)
     tasks = [(write, source, part / name) for name, source in sources.items() if not (part / name).exists()]
-    with multiprocessing.Pool(workers or None, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+    with multiprocessing.Pool(None, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         for _ in tqdm(
             pool.imap_unordered(_build_one, tasks, chunksize=64), f"masks of {target.name}", len(tasks), unit="mask"
         ):
@@ -90,19 +89,16 @@ def read_instances(annotations: Path) -> dict:
         ) from error
 
 
-def coco_mask_sources(annotations: Path, crowd: bool) -> dict[str, tuple[int, int, list[Instance]]]:
+def coco_mask_sources(annotations: Path) -> dict[str, tuple[int, int, list[Instance]]]:
     """What `write_coco_mask` takes of each image of an instances file, by the name of its mask.
 
-    A label is the place of the category in the order of ids, from 1.
-
-    Args:
-        crowd: whether regions marked as crowds are instances too.
+    A label is the place of the category in the order of ids, from 1. Regions marked as crowds are instances too.
     """
     content = read_instances(annotations)
     label = {c: k for k, c in enumerate(sorted(c["id"] for c in content["categories"]), 1)}
     found: dict[int, list[Instance]] = {image["id"]: [] for image in content["images"]}
     for a in content["annotations"]:
-        if (crowd or not a.get("iscrowd")) and a.get("segmentation"):
+        if a.get("segmentation"):
             found[a["image_id"]].append((label[a["category_id"]], a["area"], a["segmentation"]))
     return {
         f"{Path(image['file_name']).stem}.png": (image["height"], image["width"], found[image["id"]])
@@ -110,38 +106,6 @@ def coco_mask_sources(annotations: Path, crowd: bool) -> dict[str, tuple[int, in
     }
 
 
-def png_files(folder: Path) -> dict[str, Path]:
-    """The PNG files of a folder by name.
-
-    Raises:
-        FileNotFoundError: there are none.
-    """
-    files = {path.name: path for path in sorted(folder.glob("*.png"))}
-    if not files:
-        raise FileNotFoundError(f"no PNG files in {folder}: give the folder of the authors' masks with --masks")
-    return files
-
-
-def refuse_others(masks: Path, source: dict) -> None:
-    """Stop before masks of two sources are mixed.
-
-    Raises:
-        ValueError: masks that were made in another way, both named.
-    """
-    before = read_source(masks)
-    if before and any(before.get(key) != source.get(key) for key in ("source", "crowd")):
-        raise ValueError(
-            f"{masks} was made as {before}, asked for is {source}: rename {masks} to build it anew, or keep the option"
-        )
-
-
 def read_source(masks: Path) -> dict:
-    """Who made the masks in a folder, and how: {} where nothing says it."""
+    """Who made the masks in a folder, and how: {} where they were put there by hand."""
     return json.loads((masks / SOURCE).read_text()) if (masks / SOURCE).exists() else {}
-
-
-def makers(masks: Path) -> str:
-    """The same in words."""
-    source = read_source(masks)
-    crowd = {True: ", with crowds", False: ", without crowds"}.get(source.get("crowd"), "")
-    return {"ours": "built here", "authors": "the authors'"}.get(source.get("source"), "of unknown origin") + crowd
