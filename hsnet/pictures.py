@@ -14,10 +14,10 @@
 | a photograph as a mask, cut out on black or not | refused; a mask is white on the object |
 | `.json` of labelme or COCO | the union of the shapes of one label; several labels are listed by name |
 | `.npy` | its array |
-| a rotation or mirroring in EXIF | applied; `--exif ignore` uses the pixels as stored |
+| a rotation or mirroring in EXIF | applied; `--exif ignore` uses the pixels as stored (TIFF is always rotated) |
 | an image and a mask with different EXIF, both readings possible | a warning with both readings |
 | an image with transparent parts and no mask | a cut-out: the opaque part is the object, and the rest becomes grey |
-| an image of 16 or 32 bits | scaled by the depth of its values (10, 12, 14, 16, … bits), with a warning |
+| a grey image of 16 or 32 bits | scaled by the depth of its values (10, 12, 14, 16, … bits), with a warning |
 | a file in a folder that is not used | reported with the reason |
 """
 
@@ -302,7 +302,7 @@ def _of_array(name, array):
 def _of_image(name, image, own, exif):
     """`own`: the width and height of the file, where `image` is a draft."""
     turn, kind = image.getexif().get(_ORIENTATION, 1), image.format
-    if exif == "apply" or kind == "TIFF":  # which Pillow turns by itself
+    if exif == "apply" and kind != "TIFF":  # which Pillow turns by itself
         image, own = ImageOps.exif_transpose(image), own[::-1] if turn > 4 else own
     indices = np.asarray(image) if image.mode == "P" else None
     return Stored(name, _values(image), own[::-1], turn, indices, lossy=kind == "JPEG")
