@@ -110,17 +110,9 @@ KINDS = {  # of an image or its mask: how it is broken, and what is said
     "broken off": (".jpg", broken_off, r" cannot be read \(.*[Tt]runcated"),
     "no image": (".jpg", lambda p: p.write_text("404 not found"), r" cannot be read \(cannot identify"),
     "empty": (".png", lambda p: p.write_bytes(b""), r" cannot be read"),
-    "another size": (
-        ".png",
-        lambda p: Image.open(p).resize((50, 50), 0).save(p),
-        r" is 50 × 50 pixels, its image 100 × 130",
-    ),
+    "another size": (".png", lambda p: Image.open(p).resize((50, 50), 0).save(p), r" is 50 × 50 pixels, its image 100"),
     "colours": (".png", lambda p: Image.open(p).convert("RGB").save(p), r" is a RGB image: a mask holds labels"),
-    "labels": (
-        ".png",
-        lambda p: Image.fromarray(np.full((130, 100), 21, np.uint8)).save(p),
-        r" holds the label 21: pascal",
-    ),
+    "labels": (".png", lambda p: Image.new("L", (100, 130), 21).save(p), r" holds the label 21: pascal"),
 }
 
 

@@ -13,7 +13,6 @@ from unittest import mock
 import numpy as np
 import pytest
 from helpers import packed
-from kit import sheets
 
 from hsnet.benchmarks import sprites
 from hsnet.benchmarks.sprites import IconSet, SpriteError, Sprites, icon_svg, load_concepts, prepare_sprites
@@ -210,13 +209,3 @@ def test_interruption_leaves_no_half_cache(workshop, tmp_path, monkeypatch):
         prepare_sprites(tmp_path / "cache", progress=False)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["packages"]
     assert prepare_sprites(tmp_path / "cache", progress=False).exists()  # and the next run goes on
-
-
-# Looking
-
-
-def test_contact_sheet_shows_every_drawing(workshop, tmp_path, monkeypatch):
-    monkeypatch.setattr(sheets, "SETS", sprites.SETS)
-    sheet = np.asarray(sheets.contact_sheet(load_concepts(), Sprites(tmp_path / "cache", progress=False)))
-    assert (sheet == [255, 0, 0]).all(-1).sum() == 96 * 96
-    assert sheet[-32:].min() < 100  # the attribution
