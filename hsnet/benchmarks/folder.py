@@ -35,6 +35,7 @@ class MaskFiles:
     """
 
     def __init__(self, root: Path):
+        self.root = root
         several = (root / "images").is_dir() and (root / "masks").is_dir()
         images = {path.stem: path for path in _pictures(root / "images")} if several else {}
         self._files: dict[tuple[str, str], tuple[Path, Path]] = {}
