@@ -21,7 +21,7 @@ from .benchmarks import Benchmark, Episode
 from .config import Config
 from .devices import choose_device, choose_precision, choose_workers, computing_in, describe, exact_float32
 from .distributed import all_gather, all_reduce, all_reduce_gradients, part_of, rank, world
-from .episodes import Batch, EpisodeDataset, test_episodes, test_lists
+from .episodes import Batch, EpisodeDataset, require_readable, test_episodes, test_lists
 from .fast.compiling import compile_network
 from .memory import scored_at_a_time, trained_at_a_time
 from .metrics import SegmentationScore
@@ -98,8 +98,10 @@ class Learner:
         )
         val_list = test_episodes(self.benchmark, fold=config.fold, shot=1, count=config.val_episodes, split="val")
         self.validation = EpisodeDataset(self.benchmark, config.size, val_list)
-        for shot in config.shots:  # lists with too few images are refused now, not after days of training
-            test_lists(self.benchmark, fold=config.fold, shot=shot, count=config.test_episodes)
+        require_readable(self.validation, "validation", max(1, self.workers))
+        for shot in config.shots:  # now, not after days of training
+            for tested in test_lists(self.benchmark, fold=config.fold, shot=shot, count=config.test_episodes):
+                require_readable(EpisodeDataset(self.benchmark, config.size, tested), "test", max(1, self.workers))
         self.score = SegmentationScore(self.benchmark.classes(config.fold, "train"))
         self.epoch, self.step, self.losses = 0, 0, 0.0
 

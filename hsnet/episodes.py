@@ -2,18 +2,21 @@
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
+from tqdm import tqdm
 
 from .benchmarks import Benchmark, Episode, UnreadableFileError
 from .benchmarks.augment import augment
 from .benchmarks.resize import Square, resize_sample
 from .config import TEST_LISTS
-from .distributed import part_of
+from .distributed import part_of, rank, world
 
 
 @dataclass
@@ -185,6 +188,32 @@ class EpisodeDataset(torch.utils.data.Dataset):
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # its own: the training's is not drawn from
+        )
+
+
+def require_readable(dataset: EpisodeDataset, what: str, threads: int) -> None:
+    """Read every file of a fixed list of episodes: a test must not end after days of training because of a file.
+
+    Several processes share the files.
+
+    Raises:
+        UnreadableFileError: what is wrong with each such file, and the next step.
+    """
+    benchmark, episodes = dataset.benchmark, dataset.episodes
+    names = sorted({name for episode in episodes for name in (episode.query, *episode.supports)})[rank() :: world()]
+    # Closed, so that Ctrl-C does not wait for the remaining files.
+    with (
+        ThreadPoolExecutor(threads) as pool,
+        closing(pool.map(lambda name: benchmark.flaws(name, dataset.size), names)) as read,
+    ):
+        bar = tqdm(
+            read, f"reading the {what} files", len(names), unit="image", leave=False, delay=2, disable=rank() > 0
+        )
+        found = [flaw for flaws in bar for flaw in flaws]
+    if found:
+        raise UnreadableFileError(
+            f"{len(found)} of the {what} files cannot be used: repair them, then start the same command again\n"
+            + "\n".join(f"  {flaw}" for flaw in found)
         )
 
 

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 from drawn_datasets import DATASETS
+from helpers import TINY
 from PIL import Image
 
-from hsnet import EpisodeDataset, test_episodes
+from hsnet import Config, EpisodeDataset, test_episodes
 from hsnet.baselines import any_object
 from hsnet.benchmarks import UnreadableFileError, coco, load_benchmark
 from hsnet.benchmarks.cache import build_cache
 from hsnet.benchmarks.resize import resize_image, resize_labels, resize_mask
-from hsnet.engine import evaluate, pixel_loss, pixel_weight
+from hsnet.engine import Learner, evaluate, pixel_loss, pixel_weight
 from hsnet.episodes import load_episode
 
 
@@ -204,3 +205,17 @@ def test_fss_is_tested_with_its_published_flaw(tmp_path, monkeypatch):
     assert square.mask.float().mean() == 0.25
     texts = [finding.text for finding in benchmark.verify(None)]
     assert any("peregine_falcon/8.png" in text and "published" in text for text in texts)
+
+
+@pytest.mark.parametrize(("name", "split", "what"), [("pascal", "val", "validation"), ("fss", "test", "test")])
+def test_bad_files_are_named_before_the_first_step(datasets, data, name, split, what):
+    small = {"benchmark": name, "epochs": 1, "epoch_episodes": 2, "val_episodes": 20, "test_episodes": 20, "shot": "1"}
+    config = Config(**TINY | small)
+    benchmark = config.load_benchmark()
+    episodes = test_episodes(benchmark, fold=0, shot=1, count=20, split=split)
+    bad = [benchmark.image_path(episodes[3].query), benchmark.mask_path(episodes[12].supports[0])]
+    for path in bad:
+        path.write_bytes(path.read_bytes()[: 3 * path.stat().st_size // 4])  # the header is sound
+    with pytest.raises(UnreadableFileError, match=f"^2 of the {what} files cannot be used.*same command") as error:
+        Learner(config)
+    assert sorted(line.split()[0] for line in str(error.value).splitlines()[1:]) == sorted(map(str, bad))
