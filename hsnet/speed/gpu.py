@@ -38,8 +38,8 @@ def measure_gpu(
     backbone: str = "resnet50",
     size: int = 400,
     *,
-    minutes: float = 8.0,
-    training_minutes: float = 1.0,
+    minutes: float | int = 8.0,
+    training_minutes: float | int = 1.0,
     work: tuple[tuple[str, int], ...] = WORK,
     precisions: tuple[str, ...] = tuple(PRECISIONS),
     paths: tuple[str, ...] = PATHS,
@@ -58,7 +58,7 @@ def measure_gpu(
     result = {**about(device), "code": code_digest(), "backbone": backbone, "size": size, "repetitions": repetitions}
     result |= {"limits": {}, "passes": [], "stages": [], "trainings": [], "skipped": []}
 
-    def keep(kind: str, row: dict, seconds: float, measured: Callable[[], dict]):
+    def keep(kind: str, row: dict, seconds: float | int, measured: Callable[[], dict]):
         """Add a row to the file, or a line that says that there was no time for it."""
         reserved = 60 * training_minutes * len(trained) * (kind != "trainings")
         if time.monotonic() + seconds > end - reserved:
@@ -119,7 +119,7 @@ def measure_one(run: Callable[[], object], way: str, device: torch.device, repet
     return found | compare({way: run}, repetitions, way)[way]
 
 
-def learn(name: str, benchmark: str, device: torch.device, minutes: float) -> dict:
+def learn(name: str, benchmark: str, device: torch.device, minutes: float | int) -> dict:
     """A short training with the settings of an embedded benchmark: its steps, and the mean loss of every 25 of them."""
     config = Config(benchmark=benchmark, precision=name, minutes=minutes, device=str(device), epochs=10**6)
     learner, clock = Learner(replace(config, epoch_episodes=25 * config.batch)), Clock(config)
