@@ -7,7 +7,7 @@ A support is an image with its mask (white or 1 on the object) or with annotatio
 a transparent background; the table in hsnet/pictures.py defines the meaning of each kind of file. --label selects the object
 where a mask contains several values, colours or names. Queries are images, folders of images, or patterns such as "*.jpg".
 The program writes NAME-mask.png (255 on the object, at the query's size) and NAME-overlay.jpg (the object in its own colours,
-everything else in grey) for each query NAME. It refuses an output folder that contains files unless --overwrite is given, which
+everything else in pale colours) for each query NAME. It refuses an output folder that contains files unless --overwrite is given, which
 replaces files of the same names and keeps the others.
 
 A query that cannot be read is reported and skipped, and the exit status is 1. Masks of supports are skipped as well. The default

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 from conftest import table_rows
-from kit import reading
+from kit import reading, speed
 
 from hsnet import HSNet, fast
 from hsnet.benchmarks import load_benchmark
@@ -14,7 +14,8 @@ from hsnet.benchmarks.cache import build_cache
 from hsnet.correlation import hypercorrelation_pyramid
 from hsnet.fast.folding import fold_normalisation
 from hsnet.fast.machine import few_operations
-from hsnet.speed import gpu, measure, report
+from hsnet.speed import gpu, measure
+from hsnet.speed.__main__ import report
 from hsnet.speed.operations import count_operations
 
 CPU = torch.device("cpu")
@@ -53,11 +54,11 @@ def test_stages_and_tables(bench):
         "memory": [memory | {"path": "plain", "bytes": None}, memory | {"path": "fast", "bytes": 10**9}],
     }
     assert {row["stage"] for row in result["stages"]} >= {"mixing", "decoding"}
-    text = report.report(result)
-    assert "| 1-shot, float32" in text
-    assert "1.50" in text
-    assert ["1-shot, 96 px", "–", "1.00 GB", "–"] in table_rows(text)
-    assert report.speed_table(result) in text
+    assert ["1-shot, float32", "3.00 s", "2.00 s", "1.50"] in table_rows(speed.speed_table(result))
+    assert ["1-shot, 96 px", "–", "1.00 GB", "–"] in table_rows(speed.memory_table(result))
+    text = report(result)
+    assert "device: here" in text
+    assert text.count("center-pivot, plain") == 2
 
 
 def test_the_figures_are_there_before_memory_is_measured(monkeypatch, tmp_path):
@@ -74,7 +75,7 @@ def test_the_figures_are_there_before_memory_is_measured(monkeypatch, tmp_path):
     assert result["stages"]
     assert result["segmenter"]
     assert result["memory"] == []
-    assert report.memory_table(result).count("\n") == 1  # a heading
+    assert speed.memory_table(result).count("\n") == 1  # a heading
 
 
 def test_memory_is_measured_beyond_the_weights():
@@ -99,15 +100,15 @@ def test_what_a_gpu_does_is_measured_on_a_processor_too(tmp_path):
     assert {r["stage"] for r in result["stages"][0]["rows"]} >= {"mixing", "decoding"}
     assert [r["precision"] for r in result["trainings"]] == ["float32", "bfloat16"]
     assert all(r["losses"] for r in result["trainings"])
-    text = report.gpu_report(result)
+    text = speed.gpu_report(result)
     lines = [row[1:4] for row in table_rows(text) if row[0] == "1-shot"]
     assert lines[:2] == [["1", "plain", "float32"], ["1", "plain", "bfloat16"]]
     assert "Older than the code" not in text
-    assert "Older than the code" in report.gpu_report(result | {"code": "another"})
+    assert "Older than the code" in speed.gpu_report(result | {"code": "another"})
 
     result = gpu.measure_gpu(path, CPU, "efficientnet_lite0", 64, minutes=0, **options)
     assert len(result["skipped"]) == 3 * 2 * len(work) + 2 + 2  # passes, stages, trainings
-    assert "1-shot, 1, compiled, bfloat16" in report.gpu_report(result)
+    assert "1-shot, 1, compiled, bfloat16" in speed.gpu_report(result)
 
 
 def test_goals_are_computed_from_steps():
@@ -120,7 +121,7 @@ def test_goals_are_computed_from_steps():
             ("1-shot", 1, "figure", "bfloat16", 9.0),
         )
     ]
-    table = table_rows(report.goals_table({"passes": rows, "limits": {"bfloat16": 1000.0}}))
+    table = table_rows(speed.goals_table({"passes": rows, "limits": {"bfloat16": 1000.0}}))
     # 159,965 steps are the mean of the four folds.
     assert [row[-1] for row in table[1:]] == ["6.0", "20 %", "2.2 hours", "9.0 ms"]
 

@@ -10,8 +10,8 @@ from hsnet.paths import ROOT, data_folder
 from hsnet.reproduce.experiments import by_row, experiments_of, read_paper
 from hsnet.reproduce.report import caption, measured, printed
 from hsnet.runs import markdown, read_history, read_tests, scores_table
-from hsnet.speed.report import read_speed
 from kit.memory import step_memory_table
+from kit.speed import read_speed
 
 # The files that contain rendered tables.
 PAGES = tuple(ROOT / name for name in ("README.md", "data/runs/README.md", "book/benchmarks.md", "book/networks.md"))

@@ -12,13 +12,22 @@ Memory is measured last and takes longest; after Ctrl-C during it, the file cont
 """
 
 import torch
+from tabulate import tabulate
 
 from ..config import command_line, run_program
 from ..devices import choose_device
 from ..paths import data_folder
 from .gpu import measure_gpu
 from .measure import measure
-from .report import gpu_report, report
+
+
+def report(result: dict) -> str:
+    """A table of each list of measurements, and the other entries in a line each."""
+    parts = []
+    for name, value in result.items():
+        rows = value if isinstance(value, list) and value and isinstance(value[0], dict) else None
+        parts.append(f"\n{name}\n{tabulate(rows, headers='keys', floatfmt='.4g')}" if rows else f"{name}: {value}")
+    return "\n".join(parts)
 
 
 def main() -> None:
@@ -42,10 +51,10 @@ def main() -> None:
     path = data_folder() / "speed" / f"{arguments.name or f'{device.type}-{usual}'}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     if arguments.gpu:
-        text = gpu_report(measure_gpu(path, device, backbone, size, minutes=arguments.minutes))
+        result = measure_gpu(path, device, backbone, size, minutes=arguments.minutes)
     else:
-        text = report(measure(backbone, size, device, quick, path))
-    print(f"{text}\n\nfigures  {path}")
+        result = measure(backbone, size, device, quick, path)
+    print(f"{report(result)}\n\nwritten to {path}")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ import csv
 import json
 import statistics
 
-from ..paths import SHIPPED, data_folder
-from ..runs import markdown
-from .operations import code_digest
+from hsnet.paths import SHIPPED, data_folder
+from hsnet.runs import markdown
+from hsnet.speed.operations import code_digest
 
 
 def read_speed(name: str) -> dict:
@@ -129,22 +129,6 @@ def goals_table(result: dict) -> str:
         f"{1000 * one:.1f} ms" if one else "–",
     ]
     return markdown(["in bfloat16", "goal", "measured"], [[*row, m] for row, m in zip(rows, measured, strict=True)])
-
-
-def report(result: dict) -> str:
-    """What `hsnet.speed` prints: the limits in words, and a table each of kernels, stages, passes and memory."""
-    reached = ", ".join(f"{value:.0f} GFLOP/s in {name}" for name, value in result["limits"]["gflops"].items())
-    kernels = [[r["kernel"], f"{r['side']}⁴", *_rates(r), f"{r['parameters']:,}"] for r in result["kernels"]]
-    rates = ["ms", "GFLOP", "GFLOP/s"]
-    parts = [
-        f"{result['device']}; {result['backbone']}, {result['size']} px; mask: {result['mask']}\n"
-        f"a large matrix product reaches {reached}",
-        markdown(["kernel", "positions", *rates, "parameters"], kernels),
-        stages_table(result["stages"]),
-        speed_table(result),
-        memory_table(result),
-    ]
-    return "\n\n".join(parts)
 
 
 def _rates(row):
