@@ -3,10 +3,10 @@
     torchrun --nproc-per-node 4 -m hsnet.train
 
 starts them; with a single process everything here does nothing. Each process computes the gradients of its part of a
-batch, and the parts are added up once a step. PyTorch's `DistributedDataParallel` is not used: it averages what processes
-compute, where the loss here is a mean over all pixels of the batch; it needs every process to call the model equally
-often, where the last batch of an epoch may leave some without an episode; and what it gains, sending gradients while
-others are computed, is nothing for ten megabytes a step.
+batch, and one `all_reduce` a step sums them and the few numbers on which processes must agree: see `Message`. PyTorch's
+`DistributedDataParallel` is not used: it averages what processes compute, where the loss here is a mean over all pixels of
+the batch; it needs every process to call the model equally often, where the last batch of an epoch may leave some without
+an episode; and what it gains, sending gradients while others are computed, is nothing for ten megabytes a step.
 """
 
 import os
@@ -90,16 +90,35 @@ def all_reduce(values: Sequence[float], device: torch.device) -> list[float]:
         return total.tolist()
 
 
-def all_reduce_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Sum the gradients of all processes, in one message. A parameter without one here counts as zero."""
-    if not _several():
-        return
-    parameters = list(parameters)
-    bucket = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters])
-    with _others():
-        processes.all_reduce(bucket)
-    for p, gradient in zip(parameters, bucket.split([p.numel() for p in parameters]), strict=True):
-        p.grad = gradient.view_as(p)
+class Message:
+    """What processes tell each other in a training step, in one float32 tensor on the device: sums over them.
+
+    Each parameter's `grad` becomes a view of it: backward passes add up there, and nothing is copied to be sent.
+
+    Attributes:
+        gradients, numbers: the two parts of `content`, flat; the following are views of the numbers.
+        areas: classes 4, see `SegmentationScore.areas`; exact up to 2²⁴ pixels.
+        loss, divisor: sums over pixels; `all_reduce` divides gradients and loss by the divisor.
+        sound, stop, seconds: whether the step is sound; how many processes were asked to stop; the first one's clock.
+    """
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], classes: int):
+        parameters = list(parameters)
+        sizes = [p.numel() for p in parameters]
+        self.content = torch.zeros(sum(sizes) + 4 * classes + 5, device=parameters[0].device)
+        self.gradients, self.numbers = self.content.split([sum(sizes), 4 * classes + 5])
+        self.areas = self.numbers[:-5].view(classes, 4)
+        self.loss, self.divisor, self.sound, self.stop, self.seconds = self.numbers[-5:]
+        for p, part in zip(parameters, self.gradients.split(sizes), strict=True):
+            p.grad = part.as_strided(p.shape, p.stride())  # optimizers want the memory order of the parameter
+
+    def all_reduce(self) -> None:
+        """Sum over all processes, then divide gradients and loss, all in place."""
+        if _several():
+            with _others():
+                processes.all_reduce(self.content)
+        self.gradients /= self.divisor
+        self.loss /= self.divisor
 
 
 def all_gather(rows: list) -> list:

@@ -3,7 +3,6 @@
 `Learner.train_one_epoch` is the loop in which everything is learned; `evaluate` the one in which everything is scored.
 """
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +19,8 @@ from .baselines import Prototypes, with_prior
 from .benchmarks import Benchmark, Episode
 from .config import Config
 from .devices import choose_device, choose_precision, choose_workers, computing_in, describe, exact_float32
-from .distributed import all_gather, all_reduce, all_reduce_gradients, part_of, rank, world
-from .episodes import Batch, EpisodeDataset, require_readable, test_episodes, test_lists
+from .distributed import Message, all_gather, broadcast, part_of, rank, world
+from .episodes import Batch, EpisodeDataset, require_readable, test_episodes, test_lists, uploaded
 from .fast.compiling import compile_network
 from .memory import scored_at_a_time, trained_at_a_time
 from .metrics import SegmentationScore
@@ -34,6 +33,7 @@ IGNORED = -100  # the truth of pixels that do not count in the loss
 TRACED = ("benchmark", "fold", "protocol", "novel_images", "boundary")  # of a run's training, kept with its tests
 # A mean cross-entropy above this has exploded: an untrained network has 0.7, one that is sure and wrong everywhere 20.
 EXPLODED = 20.0
+READ_EVERY = {"cuda": 10}  # steps between two looks at what a device computed, if not 1: a GPU works on meanwhile
 
 
 def pixel_loss(
@@ -53,21 +53,24 @@ def pixel_loss(
 
 def pixel_weight(
     truth: Bool[Tensor, "b h w"], weight: Float[Tensor, " 2"], ignored: Bool[Tensor, "b h w"] | None = None
-) -> float:
-    """The sum of the weights of all pixels that count: what `pixel_loss` is divided by."""
+) -> Float[Tensor, ""]:
+    """The sum of the weights of all pixels that count, or a tiny number: what `pixel_loss` is divided by."""
     weights = weight[truth.long()]
-    # Where no pixel counts there is no loss either: any divisor does.
-    return (weights if ignored is None else weights.masked_fill(ignored, 0)).sum().item() or 1.0
+    return (weights if ignored is None else weights.masked_fill(ignored, 0)).sum().clamp(min=1e-12)
 
 
 class Learner:
     """The network in training: what a step needs, and what it changes.
+
+    The loss and the areas of a step stay on the device until `log` reads them. A step whose loss or gradient is not sound
+    changes nothing, nor does any after it: `log` then finds the weights from before.
 
     Attributes:
         learned: the parameters that training changes, by name.
         dataset, validation: the episodes of both.
         epoch, step: epochs, and steps of the running epoch, that are done.
         losses, score: their sum over the running epoch, and its areas.
+        message, rows: a step's gradients and numbers; the numbers of the steps that `log` has not read.
     """
 
     def __init__(self, config: Config):
@@ -104,6 +107,13 @@ class Learner:
                 require_readable(EpisodeDataset(self.benchmark, config.size, tested), "test", max(1, self.workers))
         self.score = SegmentationScore(self.benchmark.classes(config.fold, "train"))
         self.epoch, self.step, self.losses = 0, 0, 0.0
+        self.message = Message(self.learned.values(), max(self.score.class_ids) + 1)
+        self.every = READ_EVERY.get(self.device.type, 1)
+        self.rows, self.unread = self.message.numbers.repeat(self.every, 1), 0
+        self.sound = torch.ones((), dtype=torch.bool, device=self.device)  # all steps so far
+        self.skip = torch.zeros((), device=self.device)  # 1: the step changes nothing
+        for optimizer in self.optimizers:
+            optimizer.found_inf = self.skip
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
@@ -121,7 +131,8 @@ class Learner:
         """Go on from a `state`. No random generator is part of it: see `EpisodeDataset`."""
         self.model.load_state_dict(state["model"], strict=False)
         for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(stored)
+            # The settings are the configuration's: an older version's Adam was not fused.
+            optimizer.load_state_dict(stored | {"param_groups": optimizer.state_dict()["param_groups"]})
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step, self.losses = state["epoch"], state["step"], state["losses"]
         self.score.extend(state["areas"])
@@ -131,49 +142,54 @@ class Learner:
 
         Args:
             clock: says when time is up, and the learning rate.
-            stopped: whether this process was asked to stop; asked before each step.
-            after_step: called after each step, for checkpoints.
+            stopped: whether this process was asked to stop; asked in each step.
+            after_step: called after each step that was read, for checkpoints: after each, on a CPU.
 
         Raises:
             KeyboardInterrupt: one of the processes was asked to stop.
-            ValueError: a loss or gradient that is not finite, or exploded, before it spoils the weights.
+            ValueError: a loss or gradient that is not finite, or exploded; the weights are those from before.
         """
-        config, model, begun, start = self.config, self.model.train(), self.step, time.perf_counter()
+        config, begun, start = self.config, self.step, time.perf_counter()
+        self.model.train()
         self.dataset.epoch = self.epoch
         loader = self.dataset.loader(config.batch, self.workers, first=begun, share=(rank(), world()))
         steps, micro_batch = begun + len(loader), trained_at_a_time(config, self.device)
-        title = f"epoch {self.epoch + 1}"
+        message, title, seconds = self.message, f"epoch {self.epoch + 1}", broadcast(clock.seconds())
         bar = tqdm(total=steps, initial=begun, desc=title, unit="step", leave=False, disable=rank() > 0)
         with bar, exact_float32(self.dtype):
-            for batch in loader:  # load: this process's part of the step's episodes; None where it has none
-                # What all processes must agree on before a step, in one message.
-                weight_sum, seconds, stop = all_reduce(
-                    [self._pixels(batch), clock.seconds() * (rank() == 0), float(stopped())], self.device
-                )
-                if stop:
-                    raise KeyboardInterrupt
-                progress = clock.progress(self.epoch + self.step / steps, seconds)
+            # load: this process's part of the step's episodes; None where it has none
+            for step, batch in enumerate(uploaded(loader, self.device), begun + 1):
+                progress = clock.progress(self.epoch + (step - 1) / steps, seconds)
                 if progress >= 1:
                     break
                 scale_learning_rates(self.optimizers, clock.schedule(progress))
-                model.zero_grad()
+                message.content.zero_()
                 torch.compiler.cudagraph_mark_step_begin()  # with --compile: what earlier graphs returned is used up
-                loss, score = torch.zeros((), device=self.device), SegmentationScore(self.score.class_ids)
-                for part in batch.to(self.device).split(micro_batch) if batch else ():
+                for part in batch.split(micro_batch) if batch else ():
                     logits = self.forward(part)  # forward: b 2 h w
-                    part_loss = pixel_loss(logits, part.query_mask, self.weight, self._ignored(part)) / weight_sum
-                    self.scaler.scale(part_loss).backward()  # backward: gradients add up
-                    loss += part_loss.detach()
-                    score.update(logits[:, 1] > logits[:, 0], part.query_mask, part.class_id, part.ignored)
-                all_reduce_gradients(self.learned.values())
-                (mean_loss,) = all_reduce([loss.item()], self.device)
-                self._require_finite(mean_loss, batch)
+                    loss, divisor = self.sums(logits, part)  # loss: divided when all parts are summed
+                    self.scaler.scale(loss).backward()  # backward: gradients add up in the message
+                    message.loss += loss.detach()
+                    message.divisor += divisor
+                    areas = SegmentationScore.areas(logits[:, 1] > logits[:, 0], part.query_mask, part.ignored)
+                    message.areas.index_add_(0, part.class_id, areas.float())
+                read = step % self.every == 0 or step == steps or (world() == 1 and stopped())
+                if read:
+                    message.stop.fill_(stopped())
+                    message.seconds.fill_(clock.seconds() * (rank() == 0))
+                message.all_reduce()
+                self.check()
                 for optimizer in self.optimizers:  # step
+                    self.scaler.unscale_(optimizer)
                     self.scaler.step(optimizer)
                 self.scaler.update()
-                self.log(mean_loss, score)  # log
+                if not read:
+                    continue
+                stop, seconds = self.log()  # log: waits for the device
+                if stop:
+                    raise KeyboardInterrupt
                 after_step()
-                bar.update()
+                bar.update(self.step - bar.n)
                 if self.step - begun < 10 or self.step % 10 == 0:
                     rate = 2 * config.batch * (self.step - begun) / (time.perf_counter() - start)
                     text = f"loss {self.losses / self.step:.3f}, mIoU {self.score.miou():.1f}, {rate:.1f} images/s"
@@ -185,12 +201,39 @@ class Learner:
         with computing_in(self.dtype, self.device):
             return self.model(query, support, batch.support_mask[:, 0])
 
-    def log(self, loss: float, score: SegmentationScore) -> None:
-        """Count a step: its loss, and this process's areas."""
-        self.score.extend(all_gather(score.rows))
-        self.score.condense(beyond=1000 + len(self.score.class_ids))
-        self.losses += loss
-        self.step += 1
+    def sums(self, logits: Float[Tensor, "b 2 h w"], batch: Batch) -> list[Float[Tensor, ""]]:
+        """`pixel_loss` and `pixel_weight`; a fixed divisor keeps them in the range of half precision."""
+        ignored = batch.ignored if self.config.boundary == "ignore" else None
+        loss = pixel_loss(logits, batch.query_mask, self.weight, ignored)
+        divisor = pixel_weight(batch.query_mask, self.weight, ignored)
+        return [x / (self.config.batch * self.config.size**2) for x in (loss, divisor)]
+
+    def check(self) -> None:
+        """Let the optimizers change nothing if this step, or one before it, is not sound; keep its numbers for `log`."""
+        message, scaled = self.message, self.scaler.is_enabled()
+        finite = message.gradients.norm().isfinite()
+        # Scaled gradients are meant to overflow now and then: the scaler leaves that step out.
+        self.sound &= (message.loss.abs() <= EXPLODED) & (finite | scaled)
+        message.sound.copy_(self.sound)
+        self.skip.copy_(~(self.sound & finite))
+        message.gradients.masked_fill_(self.skip != 0, torch.nan if scaled else 0)  # a scaler looks for itself
+        self.rows[self.unread].copy_(message.numbers)
+        self.unread += 1
+
+    def log(self) -> list[float]:
+        """Count the steps since the last time; raise ValueError if one was not sound.
+
+        Returns whether a process was asked to stop, and the first one's seconds.
+        """
+        rows, self.unread = self.rows[: self.unread].tolist(), 0
+        for *areas, loss, _, sound, _, _ in rows:
+            if not sound:
+                raise self._unsound(loss)
+            table = zip(*[map(int, areas)] * 4, strict=True)  # by class
+            self.score.extend([c, *row] for c, row in enumerate(table) if any(row))
+            self.score.condense(beyond=1000 + len(self.score.class_ids))
+            self.losses, self.step = self.losses + loss, self.step + 1
+        return rows[-1][-2:]
 
     def end_epoch(self) -> None:
         """Count the epoch; the next one begins at its first step."""
@@ -203,36 +246,20 @@ class Learner:
         episodes = self.validation.episodes
         return evaluate_run(predict, self.config, self.benchmark, episodes, "validation", split="val")["HSNet"].miou()
 
-    def _ignored(self, batch):
-        return batch.ignored if self.config.boundary == "ignore" else None
-
-    def _pixels(self, batch):
-        if batch is None:
-            return 0.0
-        return pixel_weight(batch.query_mask, self.weight.to(batch.query.device), self._ignored(batch))
-
-    def _require_finite(self, loss, batch):
-        """Stop before a step that would spoil the weights, and name the episodes it comes from."""
-
-        def finite():
-            gradients = [p.grad for p in self.learned.values() if p.grad is not None]
-            return bool(torch.nn.utils.get_total_norm(gradients).isfinite())
-
-        # A scaled loss is meant to overflow now and then: the scaler leaves that step out.
-        exploded = not abs(loss) <= EXPLODED
-        if not exploded and (self.scaler.is_enabled() or finite()):
-            return
-        first = self.step * self.config.batch
-        first += part_of(min(self.config.batch, self.dataset.count - first), rank(), world())[0]
-        suspects = [(False, 0.0, "in another process")]
-        for index, one in enumerate(batch.to(self.device).split(1) if batch else (), first):
-            self.model.zero_grad()
-            alone = pixel_loss(self.forward(one), one.query_mask, self.weight, self._ignored(one)) / self._pixels(one)
+    def _unsound(self, loss):
+        """The error of a step, the first that was not counted: which of its episodes it comes from."""
+        first, suspects = self.step * self.config.batch, [(False, 0.0, "in another process")]
+        begin, end = part_of(min(self.config.batch, len(self.dataset) - first), rank(), world())
+        for index in range(first + begin, first + end):
+            one = self.dataset[index].to(self.device)
+            self.message.content.zero_()
+            alone = torch.div(*self.sums(self.forward(one), one))
             alone.backward()
-            episode, sound = self.dataset.episode(index), math.isfinite(alone.item()) and finite()
+            episode, sound = self.dataset.episode(index), (alone + self.message.gradients.norm()).isfinite().item()
             text = f"{index} (query {episode.query!r}, support {episode.supports[0]!r}, loss {alone.item():.4g})"
             suspects.append((not sound, alone.item(), text))
-        raise ValueError(
+        exploded = not abs(loss) <= EXPLODED
+        return ValueError(
             f"{f'the loss is {loss:.4g}' if exploded else 'a gradient is not finite'} in epoch {self.epoch + 1}, step "
             f"{self.step + 1}: training stops before it spoils the weights. The worst of its episodes: {max(suspects)[-1]}. "
             "The last checkpoint is from before. Look at that episode, or train another run with a --learning-rate below "

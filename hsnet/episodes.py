@@ -1,7 +1,7 @@
 """From the names of an episode to tensors."""
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -215,6 +215,24 @@ def require_readable(dataset: EpisodeDataset, what: str, threads: int) -> None:
             f"{len(found)} of the {what} files cannot be used: repair them, then start the same command again\n"
             + "\n".join(f"  {flaw}" for flaw in found)
         )
+
+
+def uploaded(batches: Iterable[Batch | None], device: torch.device) -> Iterator[Batch | None]:
+    """Batches on a device. To a GPU each is copied while the one before is used."""
+    if device.type != "cuda":
+        yield from (batch and batch.to(device) for batch in batches)
+        return
+    computing, copying, before = torch.cuda.current_stream(device), torch.cuda.Stream(device), []
+    for batch in batches:
+        computing.wait_stream(copying)  # until the batch before has arrived
+        with torch.cuda.stream(copying):
+            coming = batch and batch.to(device)
+        for tensor in vars(coming).values() if coming else ():
+            tensor.record_stream(computing)  # which is to be done with it before another batch takes its memory
+        yield from before
+        before = [coming]
+    computing.wait_stream(copying)
+    yield from before
 
 
 def _collate(items):

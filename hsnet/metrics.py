@@ -68,10 +68,22 @@ class SegmentationScore:
         class_id: Int[Tensor, " b"] | Sequence[int],
         ignored: Bool[Tensor, "b h w"] | None = None,
     ) -> None:
-        """Add a batch of episodes. `ignored` pixels count nowhere.
+        """Add a batch of episodes; see `areas`.
 
         Raises:
             ValueError: masks of different shapes, or a class that is not scored.
+        """
+        class_id, areas = torch.as_tensor(class_id).tolist(), self.areas(prediction, truth, ignored).tolist()
+        self.extend([c, *row] for c, row in zip(class_id, areas, strict=True))
+
+    @staticmethod
+    def areas(
+        prediction: Bool[Tensor, "b h w"], truth: Bool[Tensor, "b h w"], ignored: Bool[Tensor, "b h w"] | None = None
+    ) -> Int[Tensor, "b 4"]:
+        """The areas of each episode, in the order of `COLUMNS`, on the masks' device. `ignored` pixels count nowhere.
+
+        Raises:
+            ValueError: masks of different shapes.
         """
         if prediction.shape != truth.shape or (ignored is not None and ignored.shape != truth.shape):
             raise ValueError(
@@ -84,8 +96,7 @@ class SegmentationScore:
             ((~prediction | ~truth) & counted).sum((1, 2)),
             ((prediction | truth) & counted).sum((1, 2)),
         ]
-        class_id = torch.as_tensor(class_id).tolist()
-        self.extend([c, *row] for c, row in zip(class_id, torch.stack(areas, 1).tolist(), strict=True))
+        return torch.stack(areas, 1)
 
     def condense(self, beyond: int = 0) -> None:
         """Replace more than so many rows by one for each class, with summed areas: the same scores, without intervals."""

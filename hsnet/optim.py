@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,11 +24,16 @@ class Muon(torch.optim.Optimizer):
     strongest ones (Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024). PyTorch's and timm's
     versions compute that in bfloat16, which many CPUs only emulate; this one computes it in the weights' own precision.
 
+    An attribute `found_inf`, a tensor that is not 0, makes a step change nothing, as in PyTorch's fused optimizers: nothing
+    is read back from the device for that. A `GradScaler` sets it, after `unscale_`.
+
     Args:
         params: the weights.
         lr: the spectral norm of a step, for weights with at most as many rows as columns.
         momentum: share of the past gradients that is kept at each step.
     """
+
+    _step_supports_amp_scaling = True  # for `GradScaler.step`, which else would read back whether to call `step`
 
     def __init__(self, params: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95):
         super().__init__(params, {"lr": lr, "momentum": momentum})
@@ -35,6 +41,8 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         """One step along the orthogonalised momentum (Nesterov's)."""
+        skip = getattr(self, "found_inf", None)
+        skip = None if skip is None else skip != 0
         for group in self.param_groups:
             stacks: dict[object, list[tuple[Tensor, Tensor]]] = {}
             for weight in group["params"]:
@@ -43,8 +51,10 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[weight]
                 if not state:
                     state["momentum"] = torch.zeros_like(weight.grad)
-                state["momentum"].mul_(group["momentum"]).add_(weight.grad)
-                matrix = (weight.grad + group["momentum"] * state["momentum"]).flatten(1)
+                before = state["momentum"]
+                momentum = torch.add(weight.grad, before, alpha=group["momentum"])
+                matrix = torch.add(weight.grad, momentum, alpha=group["momentum"]).flatten(1)
+                before.copy_(momentum if skip is None else torch.where(skip, before, momentum))
                 # Matrices of one shape at once on a GPU, which would wait for many small products.
                 key = matrix.shape if weight.is_cuda else len(stacks)
                 stacks.setdefault(key, []).append((weight, matrix))
@@ -53,6 +63,7 @@ class Muon(torch.optim.Optimizer):
                 matrices = pairs[0][1] if len(pairs) == 1 else torch.stack([matrix for _, matrix in pairs])
                 steps = orthogonalise(matrices).view(len(pairs), *pairs[0][1].shape)
                 for (weight, _), step in zip(pairs, steps, strict=True):
+                    step = step if skip is None else step.masked_fill(skip, 0)
                     weight.sub_(step.view_as(weight), alpha=size)
 
 
@@ -76,18 +87,20 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
 
 def make_optimizers(config: Config, learned: dict[str, torch.nn.Parameter]) -> list[torch.optim.Optimizer]:
     """Adam for all; or Muon for the kernels and Adam for biases and normalisations, and for a backbone that is trained too."""
+    # Fused, for `found_inf` (see Muon), which Apple's MPS does not obey: there a GradScaler reads it back.
+    adam = partial(torch.optim.Adam, fused=next(iter(learned.values())).device.type != "mps")
     if config.optimizer == "adam":
-        optimizers = [torch.optim.Adam(learned.values(), lr=config.learning_rate)]
+        optimizers = [adam(learned.values(), lr=config.learning_rate)]
     else:
         groups: dict[str, list[torch.nn.Parameter]] = {"kernels": [], "biases": [], "backbone": []}
         for name, p in learned.items():
             groups["backbone" if name.startswith("backbone.") else "kernels" if p.ndim > 1 else "biases"].append(p)
         optimizers = [
             Muon(groups["kernels"], lr=config.learning_rate),
-            torch.optim.Adam(groups["biases"], lr=BIAS_LEARNING_RATE),
+            adam(groups["biases"], lr=BIAS_LEARNING_RATE),
         ]
         if groups["backbone"]:
-            optimizers.append(torch.optim.Adam(groups["backbone"], lr=BACKBONE_LEARNING_RATE))
+            optimizers.append(adam(groups["backbone"], lr=BACKBONE_LEARNING_RATE))
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["initial_lr"] = group["lr"]
     return optimizers

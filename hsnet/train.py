@@ -149,7 +149,7 @@ class Interruption:
         self.number, self._when, self.twice = number, now, bool(again)
         if again or self.at_once:
             raise KeyboardInterrupt
-        print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+        print("\nstopping as soon as the state can be saved; once more to stop at once", file=sys.stderr, flush=True)
 
     @contextmanager
     def immediate(self) -> Iterator[None]:

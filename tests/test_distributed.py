@@ -3,16 +3,19 @@
 import json
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import TINY, history, several
 from safetensors.torch import load_file
 
 from hsnet import Config, HSNet
-from hsnet.distributed import all_gather, part_of
-from hsnet.engine import test_run
+from hsnet.distributed import all_gather, part_of, process_group
+from hsnet.engine import Learner, test_run
+from hsnet.optim import Clock
 
 SETTINGS = {
     **TINY,
@@ -59,6 +62,31 @@ def test_two_processes_train_as_one(data, monkeypatch):
     again = test_run(HSNet.from_run("two"), config, config.load_benchmark(), two, 1)
     assert again["areas"]["HSNet"] == scores["areas"]["HSNet"]
     assert again["scores"]["HSNet"]["miou"] == scores["scores"]["HSNet"]["miou"] > 0
+
+
+def test_a_step_sends_one_message(data, monkeypatch):
+    # A group of one sends what several would.
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    for name, value in {**address, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    config = Config(**{**SETTINGS, "epoch_episodes": 9})
+    sent = dict.fromkeys(("all_reduce", "broadcast_object_list", "all_gather_object", "barrier"), 0)
+    with process_group("cpu"):
+        learner = Learner(config)
+        for name in sent:
+            function = getattr(torch.distributed, name)
+
+            def counted(*arguments, name=name, function=function, **keywords):
+                sent[name] += 1
+                return function(*arguments, **keywords)
+
+            monkeypatch.setattr(torch.distributed, name, counted)
+        learner.train_one_epoch(Clock(config), lambda: False, lambda: None)
+    assert learner.step == 3
+    # What time it is, at the beginning; then one message a step.
+    assert sent == {"all_reduce": 3, "broadcast_object_list": 1, "all_gather_object": 0, "barrier": 0}
 
 
 def test_one_process_dies_and_the_run_goes_on_with_another_number(data):

@@ -16,9 +16,10 @@ from helpers import TINY, history, several
 
 from hsnet import Config, HSNet, Segmenter
 from hsnet.devices import choose_device, computing_in, exact_float32
-from hsnet.engine import pixel_loss
+from hsnet.engine import READ_EVERY, Learner, pixel_loss
 from hsnet.engine import test_run as rerun
 from hsnet.fast.compiling import compile_network
+from hsnet.optim import Clock
 from hsnet.train import train
 
 GPU = os.environ.get("HSNET_TEST_GPU") or "cuda"
@@ -139,3 +140,45 @@ def test_torchrun(data):
     assert process.returncode == 0, error
     assert GPU in out
     assert len(history(data / "runs" / "tiny")) == TINY["epochs"]
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adam"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_steps_wait_for_nothing_between_two_readings(precision, optimizer, monkeypatch):
+    every = READ_EVERY.get(torch.device(GPU).type, 1)
+    settings = {"device": GPU, "precision": precision, "optimizer": optimizer, "learning_rate": 0.001}
+    config, log = Config(**TINY | settings | {"epoch_episodes": 2 * (3 * every)}), Learner.log
+    waiting = torch.cuda.set_sync_debug_mode if GPU == "cuda" else lambda _: None  # "error": whoever waits, fails
+    read = []
+
+    def logged(learner):
+        waiting("default")
+        result = log(learner)
+        read.append(learner.step)
+        waiting("error")
+        return result
+
+    monkeypatch.setattr(Learner, "log", logged)
+    learner = Learner(config)
+    try:
+        learner.train_one_epoch(Clock(config), lambda: False, lambda: None)
+    finally:
+        waiting("default")
+    assert read == [every, 2 * every, 3 * every]
+
+
+def test_a_loss_that_is_read_late_has_changed_nothing():
+    """As test_train.py shows on a CPU: here the optimizers are those of a GPU."""
+    config = Config(**TINY | {"device": GPU, "precision": "float32", "epoch_episodes": 10})
+    learner, steps, forward = Learner(config), [], Learner.forward
+
+    def spoiled(batch):
+        steps.append({name: p.detach().clone() for name, p in learner.learned.items()})
+        return forward(learner, batch) * (torch.nan if len(steps) == 3 else 1)
+
+    learner.forward = spoiled
+    with pytest.raises(ValueError, match="the loss is nan in epoch 1, step 3"):
+        learner.train_one_epoch(Clock(config), lambda: False, lambda: None)
+    assert learner.step == 2
+    assert all(torch.equal(p, steps[2][name]) for name, p in learner.learned.items())
+    assert any(not torch.equal(p, steps[1][name]) for name, p in learner.learned.items())

@@ -16,6 +16,7 @@ from helpers import OPTIONS, TINY, history, outcome
 from kit import controls
 from PIL import Image
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hsnet import Config, EpisodeDataset, HSNet, engine, paper
 from hsnet import train as train_program
@@ -79,11 +80,12 @@ def test_resume_ends_where_an_unbroken_training_does(data, monkeypatch):
     config = Config(**{**settings, "name": "broken"})
     log, steps = Learner.log, []
 
-    def interrupted(learner, *inputs):
-        log(learner, *inputs)
+    def interrupted(learner):
+        read = log(learner)
         steps.append(learner.step)
-        if len(steps) == 5:  # the second of the second epoch
+        if len(steps) == 4:  # one more is done: the second of the second epoch
             os.kill(os.getpid(), signal.SIGTERM)
+        return read
 
     with monkeypatch.context() as patched:
         patched.setattr(Learner, "log", interrupted)
@@ -196,7 +198,7 @@ def gradients(config):
     learner = Learner(replace(config, epoch_episodes=config.batch))
     learner.train_one_epoch(Clock(config), lambda: False, lambda: None)
     assert learner.step == 1
-    return learner.losses, torch.cat([p.grad.flatten() for p in learner.learned.values()])
+    return learner.losses, learner.message.gradients
 
 
 @pytest.mark.parametrize("kernel", ["center-pivot", "separable"])
@@ -241,6 +243,102 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_episode(data, monk
     monkeypatch.setattr(engine, "EXPLODED", 0.1)
     with pytest.raises(ValueError, match=r"the loss is 0\.\d+ in epoch 1, step 3: training stops"):
         train(config)
+
+
+def trained(config, every, forward=None):
+    """A learner after an epoch whose steps are read `every` so many times, and the errors of it."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(engine.READ_EVERY, "cpu", every)
+        if forward:
+            patched.setattr(Learner, "forward", forward)
+        learner, read, stopped = Learner(config), [], []
+        try:
+            learner.train_one_epoch(Clock(config), lambda: False, lambda: read.append(learner.step))
+        except ValueError as error:
+            stopped.append(str(error))
+    return learner, read, stopped
+
+
+def held(learner):
+    """What steps change, as bits: weights, momenta and numbers of steps."""
+    state = learner.state()
+    tensors = [*state["model"].values()]
+    for optimizer in state["optimizers"]:
+        tensors += [tensor for parameter in optimizer["state"].values() for tensor in parameter.values()]
+    return [tensor.numpy().tobytes() for tensor in tensors]
+
+
+STEPS = Config(**{**TINY, "precision": "float32", "schedule": "constant", "epoch_episodes": 10})
+
+
+def test_steps_are_read_together_as_they_are_one_by_one():
+    (one, each, _), (several, few, _) = trained(STEPS, 1), trained(STEPS, 3)
+    assert (each, few) == ([1, 2, 3, 4, 5], [3, 5])
+    assert held(one) == held(several)
+    assert (one.losses, one.score.class_iou()) == (several.losses, several.score.class_iou())
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adam"])
+def test_a_loss_that_is_read_later_has_changed_nothing(optimizer):
+    forward, calls = Learner.forward, []
+
+    def spoiled(learner, batch):
+        calls.append(len(batch.query))
+        # The third step of five, and later the second of its episodes alone.
+        return forward(learner, batch) * (torch.nan if len(calls) in (3, 7) else 1)
+
+    config = replace(STEPS, optimizer=optimizer, learning_rate=0.001)
+    learner, read, error = trained(config, 10, spoiled)
+    assert calls == [2, 2, 2, 2, 2, 1, 1]
+    assert (read, learner.step) == ([], 2)
+    assert "the loss is nan in epoch 1, step 3" in error[0]
+    assert "worst of its episodes: 5 (query 'train.0." in error[0]
+    assert held(learner) == held(trained(replace(config, epoch_episodes=4), 1)[0])
+
+
+def test_a_step_that_overflows_half_precision_is_left_out():
+    learner = Learner(replace(STEPS, precision="float16", epoch_episodes=2))
+    learner.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
+    before = held(learner)
+    learner.train_one_epoch(Clock(STEPS), lambda: False, lambda: None)
+    assert (learner.step, learner.scaler.get_scale()) == (1, 2.0**99)
+    assert held(learner)[: len(before)] == before
+    assert not any(any(bits) for bits in held(learner)[len(before) :])  # momenta
+
+
+class Reads(TorchDispatchMode):
+    """Counts the operations for which a processor would wait for a device."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select")
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.paused = 0, False
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        self.count += function.__name__.partition(".")[0] in self.WAITING and not self.paused
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("optimizer", ["muon", "adam"])
+def test_a_step_waits_for_nothing(precision, optimizer, monkeypatch):
+    config = replace(STEPS, precision=precision, optimizer=optimizer, learning_rate=0.001, workers=1)
+    learner, forward, counts = Learner(config), Learner.forward, []
+
+    def unseen(learner, batch):  # the network's own operations are counted in tests/paper
+        reads.paused = True
+        logits = forward(learner, batch)
+        reads.paused = False
+        return logits
+
+    monkeypatch.setattr(Learner, "forward", unseen)
+    monkeypatch.setattr("hsnet.fast.applies", lambda *_, **__: False)
+    with Reads() as reads:
+        assert torch.ones(1).item()
+        assert reads.count == 1  # it is seen
+        learner.train_one_epoch(Clock(config), lambda: False, lambda: counts.append(reads.count))
+    assert counts == 5 * counts[:1]  # before the first step the loader draws a seed
 
 
 def test_a_training_starts_from_another_s_weights(data):
