@@ -91,14 +91,8 @@ class Learner:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.weight = torch.tensor([1.0, config.foreground_weight], device=self.device)
         count = config.epoch_episodes or self.benchmark.training_queries(config.fold)
-        self.dataset = EpisodeDataset(
-            self.benchmark,
-            config.size,
-            fold=config.fold,
-            count=count,
-            seed=config.seed,
-            augment=config.augmentations,
-        )
+        drawn = {"fold": config.fold, "count": count, "seed": config.seed, "augment": config.augmentations}
+        self.dataset = EpisodeDataset(self.benchmark, config.size, **drawn)
         val_list = test_episodes(self.benchmark, fold=config.fold, shot=1, count=config.val_episodes, split="val")
         self.validation = EpisodeDataset(self.benchmark, config.size, val_list)
         require_readable(self.validation, "validation", max(1, self.workers))

@@ -70,7 +70,8 @@ def _in_precision(backbone, extractor, device):
     """
     if backbone.trainable or for_processor(device) or torch.compiler.is_dynamo_compiling():
         return extractor
-    if not torch.is_autocast_enabled(device.type):
+    # On "meta", where shapes are computed without values, there is no autocast.
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
         return extractor
     first = next(extractor.parameters())
     key = torch.get_autocast_dtype(device.type), first.device, first._version  # which changes when weights are loaded
