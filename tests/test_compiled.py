@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
+from hsnet import HSNet
 from hsnet.config import Config
+from hsnet.fast.compiling import compile_network
 
 # Prints how much a compiled network's gradients and mask differ; `fullgraph` makes every break an error.
 NETWORK = """
@@ -64,6 +66,11 @@ def test_the_compiler_computes_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     (gradients,), _ = differences(BLOCK)
     assert gradients < 1e-9
+
+
+def test_what_the_compiler_gets_wrong_is_refused():
+    with pytest.raises(ValueError, match="fewer than 3 convolutions cannot be compiled"):
+        compile_network(HSNet("efficientnet_lite0", pretrained=False, convolutions=2))
 
 
 def test_nothing_is_compiled_unless_asked_for():

@@ -20,8 +20,12 @@ def compile_network(model: nn.Module, **options) -> None:
         options: of `torch.compile`, instead of those chosen here.
 
     Raises:
+        ValueError: a network with fewer than three convolutions in its blocks, which averages the support.
         RuntimeError: at the first pass, where the compiler finds no C++ compiler (on a CPU) or no Triton (on a GPU).
     """
+    if any(block.pool > 1 for block in model.encoder.squeezing):
+        # PyTorch 2.14 compiles wrong gradients of an average whose window is larger than the image.
+        raise ValueError("a network with fewer than 3 convolutions cannot be compiled: train it without --compile")
     recorded = next(model.decoder.parameters()).is_cuda
     options = {"fullgraph": True, "dynamic": False, "mode": "reduce-overhead" if recorded else None} | options
     _say_times()
