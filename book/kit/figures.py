@@ -263,7 +263,7 @@ def differences(
         spread: half the width of the grey band around zero, within which training seeds alone differ; None where that
             is not known.
     """
-    figure, axis = plt.subplots(figsize=(9, 0.34 * len(bars) + 1))
+    figure, axis = plt.subplots(figsize=(7.2, 0.34 * len(bars) + 1))
     if spread is not None:
         axis.axvspan(-spread, spread, color="#adb5bd", alpha=0.3)
     axis.axvline(0, color=INK, linewidth=0.8)
@@ -288,7 +288,7 @@ def differences(
     axis.set_yticks(range(len(bars)), list(bars), fontsize=8)
     axis.set_ylim(len(bars) - 0.5, -0.5)
     axis.set_xlim(-1.05 * max(reach), 1.05 * max(reach))
-    axis.set_xlabel("difference of mIoU in points, with its paired 95 % bootstrap interval", fontsize=9)
+    axis.set_xlabel("difference of mIoU in points, with its 95 % interval", fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     return figure
