@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from . import baselines, fast, runs
+from . import baselines, runs
+from .averaging import features_of, mean_maps
 from .baselines import Prototypes, with_prior
 from .benchmarks import Benchmark, Episode
 from .config import Config
@@ -273,7 +274,8 @@ def predictor(
     The masks have the size of the batch's truth.
 
     Args:
-        rule: how the masks of several supports become one: see `vote`, or "mean" with the model's thresholds and prior.
+        rule: how the masks of several supports become one: see `vote`, or "mean" with the model's scales, thresholds and
+            prior.
     """
 
     @torch.no_grad()
@@ -284,7 +286,8 @@ def predictor(
         with computing_in(dtype, device):
             query, support = features_of(model, batch)
             if rule == "mean":
-                probability = mean_probability(model, query, support, batch.support_mask, size, model.prior)
+                probability, contrast = mean_maps(model, batch, size, model.scales, (query, support))
+                probability = with_prior(probability, contrast, model.prior)
                 masks = {"HSNet": probability > model.thresholds[batch.support_mask.shape[1] > 1]}
             else:
                 masks = {"HSNet": model.predict_from_features(query, support, batch.support_mask, size, rule)}
@@ -293,26 +296,6 @@ def predictor(
         return {name: mask.cpu() for name, mask in masks.items()}
 
     return predict
-
-
-def features_of(model: HSNet, batch: Batch) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-    """The levels of the queries, and of all supports in one batch."""
-    images = (model.backbone.normalize(x) for x in (batch.query, batch.support.flatten(0, 1)))
-    return fast.features_of(model.backbone, *images)
-
-
-@torch.no_grad()
-def mean_probability(
-    model: HSNet, query, support, support_mask, size: tuple[int, int], prior: float
-) -> Float[Tensor, "b h w"]:
-    """The foreground's probability, averaged over the supports; arguments as in `HSNet.predict_from_features`.
-
-    Args:
-        prior: weight of the prototypes' map, see `baselines.with_prior`.
-    """
-    logits = model.logits_from_features(query, support, support_mask, size)
-    probability = sum(one.float().softmax(dim=1)[:, 1] for one in logits) / support_mask.shape[1]
-    return with_prior(probability, Prototypes.contrast(query, support, support_mask, size).float(), prior)
 
 
 def evaluate(

@@ -4,12 +4,14 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
 from .benchmarks import Benchmark, Episode, UnreadableFileError
@@ -53,6 +55,15 @@ class Batch:
         """Parts of at most `count` episodes, in their order."""
         parts = zip(*(tensor.split(count) for tensor in vars(self).values()), strict=True)
         return [Batch(*part) for part in parts]
+
+    def enlarged(self, scale: float) -> "Batch":
+        """The same batch with its images, and the supports' masks, `scale` times as large; the queries' truth keeps its size."""
+        if scale == 1:
+            return self
+        size = [round(scale * side) for side in self.query.shape[-2:]]
+        query, support = (transforms.resize(x, size, antialias=True) for x in (self.query, self.support))
+        support_mask = transforms.resize(self.support_mask.byte(), size, InterpolationMode.NEAREST) > 0
+        return replace(self, query=query, support=support, support_mask=support_mask)
 
     @staticmethod
     def stack(batches: Sequence["Batch"]) -> "Batch":

@@ -61,7 +61,8 @@ class Segmenter:
         method: "hsnet"; or "prototypes", a baseline on the frozen features: a position is foreground where its
             feature at the coarsest level is nearer to the mean feature of the objects than to that of their background. The
             means are over all supports, and `rule` is not used.
-        size: side of the squares; None for the size of training. Larger ones resolve smaller objects and take more time.
+        size: side of the squares; None for the size of training and, with the rule "mean", the weights' other scales of it, over
+            which the probability is averaged: a size alone takes less time. Larger ones resolve smaller objects and take more.
             The squeezed support must have as many positions as in training: 257 to 512 pixels give 2 × 2.
         exif: "apply" rotates images and masks as their EXIF says; "ignore" uses them as stored.
 
@@ -97,8 +98,9 @@ class Segmenter:
                 f"size is {size}: these weights were trained at {trained} px and take squares of {max(32, largest - 255)} to "
                 f"{largest} px, whose squeezed support has as many positions"
             )
-        self._support_levels: list[list[Tensor]] = []
-        self._support_mask: Tensor | None = None
+        averaged = size is None and self.rule == "mean" and method == "hsnet"
+        self.sizes = [round(scale * self.size) for scale in (self.model.scales if averaged else (1.0,))]
+        self._supports: dict[int, tuple[list[list[Tensor]], Tensor]] = {}  # features and masks, by size
 
     def fit(
         self,
@@ -142,17 +144,18 @@ class Segmenter:
                     "The object is white, everything else black",
                     stacklevel=3,
                 )
-        pictures = torch.stack([square_image(s.pixels, self.size, self.aspect) for s in supports]).to(self.device)
-        support_mask = torch.stack([square_mask(s.mask, self.size, self.aspect) for s in supports])
-        for (name, *_), mask in zip(supports, support_mask, strict=True):
-            if not mask.any():  # nearest neighbour may step over it
-                raise ValueError(
-                    f"{name}: the object vanishes at the {self.size} × {self.size} pixels the network sees: "
-                    "cut the picture around it"
-                )
-        with torch.no_grad():
-            self._support_levels = self.model.backbone(self.model.backbone.normalize(pictures))
-        self._support_mask = support_mask[None].to(self.device)
+        for side in self.sizes:
+            pictures = torch.stack([square_image(s.pixels, side, self.aspect) for s in supports]).to(self.device)
+            support_mask = torch.stack([square_mask(s.mask, side, self.aspect) for s in supports])
+            for (name, *_), mask in zip(supports, support_mask, strict=True):
+                if not mask.any():  # nearest neighbour may step over it
+                    raise ValueError(
+                        f"{name}: the object vanishes at the {side} × {side} pixels the network sees: "
+                        "cut the picture around it"
+                    )
+            with torch.no_grad():
+                levels = self.model.backbone(self.model.backbone.normalize(pictures))
+            self._supports[side] = levels, support_mask[None].to(self.device)
         return self
 
     def predict(self, image: Picture | Sequence[Picture]) -> Bool[np.ndarray, "h w"] | list[Bool[np.ndarray, "_h _w"]]:
@@ -198,35 +201,39 @@ class Segmenter:
 
     def _maps(self, images) -> Iterator[tuple[Float[Tensor, "k h w"], Float[Tensor, "h w"], tuple[int, int]]]:
         """For each picture: each support's probabilities and their mean with the prior, at its own size or, if it is large, a
-        fraction of it; and its own size.
+        fraction of it; and its own size. All are averaged over `sizes`.
 
         Of prototypes: one mask, as 0 and 1.
         """
-        if self._support_mask is None:
+        if not self._supports:
             raise RuntimeError("this segmenter knows no supports: call fit(images, masks) first")
-        pictures = [read_image(image, self.size, self.exif) for image in images]
-        squares = torch.stack([square_image(pixels, self.size, self.aspect) for pixels, _ in pictures]).to(self.device)
+        pictures = [read_image(image, max(self.sizes), self.exif) for image in images]
+        for (_, size), *found in zip(pictures, *(self._at(side, pictures) for side in self.sizes), strict=True):
+            maps, contrast = (sum(values) / len(found) for values in zip(*found, strict=True))
+            yield maps, with_prior(maps.mean(dim=0), contrast, self.model.prior), size
+
+    def _at(self, side, pictures) -> Iterator[tuple[Float[Tensor, "k h w"], Float[Tensor, "h w"]]]:
+        """For each picture, from squares of one size: each support's probabilities, and the prototypes' contrast."""
+        squares = torch.stack([square_image(pixels, side, self.aspect) for pixels, _ in pictures]).to(self.device)
         with torch.no_grad():
             levels = self.model.backbone(self.model.backbone.normalize(squares))
-            contrasts = self._contrasts(levels)
-            answers = self._logits(levels) if self.method == "hsnet" else [contrast > 0 for contrast in contrasts]
+            contrasts = self._contrasts(levels, side)
+            answers = self._logits(levels, side) if self.method == "hsnet" else [contrast > 0 for contrast in contrasts]
         for answer, contrast, (_, size) in zip(answers, contrasts, pictures, strict=True):
-            maps, contrast = (from_square(x.float(), _within(size), self.size, self.aspect) for x in (answer, contrast))
-            maps = maps.softmax(dim=1)[:, 1] if self.method == "hsnet" else maps[:, 0]
-            yield maps, with_prior(maps.mean(dim=0), contrast[0, 0], self.model.prior), size
+            maps, contrast = (from_square(x.float(), _within(size), side, self.aspect) for x in (answer, contrast))
+            yield maps.softmax(dim=1)[:, 1] if self.method == "hsnet" else maps[:, 0], contrast[0, 0]
 
-    def _logits(self, query_levels) -> Float[Tensor, "b k 2 _h _w"]:
-        b = len(query_levels[0][0])
-        supports = [[f.repeat(b, 1, 1, 1) for f in level] for level in self._support_levels]  # for every query
+    def _logits(self, query_levels, side) -> Float[Tensor, "b k 2 _h _w"]:
+        b, (support_levels, support_mask) = len(query_levels[0][0]), self._supports[side]
+        supports = [[f.repeat(b, 1, 1, 1) for f in level] for level in support_levels]  # for every query
         height, width = query_levels[0][0].shape[-2:]  # the decoder returns twice as many: nothing is resized yet
-        masks = self._support_mask.expand(b, -1, -1, -1)
+        masks = support_mask.expand(b, -1, -1, -1)
         logits = self.model.logits_from_features(query_levels, supports, masks, (2 * height, 2 * width))
         return torch.stack(list(logits), dim=1)
 
-    def _contrasts(self, query_levels) -> list[Float[Tensor, "1 1 s s"]]:
+    def _contrasts(self, query_levels, side) -> list[Float[Tensor, "1 1 s s"]]:
         queries = ([[f[i : i + 1] for f in level] for level in query_levels] for i in range(len(query_levels[0][0])))
-        known = self._support_levels, self._support_mask, (self.size, self.size)
-        return [Prototypes.contrast(query, *known)[None] for query in queries]
+        return [Prototypes.contrast(query, *self._supports[side], (side, side))[None] for query in queries]
 
 
 def square_image(image: UInt8[np.ndarray, "h w 3"], side: int, aspect: str) -> UInt8[Tensor, "3 side side"]:

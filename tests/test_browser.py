@@ -14,7 +14,7 @@ from helpers import PAGES, require_pages
 from kit.brush import Brush
 from PIL import Image
 
-from hsnet import Segmenter
+from hsnet import HSNet, Segmenter
 from hsnet.paths import ROOT
 from hsnet.runs import DEFAULT_RUN
 
@@ -64,7 +64,10 @@ def warn_if_slow(seconds, limit):
 
 
 def python_says(support, mask, query):
-    return Segmenter(ROOT / "data" / "runs" / DEFAULT_RUN).fit(support, mask).predict(query)
+    model = HSNet.from_run(
+        run := ROOT / "data" / "runs" / DEFAULT_RUN
+    )  # the page computes at the size of training alone
+    return Segmenter(run, size=model.training_size).fit(support, mask).predict(query)
 
 
 def choose(page, i):

@@ -15,7 +15,7 @@ from hsnet.benchmarks.augment import AUGMENTATIONS, KEPT, augment
 from hsnet.benchmarks.cache import build_cache
 from hsnet.config import Config
 from hsnet.runs import save_model
-from hsnet.thresholds import PRIORS, THRESHOLDS
+from hsnet.thresholds import ENLARGED, PRIORS, THRESHOLDS
 
 
 @pytest.fixture
@@ -247,6 +247,7 @@ def test_the_weights_carry_the_threshold_that_validation_chose(root, call, data)
     assert said in done.stdout
     assert set(model.thresholds) <= set(THRESHOLDS)
     assert model.prior in PRIORS
+    assert model.scales == (1.0, ENLARGED)
     model.thresholds, model.prior = (0.2, 0.8), 0.0
     save_model(folder / "model.safetensors", model)
     one, two = (
@@ -256,9 +257,16 @@ def test_the_weights_carry_the_threshold_that_validation_chose(root, call, data)
     picture = root / "images" / "004.jpg"
     assert np.array_equal(one.predict(picture), one.predict_proba(picture) > 0.2)
     assert np.array_equal(two.predict(picture), two.predict_proba(picture) > 0.8)
+    # The sizes of the weights are averaged, unless one is asked for.
+    sizes = [
+        Segmenter(folder, size=size).fit(root / "images" / "000.jpg", root / "masks" / "ant" / "000.png")
+        for size in one.sizes
+    ]
+    assert np.allclose(one.predict_proba(picture), np.mean([s.predict_proba(picture) for s in sizes], 0), atol=1e-5)
     # The prior moves the probability of every pixel by the prototypes' map.
-    plain, two.model.prior = two.predict_proba(picture), 4.0
-    moved = torch.tensor(two.predict_proba(picture)).logit() - torch.tensor(plain).logit(eps=1e-4)
-    two.method = "prototypes"
-    assert ((moved > 0).numpy() == two.predict(picture)).mean() > 0.99
+    alone = sizes[0]
+    plain, alone.model.prior = alone.predict_proba(picture), 4.0
+    moved = torch.tensor(alone.predict_proba(picture)).logit() - torch.tensor(plain).logit(eps=1e-4)
+    alone.method = "prototypes"
+    assert ((moved > 0).numpy() == alone.predict(picture)).mean() > 0.99
     assert Segmenter(folder, rule="majority").rule == "majority"

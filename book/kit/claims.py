@@ -22,12 +22,13 @@ from scipy.stats import chi2
 from tqdm import tqdm
 
 from hsnet import HSNet, SegmentationScore, test_episodes, vote
+from hsnet.averaging import features_of
 from hsnet.benchmarks.drawn import DrawnBenchmark
 from hsnet.benchmarks.emoji import UNSEEN_ARTIST, Emoji
 from hsnet.benchmarks.scenes import Scene
 from hsnet.config import Config, run_program
 from hsnet.devices import choose_device, choose_precision, computing_in
-from hsnet.engine import evaluate_run, features_of, fit_prototypes, predictor
+from hsnet.engine import evaluate_run, fit_prototypes, predictor
 from hsnet.reproduce.experiments import CLAIMS_FOLDS, PUBLISHED, Experiment, claims, expected_hours, read_paper, state
 from hsnet.runs import markdown, write_json
 
