@@ -11,8 +11,8 @@ everything else in pale colours) for each query NAME. It refuses an output folde
 replaces files of the same names and keeps the others.
 
 A query that cannot be read is reported and skipped, and the exit status is 1. Masks of supports are skipped as well. The default
-weights are those of the package; they accept a --size of 257 to 512 pixels. A larger size resolves smaller objects and takes more
-time. Try both methods on photographs.
+weights are those of the package; they resize images to 288 and to 403 pixels a side and average the two. A --size of 257 to 512 pixels
+alone takes less time. Try both methods on photographs.
 """
 
 import sys
@@ -120,7 +120,7 @@ def _parser():
     option("--rule", help=f"how several supports decide: {', '.join(RULES)} (default: the weights' own)")
     option("--aspect", default="resize", help="resize ignores the aspect ratio, pad keeps it (default: resize)")
     option("--exif", default="apply", help="apply or ignore the rotation stored by cameras (default: apply)")
-    option("--size", type=int, help="side of the resized images, in pixels (default: the training's)")
+    option("--size", type=int, help="side of the resized images, in pixels (default: those of the weights, averaged)")
     option("--method", default="hsnet", help=f"{' or '.join(METHODS)}, the baseline (default: hsnet)")
     option("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
     return parser
