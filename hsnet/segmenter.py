@@ -91,15 +91,14 @@ class Segmenter:
         self.model = HSNet.from_run(run).to(self.device).eval()
         self.rule = rule or ("paper" if self.model.thresholds == (0.5, 0.5) else "mean")
         trained = self.model.training_size
-        self.size = trained if size is None else size
-        if squeezed_size(self.size) != squeezed_size(trained) or self.size < 32:
+        scales = self.model.scales if self.rule == "mean" and method == "hsnet" else (1.0,)
+        self.sizes = [round(scale * trained) for scale in scales] if size is None else [size]
+        if any(squeezed_size(side) != squeezed_size(trained) or side < 32 for side in self.sizes):
             largest = 256 * squeezed_size(trained)
             raise ValueError(
                 f"size is {size}: these weights were trained at {trained} px and take squares of {max(32, largest - 255)} to "
                 f"{largest} px, whose squeezed support has as many positions"
             )
-        averaged = size is None and self.rule == "mean" and method == "hsnet"
-        self.sizes = [round(scale * self.size) for scale in (self.model.scales if averaged else (1.0,))]
         self._supports: dict[int, tuple[list[list[Tensor]], Tensor]] = {}  # features and masks, by size
 
     def fit(

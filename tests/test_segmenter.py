@@ -143,7 +143,7 @@ def test_another_size_of_the_squares(run):
     assert found.shape == (50, 40)
     # The same as of a network that was trained at that size.
     own = Segmenter(run)
-    own.model.training_size = own.size = 128
+    own.model.training_size, own.sizes = 128, [128]
     np.testing.assert_array_equal(found, own.fit(image, mask_of(image)).predict_proba(query))
     for size in (300, 16):
         with pytest.raises(
@@ -340,7 +340,7 @@ def test_without_a_run_the_shipped_weights_are_used(data, call, tmp_path):
     result = call("predict", "--support", tmp_path / "a.png", "--query", tmp_path / "a.png", "--out", tmp_path / "out")
     assert result.returncode == 0, result.stderr
     shipped = HSNet.from_run(ROOT / "data" / "runs" / DEFAULT_RUN)
-    assert Segmenter().size == shipped.training_size
+    assert Segmenter().sizes == [round(scale * shipped.training_size) for scale in shipped.scales]
     for ours, theirs in zip(Segmenter().model.parameters(), shipped.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     # A folder without weights of that name, as a training leaves it that has just begun, does not hide them.
