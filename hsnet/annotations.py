@@ -49,7 +49,7 @@ def read_annotations(
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): {TOOLS}") from error
     if not found:
         raise ValueError(
-            f"{path} has no outline for {picture or 'this picture'}: draw one, for boxes are none, and save it"
+            f"{path} has no outline for {picture or 'this image'}: draw one and save it; a box is not an outline"
         )
     if label is None and len(found) > 1:
         shares = ", ".join(f"{name} ({100 * mask.mean():.2g} %)" for name, mask in found.items())
@@ -92,7 +92,7 @@ def _labelme(path, content, size):
                 points = np.array([[x, y], [x2, y], [x2, y2], [x, y2]])
             elif kind not in ("polygon", "rectangle", "rotation") or len(points) < 3:
                 raise ValueError(
-                    f"{path}: the {kind} {shape['label']!r} is not read: draw it as a polygon, or remove it there"
+                    f"{path}: the {kind} {shape['label']!r} cannot be read: draw it as a polygon, or delete it"
                 )
             mask = _polygon(points, height, width)
         found[str(shape["label"])] = found.get(str(shape["label"]), False) | mask
@@ -106,7 +106,7 @@ def _coco(path, content, picture, size):
     if len(own) != 1:
         some = ", ".join(_last(i["file_name"]) for i in images[:3]) + (", …" if len(images) > 3 else "")
         raise ValueError(
-            f"{path} lists {len(own) or 'no'} pictures called {picture or '(no name)'}: its {len(images)} are {some}"
+            f"{path} lists {len(own) or 'no'} images named {picture or '(no name)'}; it lists {len(images)}: {some}"
         )
     [image] = own
     height, width = (image.get(k) or 0 for k in ("height", "width"))

@@ -61,11 +61,11 @@ class Config:
         "; ".join(["data of training and test", *(f"{n} {b.summary}" for n, b in BENCHMARKS.items() if b.summary)]),
         tuple(BENCHMARKS),
     )
-    root: str = _setting("", "folder of the benchmark's files (empty: its own under HSNET_IMAGES, else under data/)")
+    root: str = _setting("", "folder of the benchmark's files (empty: its name under HSNET_IMAGES, else under data/)")
     test_root: str = _setting(
         "", "folder: a second folder with the test classes; training then uses all classes of --root"
     )
-    least_area: int = _setting(0, "folder: least area in pixels of a class in an image of COCO's json (0: one)")
+    least_area: int = _setting(0, "folder, COCO's format: exclude a class from images where it covers fewer pixels")
     protocol: str = _setting(
         "official",
         "official: the paper's episodes, on PASCAL and COCO for validation and test; strict: validation on classes held "
@@ -132,7 +132,7 @@ class Config:
     )
     val_episodes: int = _setting(92, "validation episodes, which choose the best epoch")
     test_episodes: int = _setting(
-        1000, "test episodes; after training, fewer of them with more than one support (hsnet.evaluate scores all)"
+        1000, "test episodes; the test after training uses fewer for several supports, hsnet.evaluate all of them"
     )
     rule: str = _setting(
         "paper",
@@ -220,16 +220,16 @@ class Config:
         try:
             content = json.loads(path.read_text())
         except ValueError as error:  # no JSON, or no text
-            raise ValueError(f"{path} is not JSON ({error}): put it right, or train anew") from error
+            raise ValueError(f"{path} is not JSON ({error}): correct it, or start a new run") from error
         if not isinstance(content, dict):
             raise ValueError(
-                f"{path} holds {type(content).__name__}, not settings by name: put it right, or train anew"
+                f"{path} holds {type(content).__name__}, not settings by name: correct it, or start a new run"
             )
         content = {name: value for name, value in content.items() if name not in RETIRED}
         unknown = sorted(set(content) - {option.name for option in dataclasses.fields(cls)})
         if unknown:
             raise ValueError(
-                f"{path} has {', '.join(map(repr, unknown))}: no such setting. A newer version may have written it"
+                f"{path} contains unknown settings: {', '.join(map(repr, unknown))}. A newer version may have written it"
             )
         try:
             return cls(**content)

@@ -24,7 +24,7 @@ def choose_device(name: str = "auto") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         if name.partition(":")[0] not in DEVICES:
-            raise RuntimeError(f"known are {', '.join(DEVICES)}")
+            raise RuntimeError(f"known devices: {', '.join(DEVICES)}")
         return torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}): try --device auto") from error

@@ -56,7 +56,7 @@ def process_group(device: str):
         if local >= torch.cuda.device_count():
             raise ValueError(
                 f"device is {device!r}: {os.environ['LOCAL_WORLD_SIZE']} processes on a machine with "
-                f"{torch.cuda.device_count()} GPUs: start at most one for each (torchrun --nproc-per-node)"
+                f"{torch.cuda.device_count()} GPUs: start at most one process per GPU (torchrun --nproc-per-node)"
             )
         device = f"cuda:{local}"
         torch.cuda.set_device(local)
@@ -75,8 +75,8 @@ def _others():
     except RuntimeError as error:
         where = f"process {rank()} of {world()}"
         raise ConnectionError(
-            f"{where}: another process has ended, so this one stops too ({str(error).splitlines()[0][:200]}). Its own message "
-            "says why; the same command, with any number of processes, resumes from the last checkpoint"
+            f"{where}: another process has ended, so this one stops too ({str(error).splitlines()[0][:200]}). Its message "
+            "gives the reason; the same command, with any number of processes, resumes from the last checkpoint"
         ) from error
 
 

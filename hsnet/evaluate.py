@@ -54,7 +54,7 @@ def main() -> None:
 def _score_run(arguments):
     """The results of a run, and its folder."""
     if arguments.backbone is not None:
-        raise ValueError("--backbone is for --reference-checkpoint: a run brings its own")
+        raise ValueError("--backbone is only for --reference-checkpoint: a run stores its backbone")
     folder = run_folder(arguments.run)
     own = Config.load(folder / "config.json")
     config = _asked(own, arguments)
@@ -72,10 +72,10 @@ def _score_run(arguments):
 def _score_reference(arguments):
     """The results of a checkpoint of the authors, and its folder: `reference/NAME` in the data folder."""
     if arguments.run is not None:
-        raise ValueError("--reference-checkpoint takes the place of a run: give one of them")
+        raise ValueError("give a run or --reference-checkpoint, not both")
     if arguments.benchmark not in OF_PAPER:
         raise ValueError(
-            f"--benchmark is {arguments.benchmark!r}: say what the checkpoint was trained on, {', '.join(OF_PAPER)}"
+            f"--benchmark is {arguments.benchmark!r}: give the benchmark of the checkpoint's training, {', '.join(OF_PAPER)}"
         )
     config = _asked(paper(arguments.benchmark, arguments.backbone or "resnet50", arguments.fold or 0), arguments)
     model = HSNet(config.backbone, pretrained=False)
@@ -107,14 +107,14 @@ def _check_unseen(own: Config, config: Config, benchmark: Benchmark) -> None:
     if trained.vocabulary == benchmark.vocabulary and trained.options:  # its classes are those of its files
         if not own.load_benchmark().root.is_dir():
             tqdm.write(
-                f"not checked: whether {own.name or own.run} was trained on these classes, for its images are not here"
+                f"the images of {own.name or own.run} are missing here: whether it was trained on these classes was not checked"
             )
             return
         trained = own.load_benchmark()
     if seen := benchmark.seen(config.fold, trained, own.fold):
         raise ValueError(
             f"--benchmark {config.benchmark} --fold {config.fold}: this run was trained on {len(seen)} of its classes, such as "
-            f"{seen[0]}. Its own fold is {own.fold}"
+            f"{seen[0]}. Test it with --fold {own.fold}"
         )
 
 

@@ -172,7 +172,7 @@ def make_graphs(model: HSNet) -> dict[str, bytes]:
     model = model.cpu().eval()
     side = model.training_size
     if side is None:
-        raise ValueError("this model does not say which size it was trained at: load it with HSNet.from_run")
+        raise ValueError("the training size of this model is unknown: load it with HSNet.from_run")
     picture, mask = torch.zeros(1, 3, side, side, dtype=torch.uint8), torch.ones(1, side, side)
     with torch.no_grad():
         features = Features(model)(picture)

@@ -40,8 +40,8 @@ CONVERT = {  # what people have and Pillow does not read
     (".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"): "raw data of a camera: develop it to JPEG or PNG",
     (".svg", ".pdf", ".ai", ".eps"): "a drawing, not pixels: export it as PNG",
     (".xml", ".txt", ".yaml", ".csv"): "annotations that are not read: export them as COCO json, or as PNG masks",
-    (".mat", ".npz", ".pkl", ".pt", ".h5"): "an archive of arrays: save the one that is meant with numpy.save, as .npy",
-    (".mp4", ".mov", ".avi", ".mkv"): "a film: save the frames that are meant",
+    (".mat", ".npz", ".pkl", ".pt", ".h5"): "an archive of arrays: save the image or mask with numpy.save, as .npy",
+    (".mp4", ".mov", ".avi", ".mkv"): "a film: save single frames",
 }
 EXIFS = ("apply", "ignore")
 DEPTHS = (8, 10, 12, 14, 16, 24, 32, 64)  # bits of the numbers in a picture
@@ -138,7 +138,7 @@ def read_mask(
     stored = picture if isinstance(picture, Stored) else load(picture, exif=exif, frames=1)
     name, values, label = stored.name, stored.values, parse_label(label)
     if isinstance(label, str):
-        raise ValueError(f"{name} knows no names such as {label!r}: pick a value (3) or a colour (255,0,0)")
+        raise ValueError(f"{name} has no label named {label!r}: give a value (3) or a colour (255,0,0)")
     visible = opaque(stored) if is_cutout(stored) else None
     values = _numbers(name, _split(values)[0], label)
     if values.dtype == bool and values.ndim == 2 and visible is None and label is None:
@@ -158,9 +158,9 @@ def read_mask(
         return visible
     if labels.is_picture or (found is not None and visible is None and of is not None and _is_part(values, found, of)):
         raise ValueError(
-            f"{name} looks like a picture rather than a mask ({counted(len(labels.distinct), 'colour')}): a photograph, or "
-            "one cut out on black. A mask is white on the object, black elsewhere; probabilities are one as "
-            "`probabilities > 0.5`; a cut-out has a transparent background"
+            f"{name} looks like a photograph, not a mask ({counted(len(labels.distinct), 'colour')}). A mask is "
+            "white on the object and black elsewhere. Convert probabilities by `probabilities > 0.5`; save a cut-out with "
+            "a transparent background, not on black"
         )
     if found is None:
         hint = "" if labels.background is not None or visible is not None else ", none of them black, the background"
@@ -212,12 +212,12 @@ def find_pictures(paths: list[str | Path]) -> tuple[list[Path], list[str]]:
             names = {reason: _some(file.name for file in files) for reason, files in others.items()}
             lines = [f"not used in {path}: {files} ({reason})" for reason, files in names.items()]
             if not inside:
-                raise FileNotFoundError("; ".join([f"no pictures in {path}", *lines]))
+                raise FileNotFoundError("; ".join([f"no images in {path}", *lines]))
             unused += lines
         elif not path.exists():
             inside = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor)))) if "*" in str(path) else []
             if not inside:
-                raise FileNotFoundError(f"no such picture or folder: {path}")
+                raise FileNotFoundError(f"no such image or folder: {path}")
         for file in inside:
             found.setdefault(file.resolve(), file)
     return list(found.values()), unused
@@ -226,7 +226,7 @@ def find_pictures(paths: list[str | Path]) -> tuple[list[Path], list[str]]:
 def _why_not(file):
     """Why a file in a folder is not used; empty if it is."""
     if file.is_dir():
-        return "a folder: name it too"
+        return "a folder: give it as well"
     if file.name.startswith("."):
         return "hidden"
     if file.suffix.lower() in SUFFIXES:
@@ -235,7 +235,7 @@ def _why_not(file):
         with Image.open(file):
             return ""
     except Exception:  # Pillow raises many kinds for what it does not know
-        return _how_to_convert(file) or "not a picture"
+        return _how_to_convert(file) or "not an image"
 
 
 def _how_to_convert(file):
@@ -259,12 +259,12 @@ def load(picture: Picture, least: int | None = None, exif: str = "apply", frames
     if isinstance(picture, Image.Image):
         return _of_image(name, picture, picture.size, exif)
     if not isinstance(picture, (str, Path)):
-        raise ValueError(f"a picture cannot be a {type(picture).__name__}: give a path, a PIL image or an array")
+        raise ValueError(f"an image cannot be a {type(picture).__name__}: give a path, a PIL image or an array")
     path = Path(picture)
     if not path.exists():
-        raise FileNotFoundError(f"no such picture: {path}")
+        raise FileNotFoundError(f"no such image: {path}")
     if path.is_dir():
-        raise ValueError(f"{path} is a folder: give its pictures, see `hsnet.pictures.find_pictures`")
+        raise ValueError(f"{path} is a folder: give its images, see `hsnet.pictures.find_pictures`")
     try:
         if path.suffix.lower() == ".npy":
             return _of_array(name, np.load(path, allow_pickle=False))
@@ -280,9 +280,9 @@ def load(picture: Picture, least: int | None = None, exif: str = "apply", frames
         raise ValueError(f"{path} is too large ({error}): make it smaller first") from error
     except (OSError, SyntaxError, ValueError, TypeError, EOFError) as error:  # Pillow's, of damaged files
         why = _how_to_convert(path) or f"or damaged ({error})"
-        raise ValueError(f"{path} is not a picture that can be read, {why}") from error
+        raise ValueError(f"{path} is not an image that can be read, {why}") from error
     if frames and number > frames:
-        raise ValueError(f"{path} holds {number} pictures: save the mask that is meant as one")
+        raise ValueError(f"{path} contains {number} images: save the mask as a file with one image")
     return stored
 
 
@@ -353,8 +353,8 @@ def _numbers(name, values, label):
     least, most = values.min(), values.max()
     if label is None and (least < 0 or (most > 1 and not integers)):
         raise ValueError(
-            f"{name} holds {'numbers' if integers else 'floats'} from {least:.4g} to {most:.4g}, which are no mask yet: "
-            "`logits > 0`, `probabilities > 0.5`, `values == label` or `(mask / 255).round()` is one"
+            f"{name} holds {'numbers' if integers else 'floats'} from {least:.4g} to {most:.4g}, which is not a mask: "
+            "`logits > 0`, `probabilities > 0.5`, `values == label` and `(mask / 255).round()` are masks"
         )
     if integers or (label is not None and most > 1):
         return values if integers else values.round().astype(np.int64)

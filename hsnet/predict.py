@@ -4,15 +4,15 @@
     python -m hsnet.predict --support cutout.png --query photos/ --out masks/
 
 A support is an image with its mask (white or 1 on the object) or with annotations of labelme or COCO (.json), or a cut-out with
-a transparent background; the table in hsnet/pictures.py defines the meaning of each kind of file. --label selects the object
+a transparent background; the book's page own_files defines the meaning of each kind of file. --label selects the object
 where a mask contains several values, colours or names. Queries are images, folders of images, or patterns such as "*.jpg".
 The program writes NAME-mask.png (255 on the object, at the query's size) and NAME-overlay.jpg (the object in its own colours,
 everything else in pale colours) for each query NAME. It refuses an output folder that contains files unless --overwrite is given, which
 replaces files of the same names and keeps the others.
 
-A query that cannot be read is reported and skipped, and the exit status is 1. Masks of supports are skipped as well. The default
-weights are those of the package; they resize images to 288 and to 403 pixels a side and average the two. A --size of 257 to 512 pixels
-alone takes less time. Try both methods on photographs.
+Masks of supports are not segmented. A query that cannot be read is reported and skipped, and the exit status is then 1. The
+default weights resize images to 288 and to 403 pixels a side and average the two predictions. One --size of 257 to 512 pixels
+takes less time. Try both methods on photographs.
 """
 
 import sys
@@ -49,14 +49,14 @@ def predict_files(segmenter: Segmenter, queries: list[Path], out: Path) -> list[
     names = dict(zip(queries, unique_names([query.stem for query in queries]), strict=True))
     out.mkdir(parents=True, exist_ok=True)
     wrong = []
-    for query, mask in tqdm(_answers(segmenter, queries), total=len(queries), desc="segmenting", unit="picture"):
+    for query, mask in tqdm(_answers(segmenter, queries), total=len(queries), desc="segmenting", unit="image"):
         try:
             if isinstance(mask, Exception):
                 raise mask
             pixels, _ = read_image(query, SHOWN, segmenter.exif)
         except (ValueError, OSError) as error:
             wrong.append(str(error))
-            tqdm.write(f"left out: {error}", file=sys.stderr)
+            tqdm.write(f"skipped: {error}", file=sys.stderr)
             continue
         Image.fromarray(mask.astype(np.uint8) * 255).save(out / f"{names[query]}-mask.png")
         image = Image.fromarray(pixels)
@@ -77,7 +77,7 @@ def check_out(out: Path, inputs: list[Path], overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out must be a folder, and {out} is a file")
     if inside := next((path for path in inputs if path.resolve().parent == out.resolve()), None):
-        raise ValueError(f"{inside} is read, and lies in the folder of --out: choose another one")
+        raise ValueError(f"the output folder {out} contains the input {inside}: choose another folder for --out")
     if not overwrite and out.is_dir() and any(out.iterdir()):
         raise FileExistsError(f"{out} holds files: choose another folder for --out, or replace them with --overwrite")
 
@@ -111,7 +111,7 @@ def _parser():
     parser = command_line("predict", __doc__)
     option = parser.add_argument
     support = "an image and its mask or annotations, or one cut-out; repeat it for more supports"
-    option("--support", nargs="+", action="append", required=True, metavar=("PICTURE", "MASK"), type=Path, help=support)
+    option("--support", nargs="+", action="append", required=True, metavar=("IMAGE", "MASK"), type=Path, help=support)
     option("--label", help="value (3), colour (255,0,0) or name of the object, where a mask contains several")
     option("--query", nargs="+", required=True, help="images to segment, or folders of images")
     option("--out", type=Path, default=Path("masks"), help="output folder (default: masks)")
@@ -132,31 +132,31 @@ def main() -> None:
     for support in arguments.support:
         if len(support) > 2:
             raise ValueError(
-                f"--support takes one picture and its mask, got {len(support)} files ({', '.join(map(str, support))}): "
+                f"--support takes one image and its mask, got {len(support)} files ({', '.join(map(str, support))}): "
                 "repeat --support for each pair"
             )
         if folder := next(filter(Path.is_dir, support), None):
-            raise ValueError(f"{folder} is a folder: give --support PICTURE MASK for each of its pictures")
+            raise ValueError(f"{folder} is a folder: give --support IMAGE MASK for each of its images")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     pairs = [(s[0], s[1] if len(s) == 2 else None) for s in arguments.support]
     found, unused = find_pictures(arguments.query)
     masks = {mask.resolve() for _, mask in pairs if mask}
     queries = [path for path in found if path.resolve() not in masks]
     if not queries:
-        raise ValueError("there is nothing to segment: all of --query are masks of the supports")
+        raise ValueError("nothing to segment: every file of --query is a mask of a support")
     check_out(arguments.out, [*queries, *(path for pair in pairs for path in pair if path)], arguments.overwrite)
     supports = [read_support(*pair, arguments.label, arguments.exif) for pair in pairs]
     for line in unused:
         print(line, file=sys.stderr)
     if len(queries) < len(found):
-        print(f"left out of the queries: {counted(len(found) - len(queries), 'mask')} of the supports", file=sys.stderr)
+        print(f"not segmented: {counted(len(found) - len(queries), 'mask')} of the supports", file=sys.stderr)
     print("loading the network …", file=sys.stderr, flush=True)
     options = {key: getattr(arguments, key) for key in ("rule", "aspect", "device", "method", "size", "exif")}
     segmenter = Segmenter(arguments.run, **options).fit_supports(supports)
     wrong = predict_files(segmenter, queries, arguments.out)
     print(f"{counted(len(queries) - len(wrong), 'mask')} in {arguments.out}, each with an overlay to look at")
     if wrong:
-        print(f"left out {len(wrong)} of {counted(len(queries), 'picture')}, named above", file=sys.stderr)
+        print(f"skipped {len(wrong)} of {counted(len(queries), 'image')}, named above", file=sys.stderr)
         raise SystemExit(1)
 
 

@@ -45,9 +45,9 @@ def load_reference(model: nn.Module, checkpoint: Path | dict[str, Tensor]) -> di
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             if not all(isinstance(tensor, Tensor) for tensor in checkpoint.values()):
-                raise ValueError("it holds other things than tensors")
+                raise ValueError("it contains objects that are not tensors")
         except Exception as error:  # torch raises many kinds for what is no checkpoint
-            raise ValueError(f"{path} is no checkpoint, or damaged ({why_unread(error)})") from error
+            raise ValueError(f"{path} is not a checkpoint, or damaged ({why_unread(error)})") from error
         record = {"checkpoint": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     backbone, rest = {}, {}
     for name, tensor in _renamed(checkpoint, model).items():

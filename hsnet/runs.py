@@ -80,8 +80,8 @@ def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], object]) 
         with suppress(OSError):
             temporary.unlink()
         raise type(error)(
-            f"{path} cannot be written ({error.strerror}): make room, or put the folder's permissions right. What was "
-            "there before is untouched"
+            f"{path} cannot be written ({error.strerror}): free some space, or correct the folder's permissions. The "
+            "file as it was before remains"
         ) from error
     temporary.replace(path)
     if os.name != "nt":  # there folders cannot be opened
@@ -128,8 +128,8 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
         if is_out_of_memory(error):
             raise
         raise ValueError(
-            f"{path} is damaged ({why_unread(error)}): delete the folder and train anew, or train another with --name that "
-            f"starts from the best weights so far, --start {folder.name}"
+            f"{path} is damaged ({why_unread(error)}): delete the folder to train anew, or start another run from "
+            f"the best weights so far: --start {folder.name} --name NEW"
         ) from error
 
 
@@ -160,7 +160,7 @@ def lock(folder: Path):
                 file.seek(0)
                 raise FileExistsError(
                     f"the run {folder.name} is being trained already by {file.read().strip() or 'another process'} ({path}): "
-                    "let it end, or train another with --name"
+                    "wait for it to end, or start another run with --name"
                 ) from error
             print(
                 f"warning: {path} cannot be locked ({error.strerror}): start no other training there", file=sys.stderr
@@ -231,7 +231,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     _, unexpected = model.load_state_dict(tensors, strict=False)
     missing = [n for n, _ in model.named_parameters() if _is_stored(n, model) and n not in tensors]
     if missing or unexpected:
-        raise ValueError(f"{path} holds other tensors: missing {missing[:5]}, left over {unexpected[:5]}")
+        raise ValueError(f"{path} holds other tensors: missing {missing[:5]}, unexpected {unexpected[:5]}")
 
 
 def run_folder(run: str | Path) -> Path:
@@ -252,7 +252,7 @@ def run_folder(run: str | Path) -> Path:
     raise FileNotFoundError(
         f"no run {str(run)!r}, neither as a folder nor under {runs}. "
         + "".join(f"Did you mean {name!r}? " for name in similar)
-        + f"`python -m hsnet.train --list` shows those that there are; shipped with the library: {DEFAULT_RUN}"
+        + f"`python -m hsnet.train --list` lists all runs; the library contains {DEFAULT_RUN}"
     )
 
 

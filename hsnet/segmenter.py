@@ -96,8 +96,8 @@ class Segmenter:
         if any(squeezed_size(side) != squeezed_size(trained) or side < 32 for side in self.sizes):
             largest = 256 * squeezed_size(trained)
             raise ValueError(
-                f"size is {size}: these weights were trained at {trained} px and take squares of {max(32, largest - 255)} to "
-                f"{largest} px, whose squeezed support has as many positions"
+                f"size is {size}: use {max(32, largest - 255)} to {largest} px. These weights were trained at "
+                f"{trained} px, and another size would change that of the squeezed support"
             )
         self._supports: dict[int, tuple[list[list[Tensor]], Tensor]] = {}  # features and masks, by size
 
@@ -128,19 +128,19 @@ class Segmenter:
         images = images if isinstance(images, (list, tuple)) else [images]
         masks = masks if isinstance(masks, (list, tuple)) else [masks] * (1 if masks is not None else len(images))
         if len(images) != len(masks):
-            raise ValueError(f"{len(images)} pictures but {len(masks)} masks: give one mask for each picture")
+            raise ValueError(f"{len(images)} images but {len(masks)} masks: give one mask for each image")
         pairs = zip(images, masks, strict=True)
         return self.fit_supports([read_support(image, mask, label, self.exif) for image, mask in pairs])
 
     def fit_supports(self, supports: Sequence["Support"]) -> "Segmenter":
         """`fit` for the results of `read_support`."""
         if not supports:
-            raise ValueError("no support: give one picture or more, each with its mask")
+            raise ValueError("no support: give one image or more, each with its mask")
         for name, _, mask in supports:
             if looks_inverted(mask):
                 warnings.warn(
-                    f"{name} marks {100 * mask.mean():.0f} % of the picture, its borders too: is it inverted? "
-                    "The object is white, everything else black",
+                    f"{name} marks {100 * mask.mean():.0f} % of the image, including its borders: is it inverted? "
+                    "The object must be white, everything else black",
                     stacklevel=3,
                 )
         for side in self.sizes:
@@ -149,8 +149,8 @@ class Segmenter:
             for (name, *_), mask in zip(supports, support_mask, strict=True):
                 if not mask.any():  # nearest neighbour may step over it
                     raise ValueError(
-                        f"{name}: the object vanishes at the {side} × {side} pixels the network sees: "
-                        "cut the picture around it"
+                        f"{name}: the object vanishes when the image is resized to {side} × {side} px: "
+                        "crop the image around the object"
                     )
             with torch.no_grad():
                 levels = self.model.backbone(self.model.backbone.normalize(pictures))
@@ -195,7 +195,7 @@ class Segmenter:
 
     def _each(self, image):
         if self.method == "prototypes":
-            raise ValueError("prototypes give one mask, no probabilities: call predict, or use the method hsnet")
+            raise ValueError("the method prototypes has no probabilities: call predict, or use method='hsnet'")
         return next(self._maps([image]))
 
     def _maps(self, images) -> Iterator[tuple[Float[Tensor, "k h w"], Float[Tensor, "h w"], tuple[int, int]]]:
@@ -205,7 +205,7 @@ class Segmenter:
         Of prototypes: one mask, as 0 and 1.
         """
         if not self._supports:
-            raise RuntimeError("this segmenter knows no supports: call fit(images, masks) first")
+            raise RuntimeError("this segmenter has no supports: call fit(images, masks) first")
         pictures = [read_image(image, max(self.sizes), self.exif) for image in images]
         for (_, size), *found in zip(pictures, *(self._at(side, pictures) for side in self.sizes), strict=True):
             maps, contrast = (sum(values) / len(found) for values in zip(*found, strict=True))
@@ -322,19 +322,19 @@ def read_support(image: Picture, mask: Picture | None, label: Label | None = Non
     is_so = f"is turned by its EXIF orientation {picture.turn}, {name} " + (f"by {turn}" if turn > 1 else "is not")
     reading, differ = f"{describe(image)} {is_so}", exif == "apply" and picture.turn != turn
     if truth.shape != size:
-        why = "Is it the mask of another picture, or of this one before it was resized?"
+        why = "Is it the mask of another image, or of this one before it was resized?"
         if truth.shape == size[::-1] and differ:
-            why = f"They are turned against each other: {reading}, so it was drawn by a tool that ignores it: --exif ignore does so too"
+            why = f"Their orientations differ: {reading}. If the tool that drew it ignores EXIF, use --exif ignore"
         elif truth.shape == size[::-1]:
-            why = "They are turned against each other: does the tool that drew the mask ignore the picture's EXIF rotation?"
+            why = "Their orientations differ: does the tool that drew the mask ignore the image's EXIF rotation?"
         raise ValueError(
-            f"{name} is {truth.shape[1]} × {truth.shape[0]} pixels, its picture {size[1]} × {size[0]}, and "
-            f"a mask has its picture's size. {why}"
+            f"{name} is {truth.shape[1]} × {truth.shape[0]} pixels, its image {size[1]} × {size[0]}, and "
+            f"a mask must have its image's size. {why}"
         )
     if differ and ((picture.turn > 4) == (turn > 4) or size[0] == size[1]):
         warnings.warn(
-            f"{reading}: taken as drawn over the upright picture. If its tool ignores EXIF, the mask lies elsewhere: "
-            "then use --exif ignore (in Python exif='ignore')",
+            f"{reading}: the mask is read as drawn on the rotated image. If the tool that drew it ignores EXIF, "
+            "use --exif ignore (in Python exif='ignore')",
             stacklevel=3,
         )
     if not truth.any():

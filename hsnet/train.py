@@ -69,7 +69,7 @@ def train(config: Config, resume: bool = False) -> Path:
     """
     if trained_as := BENCHMARKS[config.benchmark].trained_as:
         raise ValueError(
-            f"benchmark is {config.benchmark}, which only tests: train on {trained_as}, then "
+            f"benchmark is {config.benchmark}, which is only for tests: train on {trained_as}, then "
             f"`python -m hsnet.evaluate RUN --benchmark {config.benchmark}`"
         )
     with process_group(config.device) as name, ExitStack() as stack:
@@ -80,7 +80,7 @@ def train(config: Config, resume: bool = False) -> Path:
         state = broadcast(_find_state(config, folder, resume) if rank() == 0 else None)
         here = dataclasses.replace(config, device=name)
         if state is not None and state["finished"]:
-            say(f"{config.run} is finished. Train another with --name, or longer with --resume --epochs N")
+            say(f"{config.run} is finished. Start another run with --name, or train longer with --resume --epochs N")
             say(runs.scores_table(runs.read_tests(folder)))
             return folder
         device = choose_device(name)
@@ -149,7 +149,7 @@ class Interruption:
         self.number, self._when, self.twice = number, now, bool(again)
         if again or self.at_once:
             raise KeyboardInterrupt
-        print("\nstopping as soon as the state can be saved; once more to stop at once", file=sys.stderr, flush=True)
+        print("\nsaving the state, then stopping; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
 
     @contextmanager
     def immediate(self) -> Iterator[None]:
@@ -188,7 +188,7 @@ class Training:
             for name in ("history", "best", "best_epoch", "best_model"):
                 setattr(self, name, state[name])
             step = f", step {learner.step}" if learner.step else ""
-            say(f"going on after epoch {learner.epoch}{step}, {self.clock.seconds():.0f} s")
+            say(f"resuming after epoch {learner.epoch}{step}, {self.clock.seconds():.0f} s")
         elif config.start:
             _start_from(config.start, learner.model)
 
@@ -198,7 +198,7 @@ class Training:
         if self.learner.step or not self.best_epoch:
             return True
         if config.patience and epoch - self.best_epoch >= config.patience:
-            say(f"no better epoch in {config.patience}: stopped, as --patience asks")
+            say(f"stopped: no better epoch in the last {config.patience} (--patience)")
             return False
         return epoch < config.epochs and broadcast(self.clock.progress(epoch)) < 1
 
@@ -317,7 +317,7 @@ def _existing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PermissionError(
-            f"{folder} cannot be written ({error.strerror}): set HSNET_DATA to a folder of yours, or put its permissions right"
+            f"{folder} cannot be written ({error.strerror}): set HSNET_DATA to another folder, or correct the permissions"
         ) from error
     try:
         yield
@@ -331,11 +331,11 @@ def _find_state(config, folder, resume):
     state = runs.load_checkpoint(folder)
     if state is None:
         if resume:
-            raise FileNotFoundError(f"nothing to resume: {folder} has no {LAST}. Leave --resume out to start it")
+            raise FileNotFoundError(f"nothing to resume: {folder} has no {LAST}. Start the run without --resume")
         return None
     before = state.get("config")
     if before is None:
-        raise ValueError(f"{folder / LAST} was written by an older version: give a new --name, or delete that folder")
+        raise ValueError(f"{folder / LAST} was written by an older version: give a new --name, or delete the folder")
     before = vars(Config()) | before  # an older version had fewer settings
     free = set(FREE + (LONGER if resume else ()))
     if BENCHMARKS[config.benchmark].options:  # the folders decide what is learned

@@ -59,8 +59,8 @@ def test_several_labels_are_listed_and_shapes_of_one_joined(write):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(coco(segmentation=[]), "no outline for a.png: draw one, for boxes are none"), ({"regions": []}, "neither labelme's json nor COCO's"), (labelme(), "no outline"),
-     (labelme(("x", SQUARE[:2])), "is not read: draw it as a polygon"), (coco(image_id=2), "no outline for a.png")],
+    [(coco(segmentation=[]), "no outline for a.png: draw one and save it; a box is not an outline"), ({"regions": []}, "neither labelme's json nor COCO's"), (labelme(), "no outline"),
+     (labelme(("x", SQUARE[:2])), "cannot be read: draw it as a polygon"), (coco(image_id=2), "no outline for a.png")],
 )  # fmt: skip
 def test_what_is_not_read_is_named(write, content, message):
     with pytest.raises(ValueError, match=message):

@@ -107,7 +107,7 @@ def test_one_process_dies_and_the_run_goes_on_with_another_number(data):
     alone = several(1, settings, data)
     out, error = alone.communicate(timeout=300)
     assert alone.returncode == 0, error
-    assert "going on after epoch 0, step" in out
+    assert "resuming after epoch 0, step" in out
     assert [line["epoch"] for line in history(folder)] == [1, 2]
 
 

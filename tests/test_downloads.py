@@ -51,7 +51,7 @@ def test_it_goes_on_in_a_later_call(server, folder, ranges):
 
 def test_another_file_is_not_kept(server, folder):
     server.content = CONTENT[::-1]
-    with pytest.raises(ConnectionError, match="not the file that was published and was not kept"):
+    with pytest.raises(ConnectionError, match="differs from the published file and was deleted"):
         fetch(remote(server), folder)
     assert list(folder.iterdir()) == []
 

@@ -55,10 +55,10 @@ def test_a_run_of_coco_on_pascal(datasets, data, call):
     assert {row[0] for row in test["areas"]["HSNet"]} <= {1, 5, 12, 17}  # bicycle, bus, horse, sofa
     for options, message in (
         ("--benchmark coco-to-pascal --fold 2", "2: this run was trained on 6 of its classes, such as bird"),
-        ("--benchmark pascal", "on 4 of its classes, such as car. Its own fold is 1"),
+        ("--benchmark pascal", "on 4 of its classes, such as car. Test it with --fold 1"),
         ("--fold 0", "--fold 0: this run was trained on 20 of its classes, such as person"),
         ("--rule mine", "rule is 'mine': choose one of paper, majority"),
-        ("--backbone resnet50", "a run brings its own"),
+        ("--backbone resnet50", "a run stores its backbone"),
     ):
         refused = call("evaluate", folder.name, *options.split())
         assert refused.returncode == 2
@@ -66,7 +66,7 @@ def test_a_run_of_coco_on_pascal(datasets, data, call):
 
 
 def test_coco_to_pascal_does_not_train(datasets):
-    with pytest.raises(ValueError, match="coco-to-pascal, which only tests: train on coco"):
+    with pytest.raises(ValueError, match="coco-to-pascal, which is only for tests: train on coco"):
         train(Config(**TINY, benchmark="coco-to-pascal"))
 
 
@@ -99,9 +99,9 @@ def test_the_authors_weights(datasets, data, tmp_path, call):
     ("options", "message"),
     [
         (["--benchmark", "pascal"], "no file FILE: the authors link"),
-        ([], "--benchmark is None: say what the checkpoint was trained on, coco, fss, pascal"),
+        ([], "--benchmark is None: give the benchmark of the checkpoint's training, coco, fss, pascal"),
         (["--benchmark", "pascal", "--backbone", "resnet7"], "backbone is 'resnet7': choose one of"),
-        (["some-run"], "takes the place of a run"),
+        (["some-run"], "give a run or --reference-checkpoint, not both"),
     ],
 )
 def test_reference_mistakes(datasets, options, message, call):
@@ -113,7 +113,7 @@ def test_reference_mistakes(datasets, options, message, call):
 def test_what_is_no_checkpoint(datasets, tmp_path):
     path = tmp_path / "page.pt"
     path.write_text("<html>not found</html>")
-    with pytest.raises(ValueError, match=r"page.pt is no checkpoint, or damaged"):
+    with pytest.raises(ValueError, match=r"page.pt is not a checkpoint, or damaged"):
         load_reference(HSNet("resnet50", pretrained=False), path)
     torch.save(reference_state_dict("resnet50"), path)
     with pytest.raises(ValueError, match="not a reference checkpoint for vgg16"):

@@ -161,9 +161,9 @@ def test_two_protocols_never_share_a_table():
     official, other = experiments_of("pascal")[:2]
     finish(official)
     finish(other, protocol="strict")
-    with pytest.raises(ValueError, match="must not stand in one table"):
+    with pytest.raises(ValueError, match="cannot be in one table"):
         report.paper_and_ours("pascal")
-    with pytest.raises(ValueError, match="must not stand in one table"):
+    with pytest.raises(ValueError, match="cannot be in one table"):
         tables.summary_table()
     assert not [row for row in table_rows(report.paper_and_ours("pascal", "strict")) if row[2] == "paper"]
 

@@ -119,7 +119,7 @@ def test_what_cannot_be_exported_is_named(graphs, tmp_path):
     with pytest.raises(ValueError, match="unknown precision 'int4': choose one of float32, float16, int8"):
         write_graphs(graphs, tmp_path, "int4")
     dense = HSNet("efficientnet_lite0", kernel="dense")
-    with pytest.raises(ValueError, match="does not say which size"):
+    with pytest.raises(ValueError, match="training size of this model is unknown"):
         make_graphs(dense)
     dense.training_size = SIDE
     with pytest.raises(ValueError, match="this run has 'dense' ones"):

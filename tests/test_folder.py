@@ -64,7 +64,7 @@ def test_folders_of_classes(tmp_path):
     benchmark = opened(root)
     assert benchmark.class_names == ["a", "b", "c", "d", "e"]
     assert [benchmark.classes(f, "test") for f in range(4)] == [[0, 4], [1], [2], [3]]
-    with pytest.warns(UserWarning, match=r"1 files .* lack their image or mask and are left out: .*alone\.jpg"):
+    with pytest.warns(UserWarning, match=r"1 files .* have no mask or no image and are ignored: .*alone\.jpg"):
         benchmark.check(0, "train")
     sample = benchmark.read("b/shot 1", 1)
     assert sample.image.shape == (40, 50, 3)
@@ -120,15 +120,15 @@ def test_another_folder_brings_the_test(root, tmp_path):
     assert len({s for e in test_episodes(benchmark, fold=0, shot=3, count=9, split="val") for s in e.supports}) > 1
     assert benchmark.read(episode.query, episode.class_id).mask.any()
     draw_folder(tmp_path / "same", None, ("ant", "owl"))
-    with pytest.raises(ValueError, match=r"shows classes that are trained on in .*: ant"):
+    with pytest.raises(ValueError, match=r"contains training classes of .*: ant"):
         opened(root, test_root=tmp_path / "same").classes(0, "test")
 
 
 @pytest.mark.parametrize(
     ("classes", "images", "message"),
     [
-        ("a", 3, "has 1 class with two images or more of 1, none for train"),
-        ("ab", 3, "has 2 classes with two images or more of 2, none for train"),
+        ("a", 3, "1 of 1, which leaves none for train"),
+        ("ab", 3, "2 of 2, which leaves none for train"),
         ("abcdef", 1, "has 0 classes with two images or more of 6"),
     ],
 )
@@ -138,12 +138,12 @@ def test_too_little_is_refused_with_the_reason(tmp_path, classes, images, messag
 
 
 def test_what_is_no_data_set_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere: name the one of your data set with --root"):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere: give your data set's folder with --root"):
         opened(tmp_path / "nowhere").check(0, "train")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no image with a mask in .*empty: it should hold CLASS/NAME\.jpg"):
         opened(tmp_path / "empty").check(0, "train")
-    with pytest.raises(ValueError, match="--test-root is not for shapes"):
+    with pytest.raises(ValueError, match="--test-root does not apply to shapes"):
         load_benchmark("shapes", size=32, test_root="x")
 
 
@@ -154,8 +154,8 @@ def test_bad_files_are_named(root, call):
     benchmark = opened(root)
     for name, message in (
         ("ant/000", r"000\.png is 9 × 9 pixels, its image 80 × 60"),
-        ("bee/004", r"004\.png marks nothing of bee"),
-        ("cat/001", r"001\.jpg is not a picture"),
+        ("bee/004", r"004\.png marks no pixel of bee"),
+        ("cat/001", r"001\.jpg is not an image"),
     ):
         with pytest.raises(UnreadableFileError, match=message):
             benchmark.read(name, 0)
@@ -173,7 +173,7 @@ def test_a_cache_gives_the_same_pixels_and_notices_new_masks(root):
         a, b = (x.read_square(name, class_id, 32) for x in (plain, cached))
         assert all(torch.equal(getattr(a, part), getattr(b, part)) for part in vars(a))
     Image.fromarray(np.full((60, 80), 255, np.uint8)).save(root / "masks" / "ant" / "000.png")
-    with pytest.raises(ValueError, match="built from other masks"):
+    with pytest.raises(ValueError, match="the present masks are"):
         opened(root)
 
 

@@ -107,13 +107,13 @@ def broken_off(path):
 
 
 KINDS = {  # of an image or its mask: how it is broken, and what is said
-    "missing": (".jpg", Path.unlink, r" is listed but not there"),
+    "missing": (".jpg", Path.unlink, r" is listed but missing"),
     "broken off": (".jpg", broken_off, r" cannot be read \(.*[Tt]runcated"),
     "no image": (".jpg", lambda p: p.write_text("404 not found"), r" cannot be read \(cannot identify"),
     "empty": (".png", lambda p: p.write_bytes(b""), r" cannot be read"),
     "another size": (".png", lambda p: Image.open(p).resize((50, 50), 0).save(p), r" is 50 × 50 pixels, its image 100"),
     "colours": (".png", lambda p: Image.open(p).convert("RGB").save(p), r" is a RGB image: a mask holds labels"),
-    "labels": (".png", lambda p: Image.new("L", (100, 130), 21).save(p), r" holds the label 21: pascal"),
+    "labels": (".png", lambda p: Image.new("L", (100, 130), 21).save(p), r" contains the label 21"),
 }
 
 
@@ -140,7 +140,7 @@ def test_a_loader_stops_at_a_bad_file_and_says_the_next_step(datasets, workers):
     episodes = test_episodes(benchmark, fold=0, shot=1, count=10)
     breaks(datasets, episodes[3].query, "broken off")
     message = (
-        rf"^\S+{episodes[3].query}.jpg cannot be read \(.*\): fetch it again. `python -m hsnet.prepare pascal --check`"
+        rf"^\S+{episodes[3].query}.jpg cannot be read \(.*\): replace it. `python -m hsnet.prepare pascal --check`"
     )
     with pytest.raises(UnreadableFileError, match=message):
         list(EpisodeDataset(benchmark, 64, episodes).loader(2, workers))
@@ -160,7 +160,7 @@ def test_what_is_cached_is_not_read(datasets):
 
 def test_data_sets_that_are_incomplete(datasets, tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"no folder /nowhere for pascal: name it with --root, or `python -m hsnet.prep"
+        FileNotFoundError, match=r"no folder /nowhere for pascal: give it with --root; `python -m hsnet.prep"
     ):
         load_benchmark("pascal", size=64, root="/nowhere").check(0, "test")
     (tmp_path / "empty").mkdir()
@@ -171,7 +171,7 @@ def test_data_sets_that_are_incomplete(datasets, tmp_path):
     breaks(datasets, "2007_000000", "missing")
     benchmark = load_benchmark("pascal", size=64)
     with pytest.raises(
-        FileNotFoundError, match=r"1 of the .*pascal's train episodes.*2007_000000.jpg: half a download\?"
+        FileNotFoundError, match=r"1 of the .*pascal's train episodes.*2007_000000.jpg: is a download incomplete\?"
     ):
         benchmark.check(1, "train")
 

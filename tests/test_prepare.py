@@ -254,7 +254,7 @@ def test_a_damaged_coco_folder(coco, prepare):
     annotations = root / "annotations" / "instances_val2014.json"
     annotations.write_text(annotations.read_text()[:500])
     out = prepare("coco", "--root", root, "--check", status=2)
-    assert "instances_val2014.json is no complete instances file" in out
+    assert "instances_val2014.json is not a complete instances file" in out
 
 
 def test_other_annotations_are_left_as_they_are(coco, prepare, monkeypatch):
@@ -327,7 +327,7 @@ def test_the_official_lists_are_fetched_checked_and_stored(own_folders, serve, m
     assert len(server.asked) == asked
     server.files["fss/trn.txt"] = b"cup\nevil\n"
     (splits.splits_folder() / "fss" / "trn.txt").unlink()
-    assert "not the file that was published and was not kept" in prepare("splits", status=2)
+    assert "differs from the published file and was deleted" in prepare("splits", status=2)
     assert not (splits.splits_folder() / "fss" / "trn.txt").exists()
 
 
@@ -346,4 +346,4 @@ def test_two_at_once(tmp_path, prepare):
     root = tmp_path / "pascal"
     root.mkdir()
     with program.FileLock(root / ".prepare.lock"):
-        assert "another `prepare` is at work" in prepare("pascal", "--root", root, status=2)
+        assert "another `prepare` is running" in prepare("pascal", "--root", root, status=2)

@@ -139,7 +139,7 @@ def test_lists_that_are_too_short(datasets):
     path = datasets / "splits" / "pascal" / "trn" / "fold0.txt"
     every = {line.split("__")[0] for fold in range(4) for line in (path.parent / f"fold{fold}.txt").open()}
     path.write_text("".join(f"{name}__01\n" for name in sorted(every)))
-    with pytest.raises(ValueError, match=r"train: class 5 \(bus\) has 0 images.*take --novel-images keep"):
+    with pytest.raises(ValueError, match=r"train: class 5 \(bus\) has 0 images.*use --novel-images keep"):
         load_benchmark("pascal", size=64, novel_images="drop").check(0, "train")
 
 

@@ -147,7 +147,7 @@ def test_another_size_of_the_squares(run):
     np.testing.assert_array_equal(found, own.fit(image, mask_of(image)).predict_proba(query))
     for size in (300, 16):
         with pytest.raises(
-            ValueError, match=f"size is {size}: these weights were trained at {SIZE} px and take squares of 32 to 256"
+            ValueError, match=f"size is {size}: use 32 to 256 px. These weights were trained at {SIZE} px"
         ):
             Segmenter(run, size=size)
 
@@ -179,16 +179,16 @@ TRUTH = {size: mask_of(np.zeros(size)) for size in (WIDE, HIGH)}
     ("images", "masks", "message"),
     [
         ([], [], "no support"),
-        ([WIDE, HIGH], [TRUTH[WIDE]], "2 pictures but 1 masks"),
-        ([WIDE, HIGH], [TRUTH[HIGH], TRUTH[WIDE]], r"50 × 70 pixels, its picture 70 × 50.*size\. They are turned"),
+        ([WIDE, HIGH], [TRUTH[WIDE]], "2 images but 1 masks"),
+        ([WIDE, HIGH], [TRUTH[HIGH], TRUTH[WIDE]], r"50 × 70 pixels, its image 70 × 50.*size\. Their orient"),
         ([WIDE], [np.zeros(WIDE, bool)], "is empty: mark the object"),
         (
             [WIDE],
             [np.ones((5, 7), bool)],
-            r"Is it the mask of another picture, or of this one before it was resized\?$",
+            r"Is it the mask of another image, or of this one before it was resized\?$",
         ),
         ([WIDE], None, "not a cut-out"),
-        ([(500, 500)], [np.arange(500) + np.arange(500)[:, None] == 2], "vanishes at the 64 × 64 pixels"),
+        ([(500, 500)], [np.arange(500) + np.arange(500)[:, None] == 2], "vanishes .* to 64 × 64 px"),
     ],
 )
 def test_errors_name_what_is_wrong(run, images, masks, message):
@@ -200,11 +200,11 @@ def test_wrong_files_and_calls_are_named(run, tmp_path):
     segmenter = Segmenter(run)
     with pytest.raises(RuntimeError, match="call fit"):
         segmenter.predict(picture())
-    with pytest.raises(ValueError, match="is a folder: give its pictures"):
+    with pytest.raises(ValueError, match="is a folder: give its images"):
         segmenter.fit(tmp_path, TRUTH[WIDE])
     Image.fromarray(picture()).save(tmp_path / "photo.jpg")
     Image.fromarray(TRUTH[WIDE]).save(tmp_path / "mask.png")
-    with pytest.raises(ValueError, match=r"photo\.jpg looks like a picture rather than a mask"):
+    with pytest.raises(ValueError, match=r"photo\.jpg looks like a photograph, not a mask"):
         segmenter.fit(tmp_path / "mask.png", tmp_path / "photo.jpg")
     with pytest.raises(FileNotFoundError, match="no run 'nothing'"):
         Segmenter("nothing")
@@ -234,8 +234,8 @@ def test_the_command_line(run, call, tmp_path):
         "--aspect", "pad", "--rule", "mean", "--size", "96",
     )  # fmt: skip
     assert result.returncode == 1
-    assert result.stderr.count("broken.jpg is not a picture") == 1
-    assert "left out 1 of 4 pictures" in result.stderr
+    assert result.stderr.count("broken.jpg is not an image") == 1
+    assert "skipped 1 of 4 images" in result.stderr
     assert "loading the network" in result.stderr
     assert "segmenting" in result.stderr  # the progress bar
     assert "3 masks" in result.stdout
@@ -252,8 +252,8 @@ def test_the_command_line(run, call, tmp_path):
 def test_errors_of_the_command_line(run, call, tmp_path):
     Image.fromarray(picture()).save(tmp_path / "a.png")
     for options, message in (
-        (["--support", "a", "b", "c", "--query", tmp_path], "--support takes one picture and its mask, got 3 files"),
-        (["--support", tmp_path / "a.png", "--query", tmp_path / "none"], "no such picture or folder"),
+        (["--support", "a", "b", "c", "--query", tmp_path], "--support takes one image and its mask, got 3 files"),
+        (["--support", tmp_path / "a.png", "--query", tmp_path / "none"], "no such image or folder"),
         (["--support", tmp_path, "--query", tmp_path], "is a folder: give --support PICTURE MASK for each"),
         (["--support", "b.png", tmp_path / "a.png", "--query", tmp_path], "nothing to segment"),
         (["--support", "b.png", "--query", tmp_path, "--out", tmp_path / "a.png"], "--out must be a folder"),
@@ -289,7 +289,7 @@ def test_nothing_is_replaced_without_being_asked(run, call, tmp_path):
     # What is read is not written over, even so.
     result = call("predict", *options[:-1], images, "--overwrite")
     assert result.returncode == 2
-    assert "is read, and lies in the folder of --out" in result.stderr
+    assert "contains the input" in result.stderr
 
 
 def test_masks_among_the_queries_are_noticed(run, call, tmp_path):
@@ -301,7 +301,7 @@ def test_masks_among_the_queries_are_noticed(run, call, tmp_path):
     with pytest.warns(UserWarning, match="a-mask.png marks .* is it inverted"):
         result = call("predict", "--run", run, *options)
     assert result.returncode == 0, result.stderr
-    assert "left out of the queries: 1 mask of the supports" in result.stderr
+    assert "not segmented: 1 mask of the supports" in result.stderr
     assert not (out / "a-mask-mask.png").exists()
     assert "1 mask in" in result.stdout
 

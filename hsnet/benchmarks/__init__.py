@@ -26,5 +26,5 @@ def load_benchmark(
         raise ValueError(f"unknown benchmark {name!r}: " + REMOVED.get(name, f"choose one of {', '.join(BENCHMARKS)}"))
     given = {option: value for option, value in options.items() if value}
     if unknown := set(given) - set(BENCHMARKS[name].options):
-        raise ValueError(f"--{min(unknown).replace('_', '-')} is not for {name}: leave it out")
+        raise ValueError(f"--{min(unknown).replace('_', '-')} does not apply to {name}: remove it")
     return BENCHMARKS[name].open(size=size, root=root, novel_images=novel_images, **given).under(protocol)

@@ -47,7 +47,7 @@ class Cache:
         for name, bytes_each in ((IMAGES, 3 * self.size**2), (LABELS, self.size**2)):
             path, expected = folder / name, self._count * bytes_each
             if not path.exists() or path.stat().st_size != expected:
-                raise ValueError(f"{path} has not the {expected:,} bytes it was written with: {_again(folder)}")
+                raise ValueError(f"{path} no longer has its {expected:,} bytes: {_again(folder)}")
 
     @classmethod
     def of(cls, benchmark, size: int) -> "Cache | None":
@@ -62,7 +62,7 @@ class Cache:
         cache = cls(folder)
         if cache.source != _masks_of(benchmark):
             raise ValueError(
-                f"{folder} was built from other masks, {cache.source}, than are there now, {_masks_of(benchmark)}: "
+                f"{folder} was built from the masks {cache.source}; the present masks are {_masks_of(benchmark)}: "
                 + _again(folder)
             )
         return cache
@@ -106,7 +106,7 @@ def build_cache(benchmark, size: int) -> Path:
         ValueError: a benchmark without maps of labels, or a cache of other masks.
     """
     if not benchmark.cacheable:
-        raise ValueError(f"{benchmark.name} has no maps of labels to keep: what is drawn needs no cache")
+        raise ValueError(f"{benchmark.name} needs no cache: its images are drawn, not read")
     folder = cache_folder(benchmark, size)
     if Cache.of(benchmark, size) is not None:
         return folder

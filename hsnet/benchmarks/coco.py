@@ -66,8 +66,8 @@ class Coco(ListedBenchmark):
         benchmark = cls(**arguments)
         if not any((benchmark.masks / f"{part}2014").is_dir() for part in cls.parts):
             raise FileNotFoundError(
-                f"no masks of COCO 2014 under {benchmark.root}: `python -m hsnet.prepare coco` fetches COCO and makes them. "
-                f"To train on files in COCO's format as they stand: --benchmark folder --root {benchmark.root}"
+                f"no masks of COCO 2014 under {benchmark.root}: `python -m hsnet.prepare coco` downloads COCO and builds them. "
+                f"To train on other files in COCO's format, use --benchmark folder --root {benchmark.root}"
             )
         return super().open(**arguments)
 
@@ -127,8 +127,8 @@ class Coco(ListedBenchmark):
         prepared = self.masks == annotations
         if annotations.exists() and not self._instances() and not prepared:
             raise ValueError(
-                f"{annotations} holds neither instances_*.json, as COCO is published, nor train2014/*.png, as the authors' "
-                "masks are: what is there is left alone; prepare in another folder with --root"
+                f"{annotations} contains neither COCO's instances_*.json nor the authors' masks, train2014/*.png. "
+                "Nothing was changed; choose another folder with --root"
             )
         for folder in ("annotations", "train2014", "val2014"):
             fetch_and_unpack(FILES[folder], {folder: root / folder}, root, keep_archive=keep)

@@ -117,7 +117,7 @@ def read_layout(root: Path, least_area: int = 0) -> MaskFiles | CocoFiles:
         FileNotFoundError: no such folder, or one of no known layout.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"no folder {root}: name the one of your data set with --root. It holds {LAYOUTS}")
+        raise FileNotFoundError(f"no folder {root}: give your data set's folder with --root. It should hold {LAYOUTS}")
     masks = (root / "images").is_dir() and (root / "masks").is_dir()
     layout = CocoFiles(root, least_area) if not masks and instance_files(root) else MaskFiles(root)
     if not any(layout.names.values()):
@@ -203,8 +203,8 @@ class Folder(ListedBenchmark):
         named = self._named
         if shared := {self.class_names[c] for c in own} & {self.class_names[c] for c in others}:
             raise ValueError(
-                f"{self.test_root} shows classes that are trained on in {self.root}: {first_of(shared)}. A few-shot test needs "
-                "classes of its own: take them out of one of the folders"
+                f"{self.test_root} contains training classes of {self.root}: {first_of(shared)}. A few-shot test needs "
+                "other classes: remove them from one of the folders"
             )
         if named:
             ids = {split: [c for c in own if self.class_names[c] in named[split]] for split in SPLITS}
@@ -220,9 +220,9 @@ class Folder(ListedBenchmark):
         for deal in deals:
             if empty := [split for split in SPLITS if not deal[split]]:
                 raise ValueError(
-                    f"{self.root} has {len(own)} class{'es' * (len(own) != 1)} with two images or more of "
-                    f"{len(self.layout.names)}, none for {' and '.join(empty)}: training, validation and test need different classes, and an "
-                    "episode two images of its class. Annotate more, or name a folder of test classes with --test-root"
+                    f"classes with two images or more in {self.root}: {len(own)} of {len(self.layout.names)}, which leaves none for "
+                    f"{' and '.join(empty)}. Training, validation and test need different classes. Annotate more images, or give a "
+                    "folder of test classes with --test-root"
                 )
         return deals
 
@@ -237,7 +237,7 @@ class Folder(ListedBenchmark):
             listed = Counter(c for split in SPLITS for c in named[split])
             unknown = sorted((set(listed) | set(named["weights"])) - set(self.class_names))
         except (ValueError, TypeError) as error:
-            raise ValueError(f'{path} is not as {{"train": ["cat", …], "val": […], "test": […]}}: {error}') from error
+            raise ValueError(f'{path} must be {{"train": ["cat", …], "val": […], "test": […]}}: {error}') from error
         if twice := [c for c, n in listed.items() if n > 1]:
             raise ValueError(f"{path}: {first_of(twice)} named twice")
         if unknown:
@@ -327,7 +327,7 @@ class Folder(ListedBenchmark):
             raise UnreadableFileError(str(error)) from error
         if not (labels == CLASS).any():
             raise UnreadableFileError(
-                f"{layout.paths(*place)[1]} marks nothing of {place[0]}: take it out, or put it right"
+                f"{layout.paths(*place)[1]} marks no pixel of {place[0]}: correct it, or delete it"
             )
         return Image.fromarray(image), labels
 
@@ -337,7 +337,7 @@ class Folder(ListedBenchmark):
         for layout in (self.layout, self.test_layout) if split == "train" else ():
             if layout and layout.unpaired:
                 warnings.warn(
-                    f"{len(layout.unpaired)} files in {layout.root} lack their image or mask and are left out: "
+                    f"{len(layout.unpaired)} files in {layout.root} have no mask or no image and are ignored: "
                     f"{first_of(map(str, layout.unpaired))}",
                     stacklevel=2,
                 )
@@ -358,10 +358,10 @@ class Folder(ListedBenchmark):
         for layout in (self.layout, self.test_layout):
             single = [c for c, names in layout.names.items() if len(names) == 1] if layout else []
             if single:
-                yield Finding(f"{len(single)} classes have one image and are left out: {first_of(single)}")
+                yield Finding(f"{len(single)} classes have only one image and are excluded: {first_of(single)}")
             if layout and layout.unpaired:
-                text = f"{len(layout.unpaired)} files lack their image or mask: {first_of(map(str, layout.unpaired))}"
-                yield Finding(text, "give each image a mask of the same name, or take it out")
+                text = f"{len(layout.unpaired)} files have no mask or no image: {first_of(map(str, layout.unpaired))}"
+                yield Finding(text, "give each image a mask of the same name, or delete it")
         try:
             for fold, deal in enumerate(self._splits):
                 numbers = ", ".join(f"{len(deal[split])} {split}" for split in SPLITS)
@@ -371,7 +371,7 @@ class Folder(ListedBenchmark):
         drawn = list(draw(pairs, len(pairs) if sample is None else sample))
         flaws = dict.fromkeys(flaw for name, _ in drawn for flaw in self.flaws(name, 0))
         for flaw in flaws:
-            yield Finding(flaw, "put the file right, or take it out")
+            yield Finding(flaw, "correct the file, or delete it")
         if not flaws:
             yield Finding(f"{len(drawn):,} masks opened with their images")
 
@@ -390,7 +390,7 @@ def _mask(path, image):
     mask = read_mask(path)
     if mask.shape != image.shape[:2]:
         raise UnreadableFileError(
-            f"{path} is {mask.shape[1]} × {mask.shape[0]} pixels, its image {image.shape[1]} × {image.shape[0]} (upright, as "
-            "its EXIF says): a mask has its image's size"
+            f"{path} is {mask.shape[1]} × {mask.shape[0]} pixels, its image {image.shape[1]} × {image.shape[0]} (rotated "
+            "by its EXIF): a mask must have its image's size"
         )
     return mask

@@ -37,7 +37,7 @@ class Fss(ListedBenchmark):
     parts = ("train", "val", "test")
     each_query_once = True
     paper_settings: ClassVar = {"val_episodes": 2400, "test_episodes": 2400}  # each image of the test classes once
-    preparation = "says where to get FSS-1000 and where it goes, and verifies it"
+    preparation = "explains where to get FSS-1000 and where it goes, and verifies it"
 
     @cached_property
     def class_names(self) -> list[str]:

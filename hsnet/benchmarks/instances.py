@@ -85,19 +85,19 @@ class Instances:
                 stored = load(path, exif="ignore")
             elif stored.turn > 1 and (stored.turn <= 4 or size[0] == size[1]):
                 warnings.warn(
-                    f"{path} is turned by its EXIF orientation {stored.turn}, its annotations do not say whether they are: taken "
-                    "as drawn over the upright picture. If their tool ignores EXIF, store the picture upright",
+                    f"{path} has EXIF orientation {stored.turn}, and its annotations fit with and without it: read "
+                    "as drawn on the rotated image. If their tool ignores EXIF, save the image already rotated",
                     stacklevel=2,
                 )
             image = image_of(stored)
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"{path} is listed but not there") from error
+            raise FileNotFoundError(f"{path} is listed but missing") from error
         except ValueError as error:
             raise UnreadableFileError(str(error)) from error
         if image.shape[:2] != size:
             raise UnreadableFileError(
-                f"{path} is {image.shape[1]} × {image.shape[0]} pixels, its annotations are for {size[1]} × {size[0]}: they are of "
-                "another picture, or of this one before it was resized"
+                f"{path} is {image.shape[1]} × {image.shape[0]} pixels, its annotations are for {size[1]} × {size[0]}: they belong to "
+                "another image, or to this one before it was resized"
             )
         mask, objects = np.zeros((2, *image.shape[:2]), bool)
         for annotation in self.coco.loadAnns(self.coco.getAnnIds(imgIds=image_id)):

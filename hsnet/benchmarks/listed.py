@@ -168,7 +168,7 @@ class ListedBenchmark(Benchmark):
             remedy = "look at the lists with `python -m hsnet.prepare splits --check`, or lower --shot"
             raise ValueError(
                 f"{self.name}, fold {fold}, {split}: {what}, an episode of {counted(shot, 'support')} needs {least} "
-                f"under the {self.protocol} protocol: {'take --novel-images keep' if self._drops(split) else remedy}"
+                f"under the {self.protocol} protocol: {'use --novel-images keep' if self._drops(split) else remedy}"
             )
         return lists
 
@@ -182,7 +182,7 @@ class ListedBenchmark(Benchmark):
         """See `Benchmark.check`."""
         next_step = f"`python -m hsnet.prepare {self.prepared} --check` names the missing files and how to get them"
         if not self.root.is_dir():
-            raise FileNotFoundError(f"no folder {self.root} for {self.name}: name it with --root, or {next_step}")
+            raise FileNotFoundError(f"no folder {self.root} for {self.name}: give it with --root; {next_step}")
         self._lists(fold, split, shot=1)
         names = dict.fromkeys(name for name, _ in self.pairs(fold, split))
         files = [path for name in names for path in (self.image_path(name), self.mask_path(name))]
@@ -191,8 +191,8 @@ class ListedBenchmark(Benchmark):
         missing = [path for path in files if path not in there]
         if missing:
             raise FileNotFoundError(
-                f"{len(missing)} of the {len(files)} images and masks of {self.name}'s {split} episodes are not there, such as "
-                f"{missing[0]}: half a download? {next_step}"
+                f"{len(missing)} of the {len(files)} images and masks of {self.name}'s {split} episodes are missing, such as "
+                f"{missing[0]}: is a download incomplete? {next_step}"
             )
 
     def flaws(self, name: str, size: int) -> list[str]:
@@ -276,7 +276,7 @@ class ListedBenchmark(Benchmark):
         highest = int(labels[labels < BOUNDARY].max(initial=0))
         if highest > len(self.class_names):
             raise UnreadableFileError(
-                f"{path} holds the label {highest}: {self.name} has 1 to {len(self.class_names)}, 0 and {BOUNDARY}"
+                f"{path} contains the label {highest}: the labels of {self.name} are 0 to {len(self.class_names)} and {BOUNDARY}"
             )
         return labels
 
@@ -338,8 +338,8 @@ def open_image(path: Path) -> Image.Image:
         image.load()
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{path} is listed but not there: `python -m hsnet.prepare` with --check says what to fetch"
+            f"{path} is listed but missing: `python -m hsnet.prepare` with --check names its source"
         ) from error
     except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
-        raise UnreadableFileError(f"{path} cannot be read ({error}): fetch it again") from error
+        raise UnreadableFileError(f"{path} cannot be read ({error}): replace it") from error
     return image

@@ -40,10 +40,10 @@ def main() -> None:
                 if arguments.cache:
                     build_cache(PREPARED[name].open(size=arguments.cache, root=root), arguments.cache)
         except Timeout:
-            raise ValueError(f"another `prepare` is at work in {root}: wait for it, or end it") from None
+            raise ValueError(f"another `prepare` is running in {root}: wait for it, or stop it") from None
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                raise OSError(f"{error}: make room and run the same command again; what is complete is kept") from error
+                raise OSError(f"{error}: free space, then run the same command; complete files are kept") from error
             raise
     if not report(verify(arguments.sample)):
         raise SystemExit(1)

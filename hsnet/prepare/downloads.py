@@ -63,7 +63,7 @@ def fetch(file: RemoteFile, folder: Path) -> Path:
     except requests.RequestException as error:
         reason = str(error)
     except ValueError as error:  # pooch's, of a wrong checksum
-        reason = f"it is not the file that was published and was not kept ({error})"
+        reason = f"it differs from the published file and was deleted ({error})"
     raise ConnectionError(
         f"{file.address} could not be fetched: {reason}\nRun the same command again, which continues the download; or "
         f"put a good copy ({file.checksum}) into {folder}"
@@ -115,7 +115,7 @@ def fetch_npm(package: str, checksum: str, folder: Path) -> Path:
         said = _npm_pack(package, scratch).stderr.strip()
         fetched = Path(scratch, name)
         if _sha256(fetched) != checksum:
-            what = f"brought another {name} than was published, which was not kept" if fetched.exists() else said
+            what = f"the received {name} differs from the published one and was deleted" if fetched.exists() else said
             raise ConnectionError(
                 f"npm could not fetch {package}:\n  {what}\nCheck the connection and run again, or put a {name} whose sha256 "
                 f"is {checksum} into {folder}"

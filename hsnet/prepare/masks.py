@@ -84,7 +84,7 @@ def read_instances(annotations: Path) -> dict:
         return {key: content[key] for key in ("images", "annotations", "categories")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{annotations} is no complete instances file ({error}): export it again, or, of COCO's own, move it elsewhere and "
+            f"{annotations} is not a complete instances file ({error}): export it again, or, if it is COCO's own, move it away and "
             "run `python -m hsnet.prepare coco`"
         ) from error
 

@@ -132,7 +132,7 @@ def caption(experiments: list[Experiment]) -> str:
     for benchmark, found in kinds.items():
         if len(found) > 1:
             raise ValueError(
-                f"tests of {benchmark} that must not stand in one table: {' and '.join(map(str, sorted(found)))}. Test the "
+                f"tests of {benchmark} by different rules, which cannot be in one table: {' and '.join(map(str, sorted(found)))}. Test the "
                 "runs again with `python -m hsnet.reproduce`"
             )
     ours = "; ".join(

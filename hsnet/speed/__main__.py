@@ -2,7 +2,7 @@
 
     python -m hsnet.speed                  everything: about a quarter of an hour on two cores
     python -m hsnet.speed --quick          fewer sizes and repetitions: two minutes
-    python -m hsnet.speed --gpu            plain, figure and compiled in each precision, in 8 minutes of a GPU
+    python -m hsnet.speed --gpu            naive.py, the library and torch.compile in each precision: 8 minutes on a GPU
 
 The plain path is a direct implementation of the same mathematics: separate batch normalisation, correlations computed
 one by one and copied into stacks, 4D convolutions as permute, copy, reshape, and a full network pass per support.
@@ -40,7 +40,7 @@ def main() -> None:
     option("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
     option("--threads", type=int, default=0, help="threads on a CPU (default: PyTorch's choice)")
     option("--name", help="name of the files under data/speed (default: device and backbone)")
-    option("--gpu", action="store_true", help="measure what matters on a GPU instead")
+    option("--gpu", action="store_true", help="compare implementations and precisions on a GPU instead")
     option("--minutes", type=float, default=8.0, help="time limit of --gpu (default: 8)")
     arguments = parser.parse_args()
     backbone, size, quick = arguments.backbone, arguments.size, arguments.quick
