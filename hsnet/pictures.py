@@ -1,23 +1,23 @@
 """Images and masks as users have them: files of any kind, PIL images, arrays. Each of them means:
 
-| A user gives | It means |
+| File or values | Meaning |
 |---|---|
-| one value or colour beside black | the object; soft edges are cut at half, in every mode |
+| one value or colour beside black (floats: 0 to 1) | the object; soft edges are thresholded at half |
 | several values or colours beside black | refused, with a list of them and their shares; `--label` selects one |
-| 255 beside one other label | two labels, listed as well: the program does not guess which is void |
-| values or colours without black | refused where there are two or more; `--label` selects the object |
+| 255 and one other label beside black | refused, because 255 may be the object or void; `--label` selects one |
+| several values or colours without black | refused; `--label` selects the object |
 | an alpha channel, or a transparent colour, that varies | the opaque part is the object; several colours in it are listed |
 | an alpha channel that is the same everywhere | ignored; the colours count |
 | a palette | its colours; `--label` takes an index or a colour |
-| booleans, 0 and 1, 0 and 255, floats 0 to 1 | every non-zero value is the object |
-| numbers below 0, floats above 1 | refused; `logits > 0` and `probabilities > 0.5` are masks |
+| booleans, 0 and 1, 0 and 255 | every non-zero value is the object |
+| numbers below 0, floats above 1 | refused; pass `logits > 0` or `probabilities > 0.5` |
 | a photograph as a mask, cut out on black or not | refused; a mask is white on the object |
 | `.json` of labelme or COCO | the union of the shapes of one label; several labels are listed by name |
 | `.npy` | its array |
 | a rotation or mirroring in EXIF | applied; `--exif ignore` uses the pixels as stored (TIFF is always rotated) |
-| an image and a mask with different EXIF, both readings possible | a warning with both readings |
+| an image and a mask with different EXIF orientations | a warning where the sizes fit both with and without rotation |
 | an image with transparent parts and no mask | a cut-out: the opaque part is the object, and the rest becomes grey |
-| a grey image of 16 or 32 bits | scaled by the depth of its values (10, 12, 14, 16, … bits), with a warning |
+| a grey image of 16 or 32 bits | scaled from the smallest of 10, 12, 14, 16, … bits that holds its values, with a warning |
 | a file in a folder that is not used | reported with the reason |
 """
 
