@@ -254,7 +254,7 @@ def test_errors_of_the_command_line(run, call, tmp_path):
     for options, message in (
         (["--support", "a", "b", "c", "--query", tmp_path], "--support takes one image and its mask, got 3 files"),
         (["--support", tmp_path / "a.png", "--query", tmp_path / "none"], "no such image or folder"),
-        (["--support", tmp_path, "--query", tmp_path], "is a folder: give --support PICTURE MASK for each"),
+        (["--support", tmp_path, "--query", tmp_path], "is a folder: give --support IMAGE MASK for each"),
         (["--support", "b.png", tmp_path / "a.png", "--query", tmp_path], "nothing to segment"),
         (["--support", "b.png", "--query", tmp_path, "--out", tmp_path / "a.png"], "--out must be a folder"),
     ):

@@ -179,7 +179,7 @@ def test_a_copy_for_a_worker_opens_the_file_again(workshop, tmp_path):
     [
         (
             "echo 'something else' > iconify-json-tiny-1.0.0.tgz",
-            ("another iconify-json-tiny-1.0.0.tgz", "was deleted"),
+            ("the received iconify-json-tiny-1.0.0.tgz", "was deleted"),
         ),
         ("echo npm error network: no connection >&2; exit 1", ("@iconify-json/tiny@1.0.0", "no connection")),
     ],
