@@ -138,7 +138,7 @@ def test_reading_is_measured_with_and_without_the_cache(datasets):
     assert consumption[0]["precision"] == "float32"
     text = reading.reading_table({"device": "here", "size": 32, "reading": found, "consumption": consumption})
     assert "cache, 1 workers" in text
-    assert "a training step takes, efficientnet_lite0, float32" in text
+    assert "training steps, efficientnet_lite0, float32" in text
 
 
 def test_a_gpu_is_given_few_operations_and_not_waited_for():

@@ -241,7 +241,7 @@ def counts_table(every: Sequence[Finding]) -> str:
         counted = Counter(one.verdict for one in found)
         provisional = sum(one.provisional for one in found)
         rows.append([kind, *(str(counted[name]) for name in VERDICTS), str(provisional), str(counted[""])])
-    return markdown(["comparisons of", *VERDICTS, "decided, but provisional", "not run"], rows)
+    return markdown(["comparisons of", *VERDICTS, "of the decided: provisional", "not run"], rows)
 
 
 def ablations_table() -> str:

@@ -91,7 +91,7 @@ def table(result: dict) -> str:
             size, equal = sum(result["bytes"][name].values()), result["equal_pixels"][name]["mean"]
             cost = [f"{size / 1e6:.1f} MB", f"{100 * equal:.3f} %"]
         rows.append([name, *cost, f"{score['miou']:.2f} [{low:.1f}, {high:.1f}]"])
-    header = ["weights", "both files", "pixels as in PyTorch", f"mIoU [95 %], {result['episodes']} episodes"]
+    header = ["weights", "size", "pixels as in PyTorch", f"mIoU [95 %], {result['episodes']} episodes"]
     return markdown(header, rows)
 
 

@@ -6,7 +6,7 @@ KILLS = {"random": "killed at a random instant", "inside_writes": "killed inside
 
 
 def table(result: dict) -> str:
-    """Markdown: what was tried, how often, and how often it went well.
+    """Markdown: what was tried, how often, and how often it passed.
 
     Args:
         result: what `data/reliability.json` holds.
@@ -17,13 +17,13 @@ def table(result: dict) -> str:
         rows.append([what, str(tried), str(int(well)), how])
 
     if found := result.get("kills"):
-        same = f"{found['equal_runs']} of {found['runs']} trainings ended with the same bits as one left alone"
+        same = f"{found['equal_runs']} of {found['runs']} training runs ended bit for bit as an uninterrupted one"
         for how, text in KILLS.items():
             row(text, *found[how].values(), same)
     if found := result.get("pictures"):
         how = f"{found['read']} could be read, {found['refused_by_name']} were refused by name"
-        row("damaged pictures", found["tried"], found["read"] + found["refused_by_name"], how)
+        row("damaged images", found["tried"], found["read"] + found["refused_by_name"], how)
     if found := result.get("inputs"):
         how = f"{found['command_lines']} command lines, {found['config_files']} config files: refused by name, no traceback"
         row("bad inputs", found["tried"], found["refused_by_name"], how)
-    return markdown(["what", "tried", "well", "what happened"], rows)
+    return markdown(["what", "tried", "passed", "what happened"], rows)

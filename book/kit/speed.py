@@ -22,18 +22,21 @@ def read_speed(name: str) -> dict:
 
 
 def speed_table(result: dict) -> str:
-    """Markdown: seconds of the plain path and of the library, and their ratio; a fitted segmenter's first and further query."""
+    """Markdown: seconds of the plain path and of the library, with their ratio; and those of a segmenter's queries."""
     plain = {r["what"]: r["seconds"] for r in result["whole"] if r["path"] == "plain"}
     pairs = [
         (f"{r['what']}, {r['precision']}", plain[r["what"]], r["seconds"])
         for r in result["whole"]
         if r["path"] == "fast"
     ]
-    for r in result["segmenter"]:
-        what = f"`Segmenter`, {r['shot']} support{'s'[: r['shot'] > 1]}: first and further query"
-        pairs.append((what, r["first"], r["further"]))
-    rows = [[what, _time(slow), _time(fast), f"{slow / fast:.2f}"] for what, slow, fast in pairs]
-    return markdown([f"{result['backbone']}, {result['size']} px", "plain path", "library", "times as fast"], rows)
+    queries = [(f"{r['shot']}-shot", r["first"], r["further"]) for r in result["segmenter"]]
+    heading = f"{result['backbone']}, {result['size']} px"
+    passes = _ratios([heading, "plain path", "library", "times as fast"], pairs)
+    return passes + "\n\n" + _ratios(["`Segmenter`", "fit and first query", "further query", "times as fast"], queries)
+
+
+def _ratios(header, pairs):
+    return markdown(header, [[what, _time(slow), _time(fast), f"{slow / fast:.2f}"] for what, slow, fast in pairs])
 
 
 def _time(seconds):
@@ -58,7 +61,7 @@ def precision_table(result: dict) -> str:
         (low, high), (least, most) = r["interval"], r["difference_interval"]
         moved = f"{r['difference']:+.2f} [{least:+.2f}, {most:+.2f}]" if r["precision"] != "float32" else "–"
         rows.append([r["precision"], f"{r['miou']:.1f} [{low:.1f}, {high:.1f}]", moved, str(r["episodes"])])
-    return markdown(["precision", "1-shot mIoU [95 %]", "moved by [95 %]", "episodes"], rows)
+    return markdown(["precision", "1-shot mIoU [95 %]", "change [95 %]", "episodes"], rows)
 
 
 def stages_table(rows: list[dict]) -> str:

@@ -44,16 +44,16 @@ def experiments_table(names: Iterable[str] = OF_PAPER, protocol: str = "official
 
 def expectation(names: Iterable[str] = OF_PAPER) -> str:
     """Where the hours of `experiments_table` come from, and what the runs take on a disk."""
-    disk = "On a disk a run takes about 0.1 GB, with dense kernels 0.5 GB, with a backbone that is trained too 1.8 GB"
+    disk = "A run takes about 0.1 GB on a disk, with dense kernels 0.5 GB, with a trained backbone 1.8 GB"
     if "claims" in names:
         return f"Hours of two cores that compute in bfloat16; no GPU is needed. {disk}."
     took = ", ".join(
         f"{row['benchmark']} {row['days']} days on {row['gpus']} GPUs ({row['gpu']})" for row in read_paper("training")
     )
     return (
-        f"GPU hours: what a training took the authors until it converged ({took}), taken to be the same for every backbone "
-        f"and ablation; the 100 epochs after the best one are not included, and tests take minutes. {disk}. "
-        "A training that several experiments share is counted where it comes first."
+        f"GPU hours: the authors' training until convergence ({took}). The same time is assumed for every backbone and "
+        f"ablation. The 100 epochs after the best one are not included; tests take minutes. {disk}. "
+        "A training run that several experiments share is counted in the first table that needs it."
     )
 
 
@@ -139,7 +139,6 @@ def caption(experiments: list[Experiment]) -> str:
         f"{benchmark}: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in kind if key != "digest")
         for benchmark, (kind,) in kinds.items()
     )
-    return (
-        "`–`: not reported, or not run; `?`: a number of the paper found in no second place; a mean is one over all folds. "
-        + (f"{CHOSEN} Ours: {ours}." if ours else "Ours: nothing was run yet.")
+    return "`–`: not reported, or not run; `?`: without a second source. A mean is over all folds. " + (
+        f"{CHOSEN} Ours: {ours}." if ours else "Ours: nothing was run yet."
     )
