@@ -108,7 +108,7 @@ class Config:
         False, "activation checkpointing of the squeezing blocks; the same step in less memory and more time"
     )
     compile: bool = _setting(
-        False, "compile the network with torch.compile; the same step after some minutes, for long trainings on a GPU"
+        False, "compile the network with torch.compile, which takes some minutes; for long training runs on a GPU"
     )
     optimizer: str = _setting("muon", "adam, as in the paper, or muon, which learns faster", ("adam", "muon"))
     learning_rate: float = _setting(0.015, "learning rate: about 0.001 for adam, 0.015 for muon")
@@ -124,7 +124,7 @@ class Config:
         ("constant", "cosine"),
     )
     patience: int = _setting(0, "stop after this many epochs without a better validation mIoU (0: never)")
-    minutes: float = _setting(15.0, "stop after this many minutes; the schedule then follows the time (0: no limit)")
+    minutes: float = _setting(15.0, "stop after this many minutes; the schedule then follows the clock (0: no limit)")
     precision: str = _setting(
         "auto",
         "auto: bfloat16 where the hardware computes in it, float16 with a scaled loss on other GPUs, else float32",

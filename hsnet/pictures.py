@@ -6,7 +6,7 @@
 | several values or colours beside black | refused, with a list of them and their shares; `--label` selects one |
 | 255 and one other label beside black | refused, because 255 may be the object or void; `--label` selects one |
 | several values or colours without black | refused; `--label` selects the object |
-| an alpha channel, or a transparent colour, that varies | the opaque part is the object; several colours in it are listed |
+| an alpha channel, or a transparent colour, that varies | the opaque part is the object; if it has several colours, they are listed |
 | an alpha channel that is the same everywhere | ignored; the colours count |
 | a palette | its colours; `--label` takes an index or a colour |
 | booleans, 0 and 1, 0 and 255 | every non-zero value is the object |
@@ -15,9 +15,9 @@
 | `.json` of labelme or COCO | the union of the shapes of one label; several labels are listed by name |
 | `.npy` | its array |
 | a rotation or mirroring in EXIF | applied; `--exif ignore` uses the pixels as stored (TIFF is always rotated) |
-| an image and a mask with different EXIF orientations | a warning where the sizes fit both with and without rotation |
+| an image and a mask with different EXIF orientations | a warning, if the mask fits the rotated and the stored image |
 | an image with transparent parts and no mask | a cut-out: the opaque part is the object, and the rest becomes grey |
-| a grey image of 16 or 32 bits | scaled from the smallest of 10, 12, 14, 16, … bits that holds its values, with a warning |
+| a grey image of 16 or 32 bits | read as 10, 12, 14, 16, … bits, depending on its largest value, with a warning |
 | a file in a folder that is not used | reported with the reason |
 """
 

@@ -10,7 +10,7 @@ The same command resumes a run that Ctrl-C, a scheduler or a power failure ended
 the run is complete, 130 after Ctrl-C, 75 after SIGTERM (saved, start it again), 2 after an error.
 
 A run is a folder, data/runs/NAME: config.json, history.jsonl (a line an epoch), model.safetensors (the best epoch),
-last.pt (for resuming), test-1shot.json, episodes.png. It stores every setting below.
+last.pt (for resuming), test-1shot.json, episodes.png. config.json stores every option below.
 """
 
 import dataclasses
@@ -355,7 +355,7 @@ def main() -> None:
     parser = command_line("train", __doc__)
     add_settings(parser)
     option = partial(parser.add_argument, action="store_true")
-    option("--resume", help="require a run to resume; more epochs or minutes may be given")
+    option("--resume", help="resume an existing run, also with more --epochs or --minutes")
     option("--list", help="list the runs, their progress and their best scores")
     arguments = parser.parse_args()
     if arguments.list:
