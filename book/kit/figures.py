@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,8 @@ STATIC = Path(__file__).resolve().parents[1] / "static"
 INK = "#777d84"  # of what matplotlib writes and draws: readable on a light and on a dark page
 plt.rcParams |= dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
 plt.rcParams |= dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none")
+plt.rcParams |= {"legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False}
+plt.rcParams["axes.prop_cycle"] = plt.cycler(color=["#1c7ed6", "#d9480f", "#2b8a3e", "#868e96"])
 
 
 def style() -> str:
@@ -96,19 +99,22 @@ def kernel_matrices(kernels: dict[str, Float[Tensor, "9 9"]]) -> plt.Figure:
     """4D kernels of size 3 as matrices, query offsets by support offsets; weights that a kernel does not have are dots."""
     colours = LinearSegmentedColormap.from_list("", ["#1c7ed6", "white", "#d9480f"])
     arrows = list("↖↑↗←•→↙↓↘")  # the nine offsets; • is the centre
-    rows, columns = (1, 3) if len(kernels) == 3 else (2, 2)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.6 * columns, 3.1 * rows), layout="constrained")
-    for i, (axis, (title, matrix)) in enumerate(zip(axes.flat, kernels.items(), strict=True)):
+    rows = (len(kernels) + 1) // 2  # two beside each other are read on a phone
+    figure, axes = plt.subplots(rows, 2, figsize=(5.4, 3.1 * rows), layout="constrained")
+    for axis in axes.flat[len(kernels) :]:
+        axis.axis("off")
+    for i, (axis, (title, matrix)) in enumerate(zip(axes.flat, kernels.items(), strict=False)):
         axis.imshow(matrix, cmap=colours, vmin=-1, vmax=1)
         y, x = (matrix == 0).nonzero().T
         axis.plot(x, y, ".", color="#adb5bd", markersize=3)
+        axis.spines[["top", "right"]].set_visible(True)
         for which in (axis.xaxis, axis.yaxis):
             which.set_ticks([n - 0.5 for n in range(10)], minor=True)
-            which.set_ticks(range(9), arrows, fontsize=8)
+            which.set_ticks(range(9), arrows)
         axis.grid(which="minor", color="#dee2e6", linewidth=0.5)
         axis.tick_params(which="minor", length=0)
-        axis.set_xlabel("support offset", fontsize=9)
-        axis.set_ylabel("query offset" if i % columns == 0 else "", fontsize=9)
+        axis.set_xlabel("support offset")
+        axis.set_ylabel("query offset" if i % 2 == 0 else "")
         axis.set_title(title, fontsize=10)
     return figure
 
@@ -169,7 +175,7 @@ def two_planes(
     centres: tuple[tuple[int, int], tuple[int, int]],
     pairs: Float[np.ndarray, "n n"],
     titles: tuple[str, str, str] = ("query", "", "support"),
-    black: Bool[np.ndarray, "n n"] | None = None,
+    special: Bool[np.ndarray, "n n"] | None = None,
 ) -> plt.Figure:
     """A window of a 4D kernel: a square of positions in the query, one in the support, and lines for pairs of them.
 
@@ -182,17 +188,17 @@ def two_planes(
         pairs: the kernel as a matrix, query offsets by support offsets, n = kernel_size². A line is the thicker the
             further its value is from 0, and at its thickest at 1 and -1; negative ones are blue and dashed.
         titles: above the query, the lines and the support.
-        black: pairs whose lines are black, and lie upon the others.
+        special: pairs whose lines are blue, and lie upon the others.
     """
     k = round(len(pairs) ** 0.5)
-    figure, axis = plt.subplots(figsize=(7.2, 2.2), facecolor="white")
-    figure.subplots_adjust(left=0.005, right=0.995, bottom=0.01, top=0.89)
+    figure, axis = plt.subplots(figsize=(5.5, 1.95))
+    figure.subplots_adjust(left=0.005, right=0.995, bottom=0.01, top=0.79)
     # In sides of a picture: the enlarged windows lean by one row, so that no two of their positions are of one height.
     row, across = 1 / (k + 1), 0.12
     side, size = k / positions, round(len(query) * k / positions)
     ends = []  # (x, y) of each position of the enlarged windows
     for title, middle in zip(titles, (0.5, 1.85, 3.2), strict=True):
-        axis.text(middle, -0.03, title, ha="center", va="bottom", fontsize=9, color="black")
+        axis.text(middle, -0.03, title, ha="center", va="bottom")
     for n, (picture, centre) in enumerate(zip((query, support), centres, strict=True)):
         begin, corner = (0, 1.15) if n == 0 else (2.7, 2.55 - across * k)
         axis.imshow(picture, extent=(begin, begin + 1, 1, 0))
@@ -218,14 +224,14 @@ def two_planes(
         axis.plot(*ends[n][k * k // 2], "o", color="black", markersize=6, zorder=4)
     for i, j in zip(*pairs.nonzero(), strict=True):
         strength = min(abs(float(pairs[i, j])), 1)
-        special = black is not None and bool(black[i, j])
+        upon = special is not None and bool(special[i, j])
         axis.plot(
             *zip(ends[0][i], ends[1][j], strict=True),
             "-" if pairs[i, j] > 0 else "--",
-            color="black" if special else "#d9480f" if pairs[i, j] > 0 else "#1c7ed6",
-            linewidth=0.3 + 2 * strength,
-            alpha=0.25 + 0.75 * max(strength, 0.75 * special),  # black ones are seen through the many
-            zorder=3.5 if special else 3,
+            color="#d9480f" if pairs[i, j] > 0 and not upon else "#1c7ed6",
+            linewidth=0.3 + 2 * strength + upon,
+            alpha=0.25 + 0.75 * max(strength, upon),  # these are seen through the many
+            zorder=3.5 if upon else 3,
         )
     axis.set_xlim(-0.01, 3.71)
     axis.set_ylim(1.01, -0.01)
@@ -263,7 +269,7 @@ def differences(
         spread: half the width of the grey band around zero, within which training seeds alone differ; None where that
             is not known.
     """
-    figure, axis = plt.subplots(figsize=(7.2, 0.34 * len(bars) + 1))
+    figure, axis = plt.subplots(figsize=(5.5, 0.42 * len(bars) + 1))
     if spread is not None:
         axis.axvspan(-spread, spread, color="#adb5bd", alpha=0.3)
     axis.axvline(0, color=INK, linewidth=0.8)
@@ -281,15 +287,14 @@ def differences(
             (1.01, i),
             xycoords=("axes fraction", "data"),
             va="center",
-            fontsize=8,
+            fontsize=9,
             color=colours.get(verdict, INK),
             annotation_clip=False,
         )
-    axis.set_yticks(range(len(bars)), list(bars), fontsize=8)
+    axis.set_yticks(range(len(bars)), [textwrap.fill(name, 27) for name in bars], fontsize=9, linespacing=1)
     axis.set_ylim(len(bars) - 0.5, -0.5)
     axis.set_xlim(-1.05 * max(reach), 1.05 * max(reach))
-    axis.set_xlabel("difference of mIoU in points, with its 95 % interval", fontsize=9)
-    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_xlabel("difference of mIoU in points,\nwith its 95 % interval")
     figure.tight_layout()
     return figure
 
