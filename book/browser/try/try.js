@@ -457,7 +457,7 @@
     });
   });
 
-  // As `hsnet.figures.overlay`: the object in its colours with an outline, everything else in pale grey.
+  // As `hsnet.figures.overlay`: the object in its colours with an outline, everything else in pale colours.
   function drawAnswer() {
     show(part.query, query.canvas);
     const { width, height } = part.query;
@@ -473,8 +473,7 @@
             (x > 0 && !inside[i - 1]) || (x < width - 1 && !inside[i + 1]) || (y > 0 && !inside[i - width]) || (y < height - 1 && !inside[i + width]);
           if (border) shown.data.set([255, 64, 0], 4 * i);
         } else {
-          const grey = 0.15 * (shown.data[4 * i] + shown.data[4 * i + 1] + shown.data[4 * i + 2]) + 110;
-          shown.data.set([grey, grey, grey], 4 * i);
+          for (let c = 4 * i; c < 4 * i + 3; c++) shown.data[c] = 0.35 * shown.data[c] + 160;
         }
       }
     pen.putImageData(shown, 0, 0);
