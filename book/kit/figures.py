@@ -100,7 +100,8 @@ def kernel_matrices(kernels: dict[str, Float[Tensor, "9 9"]]) -> plt.Figure:
     colours = LinearSegmentedColormap.from_list("", ["#1c7ed6", "white", "#d9480f"])
     arrows = list("↖↑↗←•→↙↓↘")  # the nine offsets; • is the centre
     rows = (len(kernels) + 1) // 2  # two beside each other are read on a phone
-    figure, axes = plt.subplots(rows, 2, figsize=(5.4, 3.1 * rows), layout="constrained")
+    figure, axes = plt.subplots(rows, 2, figsize=(5.4, 3.2 * rows), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.12)  # inches; below, a title follows a label
     for axis in axes.flat[len(kernels) :]:
         axis.axis("off")
     for i, (axis, (title, matrix)) in enumerate(zip(axes.flat, kernels.items(), strict=False)):
