@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 from conftest import table_rows
-from kit import reading, speed
+from kit import gpu, reading, speed
 
 from hsnet import HSNet, fast
 from hsnet.benchmarks import load_benchmark
@@ -14,7 +14,7 @@ from hsnet.benchmarks.cache import build_cache
 from hsnet.correlation import hypercorrelation_pyramid
 from hsnet.fast.folding import fold_normalisation
 from hsnet.fast.machine import few_operations
-from hsnet.speed import gpu, measure
+from hsnet.speed import measure
 from hsnet.speed.__main__ import report
 from hsnet.speed.operations import count_operations
 

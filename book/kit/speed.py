@@ -1,12 +1,14 @@
-"""Tables of the measurements of `hsnet.speed`."""
+"""Tables of the measurements of `hsnet.speed` and `kit.gpu`."""
 
 import csv
+import hashlib
 import json
 import statistics
+from pathlib import Path
 
+import hsnet
 from hsnet.paths import SHIPPED, data_folder
 from hsnet.runs import markdown
-from hsnet.speed.operations import code_digest
 
 
 def read_speed(name: str) -> dict:
@@ -75,7 +77,7 @@ def _counts(row):
 
 
 def gpu_report(result: dict) -> str:
-    """Markdown: what `hsnet.speed --gpu` measured: passes, goals, stages, trainings, and what there was no time for."""
+    """Markdown: what `kit.gpu` measured: passes, goals, stages, trainings, and what there was no time for."""
     # The compiler's operations cannot be counted: its GFLOP are the figure's.
     gflop = {(r["what"], r["batch"]): r.get("gflop") for r in result["passes"] if r["path"] == "figure"}
     rows = []
@@ -104,8 +106,16 @@ def gpu_report(result: dict) -> str:
     return "\n\n".join(parts)
 
 
+def code_digest() -> str:
+    """A hash of the files that decide about speed: what was measured with another one is older than the code."""
+    folder = Path(hsnet.__file__).parent
+    files = [folder / f"{name}.py" for name in ("backbone", "conv4d", "correlation", "engine", "model", "naive")]
+    files += sorted(folder.glob("fast/*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
 def goals_table(result: dict) -> str:
-    """Markdown: what a GPU is to reach in bfloat16, and what a file of `hsnet.speed --gpu` has of it."""
+    """Markdown: what a GPU is to reach in bfloat16, and what a file of `kit.gpu` has of it."""
     found = {(r["what"], r["batch"], r["path"], r["precision"]): r for r in result["passes"] if r["seconds"]}
     ways = "figure", "compiled"
     step, one = (

@@ -2,7 +2,6 @@
 
     python -m hsnet.speed                  everything: about a quarter of an hour on two cores
     python -m hsnet.speed --quick          fewer sizes and repetitions: two minutes
-    python -m hsnet.speed --gpu            naive.py, the library and torch.compile in each precision: 8 minutes on a GPU
 
 The plain path is a direct implementation of the same mathematics: separate batch normalisation, correlations computed
 one by one and copied into stacks, 4D convolutions as permute, copy, reshape, and a full network pass per support.
@@ -17,7 +16,6 @@ from tabulate import tabulate
 from ..config import command_line, run_program
 from ..devices import choose_device
 from ..paths import data_folder
-from .gpu import measure_gpu
 from .measure import measure
 
 
@@ -40,20 +38,14 @@ def main() -> None:
     option("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
     option("--threads", type=int, default=0, help="threads on a CPU (default: PyTorch's choice)")
     option("--name", help="name of the files under data/speed (default: device and backbone)")
-    option("--gpu", action="store_true", help="compare implementations and precisions on a GPU instead")
-    option("--minutes", type=float, default=8.0, help="time limit of --gpu (default: 8)")
     arguments = parser.parse_args()
-    backbone, size, quick = arguments.backbone, arguments.size, arguments.quick
     device = choose_device(arguments.device)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    usual = backbone + "-quick" * quick + "-gpu" * arguments.gpu
-    path = data_folder() / "speed" / f"{arguments.name or f'{device.type}-{usual}'}.json"
+    name = arguments.name or f"{device.type}-{arguments.backbone}" + "-quick" * arguments.quick
+    path = data_folder() / "speed" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    if arguments.gpu:
-        result = measure_gpu(path, device, backbone, size, minutes=arguments.minutes)
-    else:
-        result = measure(backbone, size, device, quick, path)
+    result = measure(arguments.backbone, arguments.size, device, arguments.quick, path)
     print(f"{report(result)}\n\nwritten to {path}")
 
 

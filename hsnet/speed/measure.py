@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -74,21 +73,13 @@ class Bench:
                 return predict(model, self.query[:1], self.support[:1], self.mask[:1])
         episodes = self.query[:batch], self.support[:batch, 0], self.mask[:batch, 0]
         model.zero_grad()
-        if path == "fast":
-            self._learn(model, episodes, dtype)
-        else:
+        # The fast path takes as many episodes at a time as a training does.
+        count = batch if path == "plain" else trained_at_a_time(Config(size=self.size, batch=batch), self.device)
+        for query, support, mask in zip(*(tensor.split(count) for tensor in episodes), strict=True):
             with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-                logits = forward(model, *episodes)
-            F.cross_entropy(logits.float(), episodes[-1].long()).backward()
+                logits = forward(model, query, support, mask)
+            (pixel_loss(logits, mask, torch.ones(2, device=self.device)) / episodes[-1].numel()).backward()
         return torch.cat([p.grad.flatten() for p in model.learned_parameters().values()])
-
-    def _learn(self, model, batch, dtype):
-        """The gradients of a training step: as many episodes at a time as a training takes."""
-        count = trained_at_a_time(Config(size=self.size, batch=len(batch[0])), self.device)
-        for query, support, mask in zip(*(tensor.split(count) for tensor in batch), strict=True):
-            with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-                logits = model(query, support, mask)
-            (pixel_loss(logits, mask, torch.ones(2, device=self.device)) / batch[-1].numel()).backward()
 
 
 def disc(size: int) -> torch.Tensor:

@@ -1,9 +1,7 @@
 """How many operations a piece of work starts, how many of them make the processor wait, and which code that was."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -33,12 +31,3 @@ def count_operations(work: Callable[[], object]) -> dict[str, int]:
     with Operations() as counted:
         work()
     return {"operations": counted.names.total(), "reading": sum(counted.names[name] for name in READING)}
-
-
-def code_digest() -> str:
-    """A hash of the files that decide about speed: what was measured with another one is older than the code."""
-    folder = Path(__file__).parents[1]
-    files = [folder / f"{name}.py" for name in ("backbone", "conv4d", "correlation", "engine", "model", "naive")]
-    return hashlib.sha256(b"".join(p.read_bytes() for p in [*files, *sorted(folder.glob("fast/*.py"))])).hexdigest()[
-        :16
-    ]

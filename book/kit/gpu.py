@@ -1,9 +1,13 @@
 """What a GPU does in a few minutes: passes, their stages, and short trainings. On a CPU the same, to try the program itself.
 
+    PYTHONPATH=book python -m kit.gpu                plain, figure and compiled in each precision, in 8 minutes of a GPU
+
 Contenders: "plain" is `hsnet/naive.py`; "figure" the network as a GPU computes it; "compiled" the same by PyTorch's
-compiler. Each result is written as soon as it is there; for what time does not suffice, a line says so.
+compiler. Each result is written to data/speed/DEVICE-BACKBONE-gpu.json as soon as it is measured. A line names each
+measurement for which time does not suffice.
 """
 
+import argparse
 import gc
 import time
 from collections.abc import Callable, Iterator
@@ -15,15 +19,17 @@ from pathlib import Path
 
 import torch
 
-from ..config import Config
-from ..devices import Memory, is_out_of_memory
-from ..engine import Learner
-from ..fast.compiling import compile_network
-from ..fast.machine import few_operations
-from ..optim import Clock
-from ..runs import write_json
-from .measure import Bench, about, compare, machine_limits, measure_stages, take_turns
-from .operations import code_digest
+from hsnet.config import Config, run_program
+from hsnet.devices import Memory, choose_device, is_out_of_memory
+from hsnet.engine import Learner
+from hsnet.fast.compiling import compile_network
+from hsnet.fast.machine import few_operations
+from hsnet.optim import Clock
+from hsnet.paths import data_folder
+from hsnet.runs import write_json
+from hsnet.speed.measure import Bench, about, compare, machine_limits, measure_stages, take_turns
+
+from .speed import code_digest, gpu_report
 
 # What comes first matters most: time may not suffice for the rest.
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32, "TF32": torch.float32, "float16": torch.float16}
@@ -131,3 +137,23 @@ def learn(name: str, benchmark: str, device: torch.device, minutes: float | int)
         steps += learner.step
         learner.end_epoch()
     return {"steps": steps, "seconds": clock.seconds(), "losses": losses, "batch": config.batch, "size": config.size}
+
+
+def main() -> None:
+    """The program."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m kit.gpu", description=__doc__, formatter_class=form)
+    parser.add_argument("--backbone", default="resnet50", help="backbone (default: resnet50)")
+    parser.add_argument("--size", type=int, default=400, help="side of the images in pixels (default: 400)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time limit (default: 8)")
+    arguments = parser.parse_args()
+    device = choose_device(arguments.device)
+    path = data_folder() / "speed" / f"{device.type}-{arguments.backbone}-gpu.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result = measure_gpu(path, device, arguments.backbone, arguments.size, minutes=arguments.minutes)
+    print(f"{gpu_report(result)}\n\nwritten to {path}")
+
+
+if __name__ == "__main__":
+    run_program(main)
