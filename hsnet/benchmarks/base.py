@@ -69,7 +69,6 @@ class Benchmark(ABC):
         options: names of further arguments of its constructor, which are settings of `Config` too.
         preparation: what `hsnet.prepare` does for it; empty for nothing.
         prepared: what `hsnet.prepare` and the folder of images are called, where that is not the benchmark's name.
-        drawn: whether scenes are drawn, so that any object of a query can be asked for (`other_questions`).
         each_query_once: whether an epoch asks for each training query once, instead of drawing them.
         cacheable: whether `build_cache` can keep its pictures.
         resample_classes: whether intervals resample classes too, see `SegmentationScore`.
@@ -90,7 +89,6 @@ class Benchmark(ABC):
     options: tuple[str, ...] = ()
     preparation = ""
     prepared = ""
-    drawn = False
     each_query_once = False
     cacheable = False
     resample_classes = False
@@ -135,6 +133,10 @@ class Benchmark(ABC):
 
     @abstractmethod
     def _classes(self, fold: int, split: str) -> list[int]: ...
+
+    def fold_of(self, class_id: int) -> int:
+        """The fold that holds this class out: by default classes are dealt to the folds in turn."""
+        return class_id % self.folds
 
     def common_name(self, class_id: int) -> str:
         """The name of a class in the `vocabulary`."""

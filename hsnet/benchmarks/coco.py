@@ -1,19 +1,11 @@
 """COCO in the folds of COCO-20i: photographs with instance annotations."""
 
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
 from ..prepare.downloads import RemoteFile, fetch_and_unpack, write_json
-from ..prepare.findings import Finding
-from ..prepare.masks import (
-    SOURCE,
-    build,
-    coco_mask_sources,
-    read_instances,
-    write_coco_mask,
-)
+from ..prepare.masks import SOURCE, build, coco_mask_sources, write_coco_mask
 from .base import register
 from .listed import ListedBenchmark
 from .splits import fetch_lists, read_coco
@@ -71,14 +63,6 @@ class Coco(ListedBenchmark):
             )
         return super().open(**arguments)
 
-    def fold_of(self, class_id: int) -> int:
-        """One after the other."""
-        return class_id % self.folds
-
-    def image_path(self, name: str) -> Path:
-        """The image folder's name is part of an image's name."""
-        return self.root / name
-
     def listed(self, part: str) -> list[tuple[str, int]]:
         """Class after class, in the authors' order."""
         return [
@@ -102,45 +86,21 @@ class Coco(ListedBenchmark):
         """masks/ and the image's own name, as PNG."""
         return (self.masks / name).with_suffix(".png")
 
-    def _instances(self) -> dict[str, Path]:
-        """The files of instances of COCO 2014 that are there, by image folder."""
-        files = {folder: self.root / f"annotations/instances_{folder}.json" for folder in ("train2014", "val2014")}
-        return {folder: path for folder, path in files.items() if path.exists()}
-
-    def _others(self) -> str:
-        """What annotations that are not COCO 2014's seem to be; empty where there are none. Raises as `read_instances`."""
-        official = self._instances()
-        for path in official.values() or sorted((self.root / "annotations").glob("instances_*.json")):
-            count = len(read_instances(path)["categories"])
-            if not official or count != len(CLASSES):
-                return (
-                    f"{path}: COCO's format with {count} categories, which is not COCO 2014, so not COCO-20i. Nothing is to be "
-                    f"prepared: train with `python -m hsnet.train --benchmark folder --root {self.root}`, which reads it as it is"
-                )
-        return ""
-
     def prepare(self, options: Namespace) -> None:
         """Images and annotations of COCO 2014, and a class mask of each image. Masks in the authors' layout are left as they are."""
         root, annotations, keep = self.root, self.root / "annotations", options.keep_archives
-        if others := self._others():
-            raise ValueError(others)
         prepared = self.masks == annotations
-        if annotations.exists() and not self._instances() and not prepared:
+        instances = {folder: annotations / f"instances_{folder}.json" for folder in ("train2014", "val2014")}
+        if annotations.exists() and not prepared and not any(path.exists() for path in instances.values()):
             raise ValueError(
-                f"{annotations} contains neither COCO's instances_*.json nor the authors' masks, train2014/*.png. "
-                "Nothing was changed; choose another folder with --root"
+                f"{annotations} contains neither COCO 2014's instances_*2014.json nor the authors' masks, train2014/*.png. "
+                "Prepare COCO in another folder with --root. Train on other files in COCO's format, as they are, with "
+                f"`python -m hsnet.train --benchmark folder --root {root}`"
             )
         for folder in ("annotations", "train2014", "val2014"):
             fetch_and_unpack(FILES[folder], {folder: root / folder}, root, keep_archive=keep)
-        for folder, path in () if prepared else self._instances().items():
-            if not (self.masks / folder).exists():
+        for folder, path in () if prepared else instances.items():
+            if path.exists() and not (self.masks / folder).exists():
                 build(coco_mask_sources(path), self.masks / folder, write_coco_mask)
                 write_json(self.masks / SOURCE, {"source": "ours", "crowd": True})
         fetch_lists("coco")
-
-    def verify(self, sample: int | None) -> Iterator[Finding]:
-        """See `Benchmark.verify`. Of annotations that are not COCO 2014's it says what they seem to be."""
-        if others := self._others():
-            yield Finding(others)
-        else:
-            yield from super().verify(sample)

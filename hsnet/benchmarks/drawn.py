@@ -20,7 +20,6 @@ class DrawnBenchmark(Benchmark):
     the scene follows (the distractors, of the same split's classes, among it).
     """
 
-    drawn = True
     resample_classes = True
     scenes_version = 1
 
@@ -35,10 +34,6 @@ class DrawnBenchmark(Benchmark):
     def related(self, class_id: int) -> set[int]:
         """Classes, itself included, that are too similar to be its distractors."""
         return {class_id}
-
-    @abstractmethod
-    def fold_of(self, class_id: int) -> int:
-        """The fold that holds this class out."""
 
     def data_version(self) -> str:
         """What decides a scene besides the code: a hash of the drawings, say."""

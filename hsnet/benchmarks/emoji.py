@@ -40,7 +40,7 @@ class Emoji(DrawnBenchmark):
         """The benchmark with its drawings.
 
         Raises:
-            SpriteError: the drawings are not there and cannot be fetched.
+            ConnectionError: the drawings are not there and cannot be fetched.
         """
         benchmark = cls(**arguments)
         benchmark.prepare()

@@ -143,7 +143,7 @@ class Folder(ListedBenchmark):
     title = "own images"
     summary = "(your own images and masks, --root DIR)"
     protocols = ("official",)
-    class_first = True
+    class_first = distinct = True
     resample_classes = True
     options = ("test_root", "least_area")
     training_settings: ClassVar = {
@@ -249,10 +249,6 @@ class Folder(ListedBenchmark):
         """Four, or as many as there are classes; one with `splits.json` or `test_root`."""
         return len(self._splits) if self.root.is_dir() else 4
 
-    def fold_of(self, class_id: int) -> int:
-        """The fold that holds this class out."""
-        return next(f for f, deal in enumerate(self._splits) if class_id in deal["test"])
-
     def _classes(self, fold, split):
         return self._splits[fold][split]
 
@@ -288,14 +284,6 @@ class Folder(ListedBenchmark):
         class_id = int(rng.choice(list(lists), p=weights / weights.sum()))
         pick = lambda names: names[rng.integers(len(names))]  # noqa: E731
         return self._episode(pick, pick(lists[class_id]), class_id, lists[class_id], shot)
-
-    def _episode(self, draw_one, query, class_id, names, shot):
-        supports: list[str] = []
-        while len(supports) < shot:
-            support = draw_one(names)
-            if support != query and (support not in supports or len(set(supports)) == len(names) - 1):
-                supports.append(support)
-        return Episode(query, tuple(supports), class_id)
 
     # Files
 

@@ -15,7 +15,6 @@ from .listed import ListedBenchmark, open_image
 from .splits import fetch_lists, read_fss
 
 IMAGES = 10  # of each class
-FLAW = "peregine_falcon/8"  # as published, its mask is 960 × 480 beside a picture of 224 × 224
 BY_HAND = """FSS-1000 has no stable public address; its makers share it through a link that a person must follow.
   1. Open https://github.com/HKUSTCV/FSS-1000 and follow the download link of its README (fewshot_data.zip).
   2. Unpack it, and move the folders of the 1000 classes (abacus, ab_wheel, …) into {root}, so that there are
@@ -28,7 +27,7 @@ class Fss(ListedBenchmark):
     """520 training, 240 validation and 240 test classes; one fold.
 
     Expected: `CLASS/N.jpg` and `CLASS/N.png`, N from 1 to 10; a mask is foreground where its grey is at
-    least 128, as the authors read it: it is resized to the square whatever its size, since one of them, `FLAW`, is published larger.
+    least 128, as the authors read it: it is resized to the square whatever its size, since the one of peregine_falcon/8 is published larger.
     """
 
     name = "fss"
@@ -48,10 +47,6 @@ class Fss(ListedBenchmark):
     def _names(self):
         return {part: sorted(read_fss(part)) for part in self.parts}
 
-    def fold_of(self, class_id: int) -> int:
-        """There is one."""
-        return 0
-
     def part(self, split: str) -> str:
         """Its own."""
         return split
@@ -59,9 +54,6 @@ class Fss(ListedBenchmark):
     def _classes(self, fold, split):
         first = sum(len(self._names[part]) for part in self.parts[: self.parts.index(split)])
         return list(range(first, first + len(self._names[split])))
-
-    def _drops(self, split):
-        return False  # an image shows one class
 
     def listed(self, part: str) -> list[tuple[str, int]]:
         """Ten images a class, sorted as file names are: 1, 10, 2."""
@@ -77,10 +69,6 @@ class Fss(ListedBenchmark):
     def label(self, class_id: int) -> int:
         """A mask knows one class."""
         return 1
-
-    def image_path(self, name: str) -> Path:
-        """CLASS/N.jpg."""
-        return self.root / name
 
     def mask_path(self, name: str) -> Path:
         """CLASS/N.png."""
@@ -118,6 +106,3 @@ class Fss(ListedBenchmark):
     def verify(self, sample: int | None) -> Iterator[Finding]:
         """See `Benchmark.verify`; all 10,000 unless `sample` says how many."""
         yield from super().verify(1000 * IMAGES if sample is None else sample)
-        mask, image = self.root / f"{FLAW}.png", self.root / f"{FLAW}.jpg"
-        if mask.exists() and image.exists() and open_image(mask).size != open_image(image).size:
-            yield Finding(f"{mask} has another size than its image: as published, and resized as the authors do")

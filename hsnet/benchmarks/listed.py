@@ -33,6 +33,7 @@ class ListedBenchmark(Benchmark):
         parts: of the lists.
         kept_back: see above.
         class_first: whether a query is drawn by drawing its class first.
+        distinct: whether supports repeat only where a class has too few images, whatever the protocol.
         has_boundary: whether label 255 marks pixels of no class.
         covered: share of masks that may lack the class they are listed for.
     """
@@ -41,7 +42,7 @@ class ListedBenchmark(Benchmark):
     cacheable = True
     parts: tuple[str, ...] = ("train", "val")
     kept_back = 1
-    class_first = False
+    class_first = distinct = False
     has_boundary = False
     covered = 0.0
 
@@ -59,16 +60,12 @@ class ListedBenchmark(Benchmark):
         return benchmark
 
     @abstractmethod
-    def fold_of(self, class_id: int) -> int:
-        """The fold that holds this class out."""
-
-    @abstractmethod
     def listed(self, part: str) -> list[tuple[str, int]]:
         """(image, class id) of a part of the lists, "train" or "val" (FSS-1000: or "test"), in their order."""
 
-    @abstractmethod
     def image_path(self, name: str) -> Path:
         """The file of an image."""
+        return self.root / name
 
     @abstractmethod
     def mask_path(self, name: str) -> Path:
@@ -153,7 +150,8 @@ class ListedBenchmark(Benchmark):
         supports: list[str] = []
         while len(supports) < shot:
             support = draw_one(names)
-            if support != query and not (self.protocol == "strict" and support in supports):
+            repeated = support in supports and len(set(supports)) < len(names) - 1
+            if support != query and not (repeated and (self.distinct or self.protocol == "strict")):
                 supports.append(support)
         return Episode(query, tuple(supports), class_id)
 

@@ -24,10 +24,6 @@ class Shapes(DrawnBenchmark):
     name = "shapes"
     class_names = CLASSES
 
-    def fold_of(self, class_id: int) -> int:
-        """Classes are dealt to the folds in turn."""
-        return class_id % self.folds
-
     def artists(self, class_id: int, split: str) -> list[str]:
         """Every artist draws every class."""
         return list(ARTISTS)

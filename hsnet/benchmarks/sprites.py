@@ -50,10 +50,6 @@ ATTRIBUTION = (
 )
 
 
-class SpriteError(ConnectionError):
-    """The drawings cannot be fetched; the message says what failed and what to do next."""
-
-
 @dataclass(frozen=True)
 class Concept:
     """One thing drawn by several artists. `drawings` maps a set's name to the name of the icon in it."""
@@ -89,7 +85,7 @@ def prepare_sprites(folder: Path, progress: bool = True) -> Path:
     `sprites.json`, the digest of what they were drawn from. Returns at once where both are there and of the present digest.
 
     Raises:
-        SpriteError: npm or a package cannot be reached, or a package is not as published.
+        ConnectionError: npm or a package cannot be reached, or a package is not as published.
     """
     if are_prepared(folder):
         return folder / "sprites.npy"
@@ -102,7 +98,7 @@ def prepare_sprites(folder: Path, progress: bool = True) -> Path:
             try:
                 tarball = fetch_npm(icons.package, icons.sha256, folder / "packages")
             except ConnectionError as error:
-                raise SpriteError(f"{error}. Or use --benchmark shapes, which needs no download.") from error
+                raise ConnectionError(f"{error}. Or use --benchmark shapes, which needs no download.") from error
             with tarfile.open(tarball) as archive:
                 collections[icons.name] = json.load(archive.extractfile("package/icons.json"))
         rows = drawings()
@@ -126,22 +122,12 @@ def drawings() -> list[tuple[int, str, str]]:
 
 
 def icon_svg(collection: dict, name: str) -> str:
-    """One icon of a set's `icons.json` as a complete svg text. Raises ValueError if it is missing."""
-    properties = {}
-    while name not in collection["icons"]:
-        alias = collection.get("aliases", {}).get(name)
-        if alias is None:
-            raise ValueError(f"no icon of the name {name!r}")
-        properties = {**alias, **properties}
-        name = alias["parent"]
-    # A number stands with the alias, else with the icon, else for the whole set, else the format's default holds.
-    icon, defaults = collection["icons"][name], {"left": 0, "top": 0, "width": 16, "height": 16}
-    view = " ".join(
-        str(next(where[key] for where in (properties, icon, collection, defaults) if key in where)) for key in defaults
-    )
+    """One icon of a set's `icons.json` as a complete svg text; its canvas is the icon's, else the set's, else 16 × 16."""
+    icon = collection["icons"][name]
+    width, height = (icon.get(side, collection.get(side, 16)) for side in ("width", "height"))
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'viewBox="{view}">{icon["body"]}</svg>'
+        f'viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
     )
 
 
@@ -178,7 +164,7 @@ def _draw(svg: str, width: int) -> tuple[Image.Image, tuple[int, int, int, int]]
 
 
 class Sprites:
-    """The cached drawings in `folder`, prepared first if need be (raises SpriteError as `prepare_sprites` does)."""
+    """The cached drawings in `folder`, prepared first if need be (raises ConnectionError as `prepare_sprites` does)."""
 
     def __init__(self, folder: Path, progress: bool = True):
         self.folder = Path(folder)

@@ -9,8 +9,6 @@ HSNET_SPLITS, else in `splits` in the data folder. Finished steps are skipped, a
 download continues: after an error, correct what it names and run the same command again.
 """
 
-import errno
-
 from filelock import FileLock, Timeout
 
 from ..benchmarks import BENCHMARKS
@@ -41,10 +39,6 @@ def main() -> None:
                     build_cache(PREPARED[name].open(size=arguments.cache, root=root), arguments.cache)
         except Timeout:
             raise ValueError(f"another `prepare` is running in {root}: wait for it, or stop it") from None
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise OSError(f"{error}: free space, then run the same command; complete files are kept") from error
-            raise
     if not report(verify(arguments.sample)):
         raise SystemExit(1)
 
