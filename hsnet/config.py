@@ -37,10 +37,7 @@ RANGES = {  # least and most; the most are far beyond use, so that a slip of the
 MODEL = ("backbone", "pretrained", "kernel", "mask_support", "layers", "levels", "convolutions", "train_backbone")
 # Settings that may differ between the sittings of a run: they change where and how it is computed, not what.
 FREE = ("workers", "device", "name", "root", "test_root", "micro_batch", "recompute", "compile")
-RETIRED = (
-    "bad_files",
-    "tensorboard",
-)  # of earlier versions, which files may hold: they changed nothing that is learned
+RETIRED = ("bad_files", "tensorboard")  # of earlier versions; files may hold them
 
 
 def _setting(default, help: str, choices: tuple | None = None):

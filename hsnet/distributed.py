@@ -10,7 +10,7 @@ an episode; and what it gains, sending gradients while others are computed, is n
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -78,16 +78,6 @@ def _others():
             f"{where}: another process has ended, so this one stops too ({str(error).splitlines()[0][:200]}). Its message "
             "gives the reason; the same command, with any number of processes, resumes from the last checkpoint"
         ) from error
-
-
-def all_reduce(values: Sequence[float], device: torch.device) -> list[float]:
-    """Each value summed over all processes, in float64. Alone, the values themselves."""
-    if not _several():
-        return list(values)
-    total = torch.tensor(values, dtype=torch.float64, device=device)
-    with _others():
-        processes.all_reduce(total)
-        return total.tolist()
 
 
 class Message:

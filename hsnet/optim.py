@@ -95,12 +95,9 @@ def make_optimizers(config: Config, learned: dict[str, torch.nn.Parameter]) -> l
         groups: dict[str, list[torch.nn.Parameter]] = {"kernels": [], "biases": [], "backbone": []}
         for name, p in learned.items():
             groups["backbone" if name.startswith("backbone.") else "kernels" if p.ndim > 1 else "biases"].append(p)
-        optimizers = [
-            Muon(groups["kernels"], lr=config.learning_rate),
-            adam(groups["biases"], lr=BIAS_LEARNING_RATE),
-        ]
-        if groups["backbone"]:
-            optimizers.append(adam(groups["backbone"], lr=BACKBONE_LEARNING_RATE))
+        rates = {"biases": BIAS_LEARNING_RATE, "backbone": BACKBONE_LEARNING_RATE}
+        optimizers = [Muon(groups["kernels"], lr=config.learning_rate)]
+        optimizers += [adam(groups[name], lr=rate) for name, rate in rates.items() if groups[name]]
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["initial_lr"] = group["lr"]
     return optimizers

@@ -50,7 +50,7 @@ def test_from_training_to_table(tried, run):
     assert "ours, best epoch" in out.stdout
     assert "– (1/2)" in out.stdout
     # The last epoch is tested with its own weights: equal to the best's only where the last was the best.
-    history = one.history()
+    history = helpers.history(one.folder)
     best, last = (load_file(folder / "model.safetensors") for folder in (one.folder, one.folder / LAST_EPOCH))
     assert len(history) == 2
     assert all(best[name].equal(last[name]) for name in best) == history[1]["best"]

@@ -1,9 +1,5 @@
 """PyTorch's compiler, which fuses the figure's operations and on a GPU records them, to start them all at once."""
 
-import functools
-import time
-
-import torch
 from torch import nn
 
 from ..distributed import say
@@ -13,7 +9,7 @@ def compile_network(model: nn.Module, **options) -> None:
     """Compile an `HSNet` in place: `forward` as one graph, and for its other methods backbone, encoder and decoder.
 
     From then on it takes the figure's path whatever the memory. Each new shape of its inputs is compiled when it comes,
-    which takes minutes and is said. On a GPU the graphs are recorded (CUDA graphs): tensors that they return are good until
+    which takes minutes. On a GPU the graphs are recorded (CUDA graphs): tensors that they return are good until
     `torch.compiler.cudagraph_mark_step_begin()` begins the next step.
 
     Args:
@@ -28,19 +24,7 @@ def compile_network(model: nn.Module, **options) -> None:
         raise ValueError("a network with fewer than 3 convolutions cannot be compiled: train it without --compile")
     recorded = next(model.decoder.parameters()).is_cuda
     options = {"fullgraph": True, "dynamic": False, "mode": "reduce-overhead" if recorded else None} | options
-    _say_times()
+    say("compiling the network: the first step and the first validation take minutes")
     model.compiled = True
     for part in (model, model.backbone, model.encoder, model.decoder):
         part.compile(**options)
-
-
-@functools.cache
-def _say_times() -> None:
-    begun = []
-
-    def begin(*_):
-        begun.append(time.perf_counter())
-        say("compiling …")
-
-    torch._dynamo.on_compile_start(begin)
-    torch._dynamo.on_compile_end(lambda *_: say(f"compiled in {time.perf_counter() - begun.pop():.0f} s"))

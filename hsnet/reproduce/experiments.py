@@ -83,10 +83,6 @@ class Experiment:
         epochs = (False, True) if self.last else (False,)
         return [(last, original_size) for original_size in sizes for last in epochs]
 
-    def history(self) -> list[dict]:
-        """The lines of the run's history so far."""
-        return read_history(self.folder)
-
     def tests(self, last: bool = False, original_size: bool = False) -> dict[int, dict]:
         """What the run's files say of the experiment's tests, by shot; only those of all episodes.
 
@@ -135,7 +131,7 @@ def state(experiment: Experiment) -> State:
     other = [f"{n} {v!r}, not {expected[n]!r}" for n, v in found.items() if n not in FREE and v != expected[n]]
     if other:
         return State("other settings", text="; ".join(other))
-    epochs = len(experiment.history())
+    epochs = len(read_history(folder))
     if holder := lock_holder(folder):
         return State("running", epochs, holder)
     tested = all(set(experiment.tests(*kind)) == set(experiment.shots) for kind in experiment.kinds)
