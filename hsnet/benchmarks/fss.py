@@ -26,8 +26,8 @@ BY_HAND = """FSS-1000 has no stable public address; its makers share it through 
 class Fss(ListedBenchmark):
     """520 training, 240 validation and 240 test classes; one fold.
 
-    Expected: `CLASS/N.jpg` and `CLASS/N.png`, N from 1 to 10; a mask is foreground where its grey is at
-    least 128, as the authors read it: it is resized to the square whatever its size, since the one of peregine_falcon/8 is published larger.
+    Expected: `CLASS/N.jpg` and `CLASS/N.png`, N from 1 to 10. A mask is foreground where its grey is at least 128, as the
+    authors read it. It is resized whatever its size: that of peregine_falcon/8 is published larger than its image.
     """
 
     name = "fss"
