@@ -44,6 +44,7 @@ def test_training_and_prediction_are_one_graph_each(tmp_path, monkeypatch):
     assert gradients < 1e-4
     assert masks < 0.001
     assert lines[0].startswith("compiling")  # that one has to wait
+    assert any(line.startswith("compiled a part in") for line in lines)
 
 
 def test_what_the_compiler_gets_wrong_is_refused():

@@ -252,19 +252,21 @@ def test_a_damaged_coco_folder(coco, prepare):
     assert "1 of 8 listed images are missing: val2014/COCO_val2014_000000000002.jpg" in out
     annotations = root / "annotations" / "instances_val2014.json"
     annotations.write_text(annotations.read_text()[:500])
-    shutil.rmtree(root / "masks" / "val2014")
-    out = prepare("coco", "--root", root, status=2)
+    out = prepare("coco", "--root", root, "--check", status=2)
     assert "instances_val2014.json is not a complete instances file" in out
 
 
-def test_other_annotations_are_left_as_they_are(coco, prepare):
-    """Those of another year are refused, with what reads them."""
+def test_other_annotations_are_left_as_they_are(coco, prepare, monkeypatch):
+    """Of another year, or with other categories under COCO's own file name."""
     root, server = coco
     prepare("coco", "--root", root)
     asked = len(server.asked)
+    with monkeypatch.context() as fewer:
+        fewer.setattr(Coco, "class_names", ["a", "b"])
+        assert "COCO's format with 3 categories" in prepare("coco", "--root", root, status=2)
+        assert "COCO's format with 3 categories" in prepare("coco", "--root", root, "--check")
     for path in (root / "annotations").glob("instances_*.json"):
         path.rename(path.with_name(path.name.replace("2014", "2017")))
-    shutil.rmtree(root / "masks")
     assert f"hsnet.train --benchmark folder --root {root}`" in prepare("coco", "--root", root, status=2)
     assert len(server.asked) == asked
     assert len(list((root / "annotations").iterdir())) == 4

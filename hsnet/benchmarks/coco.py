@@ -1,11 +1,13 @@
 """COCO in the folds of COCO-20i: photographs with instance annotations."""
 
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
 from ..prepare.downloads import RemoteFile, fetch_and_unpack, write_json
-from ..prepare.masks import SOURCE, build, coco_mask_sources, write_coco_mask
+from ..prepare.findings import Finding
+from ..prepare.masks import SOURCE, build, coco_mask_sources, read_instances, write_coco_mask
 from .base import register
 from .listed import ListedBenchmark
 from .splits import fetch_lists, read_coco
@@ -86,16 +88,34 @@ class Coco(ListedBenchmark):
         """masks/ and the image's own name, as PNG."""
         return (self.masks / name).with_suffix(".png")
 
+    def _others(self) -> str:
+        """What annotations that are not COCO 2014's seem to be; empty where there are none. Raises as `read_instances`."""
+        found = sorted((self.root / "annotations").glob("instances_*.json"))
+        for path in [path for path in found if "2014" in path.name] or found:
+            count = len(read_instances(path)["categories"])
+            if count != len(self.class_names) or "2014" not in path.name:
+                return (
+                    f"{path}: COCO's format with {count} categories, which is not COCO 2014, so not COCO-20i. Nothing is to be "
+                    f"prepared: train with `python -m hsnet.train --benchmark folder --root {self.root}`, which reads it as it is"
+                )
+        return ""
+
+    def verify(self, sample: int | None) -> Iterator[Finding]:
+        """See `Benchmark.verify`. Of annotations that are not COCO 2014's it says what they seem to be."""
+        others = self._others()
+        yield from [Finding(others)] if others else super().verify(sample)
+
     def prepare(self, options: Namespace) -> None:
         """Images and annotations of COCO 2014, and a class mask of each image. Masks in the authors' layout are left as they are."""
+        if others := self._others():
+            raise ValueError(others)
         root, annotations, keep = self.root, self.root / "annotations", options.keep_archives
         prepared = self.masks == annotations
         instances = {folder: annotations / f"instances_{folder}.json" for folder in ("train2014", "val2014")}
         if annotations.exists() and not prepared and not any(path.exists() for path in instances.values()):
             raise ValueError(
-                f"{annotations} contains neither COCO 2014's instances_*2014.json nor the authors' masks, train2014/*.png. "
-                "Prepare COCO in another folder with --root. Train on other files in COCO's format, as they are, with "
-                f"`python -m hsnet.train --benchmark folder --root {root}`"
+                f"{annotations} contains neither COCO's instances_*.json nor the authors' masks, train2014/*.png. Nothing was "
+                "changed; choose another folder with --root"
             )
         for folder in ("annotations", "train2014", "val2014"):
             fetch_and_unpack(FILES[folder], {folder: root / folder}, root, keep_archive=keep)

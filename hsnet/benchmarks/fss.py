@@ -106,3 +106,6 @@ class Fss(ListedBenchmark):
     def verify(self, sample: int | None) -> Iterator[Finding]:
         """See `Benchmark.verify`; all 10,000 unless `sample` says how many."""
         yield from super().verify(1000 * IMAGES if sample is None else sample)
+        mask, image = (self.root / f"peregine_falcon/8.{suffix}" for suffix in ("png", "jpg"))
+        if mask.exists() and image.exists() and open_image(mask).size != open_image(image).size:
+            yield Finding(f"{mask} has another size than its image: as published, and resized as the authors do")

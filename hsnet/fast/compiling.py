@@ -1,5 +1,8 @@
 """PyTorch's compiler, which fuses the figure's operations and on a GPU records them, to start them all at once."""
 
+import time
+
+import torch
 from torch import nn
 
 from ..distributed import say
@@ -25,6 +28,9 @@ def compile_network(model: nn.Module, **options) -> None:
     recorded = next(model.decoder.parameters()).is_cuda
     options = {"fullgraph": True, "dynamic": False, "mode": "reduce-overhead" if recorded else None} | options
     say("compiling the network: the first step and the first validation take minutes")
+    begun: list[float] = []
+    torch._dynamo.on_compile_start(lambda *_: begun.append(time.perf_counter()))
+    torch._dynamo.on_compile_end(lambda *_: say(f"compiled a part in {time.perf_counter() - begun.pop():.0f} s"))
     model.compiled = True
     for part in (model, model.backbone, model.encoder, model.decoder):
         part.compile(**options)
