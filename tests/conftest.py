@@ -35,6 +35,14 @@ def data(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.fixture
+def run(data):
+    """The folder of a run called one: empty."""
+    folder = data / "runs" / "one"
+    folder.mkdir(parents=True)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory):
     """PASCAL, COCO and FSS-1000 as small drawn data sets, and their split lists."""
@@ -55,19 +63,20 @@ def datasets(drawn, tmp_path, monkeypatch):
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """`python -m hsnet.PROGRAM OPTIONS` in this process, which has loaded everything: `returncode`, `stdout`, `stderr`."""
+    """`python -m hsnet.PROGRAM OPTIONS` in this process, which has loaded everything: its `stdout` and `stderr`."""
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # programs set their own
 
-    def run(program, *options):
+    def run(program, *options, status=0):
         monkeypatch.setattr(sys, "argv", [program, *map(str, options)])
         capsys.readouterr()
-        status = 0
+        found = 0
         try:
             importlib.import_module("hsnet.config").run_program(importlib.import_module(f"hsnet.{program}").main)
         except SystemExit as end:
-            status = end.code or 0
+            found = end.code or 0
         out = capsys.readouterr()
-        return SimpleNamespace(returncode=status, stdout=out.out, stderr=out.err)
+        assert found == status, out.out + out.err
+        return SimpleNamespace(stdout=out.out, stderr=out.err)
 
     return run
 

@@ -96,6 +96,20 @@ def folder(root, splits, classes=("ant", "bee", "cat", "dog", "eel", "fox", "gnu
             Image.fromarray(mask).save(root / "masks" / name / f"{i:03d}.png")
 
 
+def instances(names, annotations, categories, height, width):
+    """The content of a file in COCO's format: images and categories by number, annotations without their own numbers."""
+    return {
+        "images": [{"id": i, "file_name": name, "height": height, "width": width} for i, name in names.items()],
+        "annotations": [{"id": k, "iscrowd": 0, **annotation} for k, annotation in enumerate(annotations)],
+        "categories": [{"id": i, "name": name} for i, name in categories.items()],
+    }
+
+
+def outline(left, top, right, bottom):
+    """A rectangle, as COCO's files have it."""
+    return [[left, top, right, top, right, bottom, left, bottom]]
+
+
 DATASETS = {"pascal": pascal, "coco": coco, "fss": fss, "folder": folder}
 
 

@@ -21,17 +21,10 @@ from safetensors.torch import load_file
 BOOK = Path(__file__).resolve().parents[1] / "book"
 # What people ask for, in the words that they use.
 QUESTIONS = [
-    "reproduce the paper's number",
-    "fair comparison",
-    "prepare COCO masks",
-    "use my own images",
-    "validation equals test",
-    "how does 5-shot vote",
-    "out of memory",
-    "how long does training take",
-    "which pixels are ignored",
+    "reproduce the paper's number", "fair comparison", "prepare COCO masks", "use my own images", "validation equals test",
+    "how does 5-shot vote", "out of memory", "how long does training take", "which pixels are ignored",
     "why pre-ReLU features",
-]
+]  # fmt: skip
 # Where `make pages` says that the built pages lie, the browser, and the sizes of its window.
 PAGES = os.environ.get("HSNET_PAGES")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -39,19 +32,10 @@ VIEWS = {"desk": (1280, 900), "phone": (390, 844)}
 MEASURED = ("seconds", "peak_bytes")  # of a line of history: what differs between two runs that are otherwise equal
 # A training of a few seconds.
 TINY = {
-    "benchmark": "shapes",
-    "size": 64,
-    "batch": 2,
-    "epochs": 2,
+    "benchmark": "shapes", "size": 64, "batch": 2, "epochs": 2, "epoch_episodes": 6, "val_episodes": 4,
+    "test_episodes": 4, "shot": "1,2", "workers": 0, "device": "cpu", "name": "tiny",
     "minutes": 0.0,  # a limit would make the schedule follow the clock
-    "epoch_episodes": 6,
-    "val_episodes": 4,
-    "test_episodes": 4,
-    "shot": "1,2",
-    "workers": 0,
-    "device": "cpu",
-    "name": "tiny",
-}
+}  # fmt: skip
 OPTIONS = [f"--{k.replace('_', '-')}={v}" for k, v in TINY.items()]
 
 
@@ -63,6 +47,17 @@ def assert_close(ours, theirs, relative=1e-4):
     error = np.abs(ours - theirs).max() / theirs.std()
     print(f"largest error: {error:.1e} of the standard deviation")  # shown by pytest -rP
     assert error <= relative, f"largest error is {error:.1e} of the standard deviation, allowed {relative:.0e}"
+
+
+def names(episode):
+    return [episode.query, *episode.supports]
+
+
+def scored(shot, episodes=1000, **scores):
+    """The file of a test: mIoUs by predictor."""
+    about = {"shot": shot, "protocol": "official", "size": 400, "digest": "a"}
+    found = {who: {"miou": v, "interval": [v - 1, v + 1], "fb_iou": v + 10.0} for who, v in scores.items()}
+    return about | {"scores": {who: score | {"episodes": episodes} for who, score in found.items()}}
 
 
 def history(folder):
@@ -80,6 +75,13 @@ def outcome(folder):
     return bits | {"finished": state["finished"], "history": lines, "areas": areas}
 
 
+def python(*arguments, **keywords):
+    """Python in a process of its own, which ends well: its `stdout` and `stderr`."""
+    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, **keywords)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
 TRAIN = "from hsnet import train\ntrain.SAVE_EVERY, train.SAVE_SHARE = 0, float('inf')\ntrain.run_program(train.main)\n"
 
 
@@ -95,6 +97,13 @@ def several(count, settings, folder, source=TRAIN, **keywords):
     return subprocess.Popen(
         [*command, str(program), *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **keywords
     )
+
+
+def encoded(image, form):
+    """The content of the image's file."""
+    file = io.BytesIO()
+    image.save(file, form)
+    return file.getvalue()
 
 
 def packed(name, members):

@@ -1,13 +1,11 @@
 """`--compile`: one graph without a break, and the same numbers. In programs of their own: these tests check shapes, which breaks graphs."""
 
 import shutil
-import subprocess
-import sys
 
 import pytest
+from helpers import python
 
 from hsnet import HSNet
-from hsnet.config import Config
 from hsnet.fast.compiling import compile_network
 
 # Prints how much a compiled network's gradients and mask differ; `fullgraph` makes every break an error.
@@ -36,9 +34,7 @@ print((predictions[0] != predictions[1]).float().mean().item())
 def test_training_and_prediction_are_one_graph_each(tmp_path, monkeypatch):
     """The backbone, the learned part and its gradients as generated code; where no C++ compiler is, as graphs alone."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    program = [sys.executable, "-c", PROGRAM, "inductor" if shutil.which("g++") else "aot_eager"]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = python("-c", PROGRAM, "inductor" if shutil.which("g++") else "aot_eager", timeout=900)
     lines = done.stdout.splitlines()
     gradients, masks = (float(line) for line in lines if line[0].isdigit())
     assert gradients < 1e-4
@@ -50,7 +46,3 @@ def test_training_and_prediction_are_one_graph_each(tmp_path, monkeypatch):
 def test_what_the_compiler_gets_wrong_is_refused():
     with pytest.raises(ValueError, match="fewer than 3 convolutions cannot be compiled"):
         compile_network(HSNet("efficientnet_lite0", pretrained=False, convolutions=2))
-
-
-def test_nothing_is_compiled_unless_asked_for():
-    assert not Config().compile

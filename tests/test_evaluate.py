@@ -23,7 +23,7 @@ def test_a_run_under_the_strict_protocol(datasets, data, call):
         Config(**TINY, benchmark="pascal", protocol="strict", novel_images="drop", boundary="ignore", rule="majority")
     )
     assert folder.name == "pascal-fold0-efficientnet_lite0-strict"
-    assert call("evaluate", folder.name, "--shot", "2", "--precision", "float32").returncode == 0
+    call("evaluate", folder.name, "--shot", "2", "--precision", "float32")
     test, original = (json.loads((folder / f"{prefix}test-2shot.json").read_text()) for prefix in ("", "original-"))
     assert (test["protocol"], test["rule"], test["scored_at"], original["scored_at"]) == (
         "strict", "majority", "size", "original size",
@@ -49,7 +49,7 @@ def test_a_run_under_the_strict_protocol(datasets, data, call):
 def test_a_run_of_coco_on_pascal(datasets, data, call):
     folder = train(Config(**TINY, benchmark="coco", fold=1))
     assert json.loads((folder / "test-1shot.json").read_text())["source"]["source"] == "ours"
-    assert call("evaluate", folder.name, "--benchmark", "coco-to-pascal", "--original-size").returncode == 0
+    call("evaluate", folder.name, "--benchmark", "coco-to-pascal", "--original-size")
     test = json.loads((folder / "coco-to-pascal-fold1-original-test-1shot.json").read_text())
     assert test["source"]["episodes"] == "ours"
     assert {row[0] for row in test["areas"]["HSNet"]} <= {1, 5, 12, 17}  # bicycle, bus, horse, sofa
@@ -60,12 +60,7 @@ def test_a_run_of_coco_on_pascal(datasets, data, call):
         ("--rule mine", "rule is 'mine': choose one of paper, majority"),
         ("--backbone resnet50", "a run stores its backbone"),
     ):
-        refused = call("evaluate", folder.name, *options.split())
-        assert refused.returncode == 2
-        assert message in refused.stderr
-
-
-def test_coco_to_pascal_does_not_train(datasets):
+        assert message in call("evaluate", folder.name, *options.split(), status=2).stderr
     with pytest.raises(ValueError, match="coco-to-pascal, which is only for tests: train on coco"):
         train(Config(**TINY, benchmark="coco-to-pascal"))
 
@@ -74,7 +69,7 @@ def test_the_authors_weights(datasets, data, tmp_path, call):
     path = tmp_path / "best_model.pt"
     torch.save(reference_state_dict("resnet50", "module."), path)
     options = ("--reference-checkpoint", path, "--benchmark", "pascal", "--backbone", "resnet50", "--fold", "2")
-    assert call("evaluate", *options, "--test-episodes", "2", "--device", "cpu").returncode == 0
+    call("evaluate", *options, "--test-episodes", "2", "--device", "cpu")
     folder = data / "reference" / "pascal-fold2-resnet50"
     test = json.loads((folder / "test-1shot.json").read_text())
     assert test["training"]["checkpoint"] == "best_model.pt"
@@ -95,19 +90,15 @@ def test_the_authors_weights(datasets, data, tmp_path, call):
         assert ours == pytest.approx(theirs, abs=80)  # half a thousandth of the pixels
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--benchmark", "pascal"], "no file FILE: the authors link"),
-        ([], "--benchmark is None: give the benchmark of the checkpoint's training, coco, fss, pascal"),
-        (["--benchmark", "pascal", "--backbone", "resnet7"], "backbone is 'resnet7': choose one of"),
-        (["some-run"], "give a run or --reference-checkpoint, not both"),
-    ],
-)
-def test_reference_mistakes(datasets, options, message, call):
-    refused = call("evaluate", "--reference-checkpoint", "FILE", *options)
-    assert refused.returncode == 2
-    assert message in refused.stderr
+def test_reference_mistakes(datasets, call):
+    pascal = "--benchmark", "pascal"
+    for options, message in (
+        (pascal, "no file FILE: the authors link"),
+        ((), "--benchmark is None: give the benchmark of the checkpoint's training, coco, fss, pascal"),
+        ((*pascal, "--backbone", "resnet7"), "backbone is 'resnet7': choose one of"),
+        (("some-run",), "give a run or --reference-checkpoint, not both"),
+    ):
+        assert message in call("evaluate", "--reference-checkpoint", "FILE", *options, status=2).stderr
 
 
 def test_what_is_no_checkpoint(datasets, tmp_path):
@@ -115,6 +106,3 @@ def test_what_is_no_checkpoint(datasets, tmp_path):
     path.write_text("<html>not found</html>")
     with pytest.raises(ValueError, match=r"page.pt is not a checkpoint, or damaged"):
         load_reference(HSNet("resnet50", pretrained=False), path)
-    torch.save(reference_state_dict("resnet50"), path)
-    with pytest.raises(ValueError, match="not a reference checkpoint for vgg16"):
-        load_reference(HSNet("vgg16", pretrained=False), path)

@@ -1,4 +1,4 @@
-"""From made-up archives on a server of this machine to a checked folder, whole and damaged."""
+"""From made-up archives on a server of this machine to a checked folder, whole and damaged; downloads."""
 
 import hashlib
 import io
@@ -8,7 +8,8 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import Server, packed
+from drawn_datasets import instances, outline
+from helpers import Server, encoded, packed
 from PIL import Image
 from scipy.io import savemat
 
@@ -17,7 +18,7 @@ from hsnet.benchmarks import load_benchmark, splits
 from hsnet.benchmarks import pascal as pascal_module
 from hsnet.benchmarks.coco import Coco
 from hsnet.prepare import __main__ as program
-from hsnet.prepare.downloads import RemoteFile
+from hsnet.prepare.downloads import RemoteFile, fetch, unpack
 
 
 @pytest.fixture
@@ -25,8 +26,7 @@ def prepare(call):
     """`python -m hsnet.prepare`, and its status and output."""
 
     def run(*options, status=0):
-        result = call("prepare.__main__", *options)
-        assert result.returncode == status, result.stdout + result.stderr
+        result = call("prepare.__main__", *options, status=status)
         return result.stdout + result.stderr
 
     return run
@@ -43,13 +43,17 @@ def own_folders(monkeypatch):
 
 
 @pytest.fixture
-def serve(monkeypatch):
-    started = []
+def server():
+    running = Server()
+    yield running
+    running.shutdown()
+    running.server_close()
 
+
+@pytest.fixture
+def serve(monkeypatch, server):
     def start(files):
-        server = Server()
         server.files = files
-        started.append(server)
         base = f"http://127.0.0.1:{server.server_port}/"
 
         def remote(file):
@@ -65,24 +69,11 @@ def serve(monkeypatch):
         monkeypatch.setattr(splits, "REPOSITORY", base)
         return server
 
-    yield start
-    for server in started:
-        server.shutdown()
-        server.server_close()
+    return start
 
 
-def encoded(image, form):
-    file = io.BytesIO()
-    image.save(file, form)
-    return file.getvalue()
-
-
-def photograph(k, size=(30, 20)):
-    return encoded(Image.fromarray(np.random.default_rng(k).integers(0, 255, (*size[::-1], 3), np.uint8)), "JPEG")
-
-
-def grey(labels):
-    return encoded(Image.fromarray(labels), "PNG")
+def photograph(k):
+    return encoded(Image.fromarray(np.random.default_rng(k).integers(0, 255, (20, 30, 3), np.uint8)), "JPEG")
 
 
 def make_official(monkeypatch, benchmark):
@@ -116,14 +107,11 @@ def pascal(datasets, monkeypatch, serve, tmp_path):
 def test_pascal_from_archives_to_a_checked_folder(pascal, prepare, datasets):
     root, server = pascal
     out = prepare("pascal", "--root", root, "--cache", 16)
-    for text in ("all 160 listed masks (built here) are there", "opened: sizes and labels are right"):
-        assert text in out
-    assert "everything is as expected" in out
+    found = "all 160 listed masks (built here) are there", "opened: sizes and labels are right"
+    assert all(text in out for text in (*found, "everything is as expected"))
     for name in ("2007_000000", BOTH):  # of SBD; VOC's own wins
-        made, drawn = (
-            np.asarray(Image.open(f / f"SegmentationClassAug/{name}.png")) for f in (root, datasets / "pascal")
-        )
-        assert (made == drawn).all()
+        paths = (folder / f"SegmentationClassAug/{name}.png" for folder in (root, datasets / "pascal"))
+        assert np.array_equal(*(np.asarray(Image.open(path)) for path in paths))
     assert list((root / "downloads").iterdir()) == []
     assert not (root / "Annotations").exists()
     assert "2007_000003" in load_benchmark("pascal", size=16, root=str(root)).cache
@@ -138,7 +126,7 @@ def test_damaged_and_missing_files_are_named(pascal, prepare):
     check = "pascal", "--root", root, "--check", "--sample", 999
     labels = [root / f"SegmentationClassAug/2007_00000{k}.png" for k in range(4, 8)]
     labels[0].write_bytes(b"half")
-    labels[1].write_bytes(grey(np.zeros((90, 120), np.uint8)))
+    Image.new("L", (120, 90)).save(labels[1])
     out = prepare(*check, status=1)
     assert "SegmentationClassAug/2007_000004.png cannot be read" in out
     assert "SegmentationClassAug/2007_000005.png lacks class 6, for which its image" in out
@@ -149,11 +137,6 @@ def test_damaged_and_missing_files_are_named(pascal, prepare):
     assert "1 of 160 listed images are missing: 2007_000003" in out
     assert "more)" in out  # three are named, the others counted
     assert f"run `python -m hsnet.prepare pascal --root {root}`" in out
-
-
-def test_lists_that_are_not_the_official_ones(pascal, prepare):
-    root, _ = pascal
-    prepare("pascal", "--root", root)
     folder = splits.splits_folder() / "pascal"
     (folder / "trn" / "fold0.txt").write_text("2007_000000__02\n")
     (folder / "val" / "fold2.txt").unlink()
@@ -168,24 +151,18 @@ def test_the_authors_pascal_masks_are_left_as_they_are(pascal, prepare, datasets
     shutil.copytree(datasets / "pascal" / "SegmentationClassAug", root / "SegmentationClassAug")
     assert "all 160 listed masks (as published) are there" in prepare("pascal", "--root", root)
     assert len(server.asked) == 1  # SBD is not fetched
-
-
-def instances(images, annotations, categories=(1, 3, 90)):
-    return {
-        "images": [{"id": i, "file_name": name, "height": 20, "width": 30} for i, name in images],
-        "annotations": [{"id": k, **a} for k, a in enumerate(annotations)],
-        "categories": [{"id": c, "name": f"thing {c}"} for c in categories],
-    }
+    with program.FileLock(root / ".prepare.lock"):  # two at once
+        assert "another `prepare` is running" in prepare("pascal", "--root", root, status=2)
 
 
 def box(image_id, category_id, left, top, right, bottom, crowd=False):
-    outline = [[left, top, right, top, right, bottom, left, bottom]]
+    marked = outline(left, top, right, bottom)
     if crowd:  # run lengths of the columns, background first
         edges = [20 * x + y for x in range(left, right) for y in (top, bottom)]
-        outline = {"size": [20, 30], "counts": np.diff([0, *edges, 600]).tolist()}
+        marked = {"size": [20, 30], "counts": np.diff([0, *edges, 600]).tolist()}
     area = (right - left) * (bottom - top)
-    crowd = int(crowd)
-    return {"image_id": image_id, "category_id": category_id, "iscrowd": crowd, "area": area, "segmentation": outline}
+    about = {"image_id": image_id, "category_id": category_id, "iscrowd": int(crowd), "area": area}
+    return about | {"segmentation": marked}
 
 
 @pytest.fixture
@@ -195,12 +172,13 @@ def coco(own_folders, monkeypatch, serve, tmp_path):
     table = {str(c): {0: [1, 2, 3, 4], 1: [1, 2], 2: [4, 3, 2, 1]}.get(c, []) for c in range(80)}
     (splits.splits_folder() / "coco").mkdir(parents=True)
     for year, split in (("train2014", "trn"), ("val2014", "val")):
-        names = [(k, f"COCO_{year}_{k:012}.jpg") for k in range(1, 5)]
-        boxes = [box(k, 1, 0, 0, 30, 20) for k, _ in names] + [box(k, 90, 10, 5, 20, 15) for k, _ in names]
+        names = {k: f"COCO_{year}_{k:012}.jpg" for k in range(1, 5)}
+        boxes = [box(k, 1, 0, 0, 30, 20) for k in names] + [box(k, 90, 10, 5, 20, 15) for k in names]
         boxes += [box(1, 3, 12, 7, 14, 9), box(2, 3, 0, 0, 5, 5, crowd=True)]
-        members[f"annotations/instances_{year}.json"] = json.dumps(instances(names, boxes)).encode()
+        content = instances(names, boxes, {1: "thing 1", 3: "thing 3", 90: "thing 90"}, 20, 30)
+        members[f"annotations/instances_{year}.json"] = json.dumps(content).encode()
         members[f"annotations/captions_{year}.json"] = b"{}"
-        files[f"{year}.zip"] = packed(f"{year}.zip", {f"{year}/{name}": photograph(k) for k, name in names})
+        files[f"{year}.zip"] = packed(f"{year}.zip", {f"{year}/{name}": photograph(k) for k, name in names.items()})
         (splits.splits_folder() / f"coco/{split}.json").write_text(json.dumps(table))
     make_official(monkeypatch, "coco")
     digest = splits.content_digest({int(c): ids for c, ids in table.items()})
@@ -219,14 +197,19 @@ def test_coco_from_archives_to_a_checked_folder(coco, prepare):
     assert mask.mode == "L"
     labels = np.asarray(mask)
     assert set(np.unique(labels).tolist()) == {1, 2, 3}  # categories 1, 3, 90
-    assert labels[8, 13] == 2  # the smallest lies on top
-    assert labels[10, 11] == 3
-    assert labels[1, 1] == 1
+    assert (labels[8, 13], labels[10, 11], labels[1, 1]) == (2, 3, 1)  # the smallest lies on top
     assert np.asarray(Image.open(root / "masks" / "val2014" / "COCO_val2014_000000000002.png"))[2, 2] == 2  # the crowd
     assert load_benchmark("coco", size=16, root=str(root)).source()["crowd"] is True
-    asked = len(server.asked)
+    # Masks that were begun are gone on with.
+    asked, done = len(server.asked), root / "masks" / "train2014"
+    made = done / "COCO_train2014_000000000001.png"
+    before = made.stat().st_mtime_ns
+    (done / "COCO_train2014_000000000002.png").unlink()
+    done.rename(done.with_name("train2014.part"))
     prepare("coco", "--root", root)
     assert len(server.asked) == asked
+    assert made.stat().st_mtime_ns == before
+    assert len(list(done.glob("*.png"))) == 4
 
 
 def test_the_authors_masks_in_their_own_layout(coco, prepare):
@@ -270,19 +253,6 @@ def test_other_annotations_are_left_as_they_are(coco, prepare, monkeypatch):
     assert f"hsnet.train --benchmark folder --root {root}`" in prepare("coco", "--root", root, status=2)
     assert len(server.asked) == asked
     assert len(list((root / "annotations").iterdir())) == 4
-
-
-def test_masks_that_were_begun_are_gone_on_with(coco, prepare):
-    root, _ = coco
-    prepare("coco", "--root", root)
-    done = root / "masks" / "train2014"
-    made = done / "COCO_train2014_000000000001.png"
-    before = made.stat().st_mtime_ns
-    (done / "COCO_train2014_000000000002.png").unlink()
-    done.rename(done.with_name("train2014.part"))
-    prepare("coco", "--root", root)
-    assert made.stat().st_mtime_ns == before
-    assert len(list(done.glob("*.png"))) == 4
 
 
 @pytest.fixture
@@ -341,8 +311,52 @@ def test_the_official_lists_are_read():
     assert theirs == {str(c): ids for c, ids in splits.read_coco("val").items() if c % 4 == 3}
 
 
-def test_two_at_once(tmp_path, prepare):
-    root = tmp_path / "pascal"
-    root.mkdir()
-    with program.FileLock(root / ".prepare.lock"):
-        assert "another `prepare` is running" in prepare("pascal", "--root", root, status=2)
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "folder").mkdir()
+    return tmp_path / "folder"
+
+
+def remote(server):
+    return RemoteFile(server.address, f"sha256:{hashlib.sha256(Server.content).hexdigest()}")
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_it_goes_on_in_a_later_call(server, folder, ranges):
+    server.cut_at, server.cuts = 6000, 1
+    with pytest.raises(ConnectionError, match="same command again, which continues the download"):
+        fetch(remote(server), folder)
+    assert [p.name for p in folder.iterdir()] == ["file.bin.part"]  # never under its own name
+    (folder / "file.bin.part").write_bytes(Server.content[:5000])
+    server.ranges = ranges  # without, the server sends all of it again
+    assert fetch(remote(server), folder).read_bytes() == Server.content
+    assert server.asked[-1] == "bytes=5000-"
+
+
+def test_another_file_is_not_kept_and_a_copy_put_there_by_hand_is_used_if_it_is_right(server, folder):
+    server.content = Server.content[::-1]
+    with pytest.raises(ConnectionError, match="differs from the published file and was deleted"):
+        fetch(remote(server), folder)
+    assert list(folder.iterdir()) == []
+    del server.content
+    (folder / "file.bin").write_bytes(Server.content)
+    fetch(remote(server), folder)
+    assert len(server.asked) == 1
+    (folder / "file.bin").write_bytes(Server.content[:-1])
+    for _ in range(2):
+        assert fetch(remote(server), folder).read_bytes() == Server.content
+    assert len(server.asked) == 2  # it is fetched once
+    assert [p.name for p in folder.iterdir()] == ["file.bin"]
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tgz"])
+def test_unpacking(folder, name):
+    archive = folder / name
+    archive.write_bytes(packed(name, {"in/one/1.txt": b"1", "in/one/deep/2.txt": Server.content, "in/two/3.txt": b"3"}))
+    unpack(archive, {"in/one": folder / "one"})
+    assert (folder / "one" / "deep" / "2.txt").read_bytes() == Server.content
+    assert sorted(p.name for p in folder.iterdir()) == [name, "one"]
+    (folder / "one" / "1.txt").write_text("mine")
+    unpack(archive, {"in/one": folder / "one", "in/two": folder / "two"})
+    assert (folder / "one" / "1.txt").read_text() == "mine"  # what is there is left as it is
+    assert (folder / "two" / "3.txt").exists()
