@@ -3,17 +3,24 @@
 import numpy as np
 import pytest
 import torch
-from drawn_datasets import with_stand_ins
+from drawn_datasets import StandIns, with_stand_ins
+from helpers import names
 
 from hsnet import BENCHMARKS, Batch, EpisodeDataset, test_episodes
 from hsnet.benchmarks import load_benchmark
-from hsnet.benchmarks.emoji import Emoji
-from hsnet.benchmarks.scenes import LEAST_VISIBLE
+from hsnet.benchmarks.emoji import UNSEEN_ARTIST, Emoji
+from hsnet.benchmarks.scenes import LEAST_VISIBLE, compose
 
 
 @pytest.fixture
 def shapes():
     return load_benchmark("shapes", size=64)
+
+
+@pytest.fixture
+def emoji():
+    """The real list of concepts, with stand-ins for the drawings."""
+    return with_stand_ins(Emoji)
 
 
 def equal(a, b):
@@ -28,7 +35,7 @@ def opened(name):
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_every_benchmark_keeps_the_contract(datasets, name):
+def test_every_benchmark_keeps_the_contract(datasets, monkeypatch, name):
     benchmark = opened(name)
     assert BENCHMARKS[name].name == name == benchmark.name
     assert benchmark.title
@@ -55,11 +62,7 @@ def test_every_benchmark_keeps_the_contract(datasets, name):
     assert benchmark.read_square(first.query, first.class_id, 32).image.shape == (3, 32, 32)
     assert benchmark.flaws(first.query, 64) == []
     assert benchmark.digest() == opened(name).digest()
-
-
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_an_epoch_can_ask_for_each_query_once(datasets, monkeypatch, name):
-    benchmark = opened(name)
+    # An epoch can ask for each query once.
     monkeypatch.setattr(benchmark, "each_query_once", True)
     count = min(benchmark.training_queries(0), 300)
     drawn = [EpisodeDataset(benchmark, 64, fold=0, count=count).episode(i) for i in range(count)]
@@ -87,7 +90,7 @@ def test_test_episodes_go_round_classes_and_artists(name):
     assert counts.max() - counts.min() <= 1
     assert episodes != test_episodes(benchmark, fold=1, shot=5, count=200, seed=1)
     for e in episodes:
-        query, *supports = [n.split(".")[3] for n in (e.query, *e.supports)]
+        query, *supports = [n.split(".")[3] for n in names(e)]
         assert query not in supports
         assert len(set(supports[:3])) == 3  # they take turns
         assert len({e.query, *e.supports}) == 6
@@ -102,7 +105,7 @@ def test_splits_are_apart(name):
         assert len(val) == len(val | test) // 3
         for _ in range(20):
             episode = benchmark.draw(rng, fold)
-            assert {c for n in (episode.query, *episode.supports) for c, _ in benchmark.objects(n)} <= train
+            assert {c for n in names(episode) for c, _ in benchmark.objects(n)} <= train
 
 
 def test_the_mask_is_what_is_visible(shapes):
@@ -145,20 +148,51 @@ def test_digest_changes_with_what_decides_a_scene(shapes, monkeypatch):
 
 
 def test_errors(shapes):
-    with pytest.raises(
-        ValueError,
-        match="unknown benchmark 'voc': choose one of coco, emoji, folder, fss, pascal, coco-to-pascal, shapes",
+    known = "choose one of coco, emoji, folder, fss, pascal, coco-to-pascal, shapes"
+    for name, message in (
+        ("voc", known),
+        ("emoji-photo", "it was removed; train for photographs with --benchmark folder"),
     ):
-        load_benchmark("voc", size=64)
-    with pytest.raises(
-        ValueError, match="'emoji-photo': it was removed; train for photographs with --benchmark folder"
+        with pytest.raises(ValueError, match=f"'{name}': {message}"):
+            load_benchmark(name, size=64)
+    for wrong, message in (
+        ({"fold": 7}, "fold is 7: shapes has the folds 0 to 3"),
+        ({"shot": 0}, "shot is 0"),
+        ({"protocol": "mine"}, "protocol is 'mine': shapes has official"),
+        ({"split": "training"}, "split is 'training'"),
     ):
-        load_benchmark("emoji-photo", size=64)
-    with pytest.raises(ValueError, match="fold is 7: shapes has the folds 0 to 3"):
-        test_episodes(shapes, fold=7, shot=1)
-    with pytest.raises(ValueError, match="shot is 0"):
-        test_episodes(shapes, fold=0, shot=0)
-    with pytest.raises(ValueError, match="protocol is 'mine': shapes has official"):
-        test_episodes(shapes, fold=0, shot=1, protocol="mine")
-    with pytest.raises(ValueError, match="split is 'training'"):
-        shapes.classes(0, "training")
+        with pytest.raises(ValueError, match=message):
+            test_episodes(shapes, **{"fold": 0, "shot": 1, **wrong})
+
+
+def test_the_unseen_artist_is_never_trained_on(emoji):
+    rng = np.random.default_rng(0)
+    drawn = [name for _ in range(200) for name in names(emoji.draw(rng, 0))]
+    drawn_by = {artist for name in drawn for _, artist in emoji.objects(name)}
+    assert UNSEEN_ARTIST not in drawn_by
+    assert len(drawn_by) == 6
+    tested = {e.query.split(".")[3] for e in test_episodes(emoji, fold=0, shot=1, count=300)}
+    assert UNSEEN_ARTIST in tested
+
+
+def test_siblings_never_stand_beside_each_other(emoji):
+    for episode in test_episodes(emoji, fold=2, shot=1, count=100):
+        objects = [c for c, _ in emoji.objects(episode.query)]
+        families = [emoji.concepts[c].family for c in objects]
+        assert len(set(families)) == len(families)
+
+
+def test_scenes_have_no_halos_and_exact_masks():
+    disc = StandIns().alpha
+    white = np.stack([disc] * 4, axis=-1)
+    black = np.stack([0 * disc] * 3 + [disc], axis=-1)
+    for sprite in (white, black):
+        a, b = (compose(np.random.default_rng(5), [s], 96) for s in (sprite, black))
+        np.testing.assert_array_equal(a.labels, b.labels)
+        # Where nothing is drawn the background is untouched, whatever the colour of what lies on it.
+        inside = b.labels > 0
+        grown = inside.copy()
+        for axis in (0, 1):
+            grown |= np.roll(inside, 2, axis) | np.roll(inside, -2, axis)
+        np.testing.assert_array_equal(a.image[~grown], b.image[~grown])
+        assert (b.image[inside].astype(int).mean() < 40).all()

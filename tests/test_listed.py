@@ -1,6 +1,7 @@
-"""Images and masks of PASCAL, COCO and FSS-1000: what is read, and files that are missing or broken."""
+"""Images and masks of PASCAL, COCO and FSS-1000: what is read, what is cached, and files that are missing or broken."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,6 @@ from hsnet.benchmarks import UnreadableFileError, coco, load_benchmark
 from hsnet.benchmarks.cache import build_cache
 from hsnet.benchmarks.resize import resize_image, resize_labels, resize_mask
 from hsnet.engine import Learner, evaluate, pixel_loss, pixel_weight
-from hsnet.episodes import load_episode
-
-
-def names(episode):
-    return [episode.query, *episode.supports]
 
 
 def test_pascal_masks_with_palette_or_grey(datasets):
@@ -62,8 +58,7 @@ def test_coco_reads_the_masks_that_were_prepared(datasets):
     assert name == "val2014/COCO_val2014_000000000003.jpg"
     sample = benchmark.read(name, 0)
     assert sample.mask[5:25, 3:16].all()
-    assert sample.mask.sum() == 20 * 13
-    assert sample.objects.sum() == 2 * 20 * 13
+    assert 2 * sample.mask.sum() == sample.objects.sum() == 2 * 20 * 13
     assert benchmark.source() == {"lists": "official", "source": "ours", "crowd": True}
     before = benchmark.digest()
     (datasets / "coco" / "masks" / "source.json").write_text('{"source": "authors"}')
@@ -72,17 +67,10 @@ def test_coco_reads_the_masks_that_were_prepared(datasets):
 
 def test_the_query_can_be_scored_at_its_own_size(datasets):
     benchmark = load_benchmark("pascal", size=64)
-    episode = test_episodes(benchmark, fold=0, shot=2, count=1)[0]
-    batch = load_episode(benchmark, episode, 64, original_size=True)
-    sample = benchmark.read(episode.query, episode.class_id)
-    assert batch.query.shape == (1, 3, 64, 64)
-    assert batch.support_mask.shape == (1, 2, 64, 64)
-    for ours, theirs in ((batch.query_mask, sample.mask), (batch.ignored, sample.ignored)):
-        np.testing.assert_array_equal(ours[0].numpy(), theirs)
-    dataset = EpisodeDataset(benchmark, 64, test_episodes(benchmark, fold=0, shot=1, count=4), original_size=True)
-    scores = evaluate(
-        lambda b: {"objects": any_object(b)}, dataset, benchmark.classes(0, "test"), batch=3, workers=0, title=""
-    )
+    dataset = EpisodeDataset(benchmark, 64, test_episodes(benchmark, fold=0, shot=2, count=4), original_size=True)
+    assert (dataset[0].query.shape, dataset[0].support_mask.shape) == ((1, 3, 64, 64), (1, 2, 64, 64))
+    classes = benchmark.classes(0, "test")
+    scores = evaluate(lambda b: {"objects": any_object(b)}, dataset, classes, batch=3, workers=0, title="")
     areas = [benchmark.read(e.query, e.class_id).mask.sum() for e in dataset.episodes]
     # Intersections of the foreground, in the image's own pixels.
     assert [row[2] for row in scores["objects"].rows] == areas
@@ -139,9 +127,7 @@ def test_a_loader_stops_at_a_bad_file_and_says_the_next_step(datasets, workers):
     benchmark = load_benchmark("pascal", size=64)
     episodes = test_episodes(benchmark, fold=0, shot=1, count=10)
     breaks(datasets, episodes[3].query, "broken off")
-    message = (
-        rf"^\S+{episodes[3].query}.jpg cannot be read \(.*\): replace it. `python -m hsnet.prepare pascal --check`"
-    )
+    message = rf"^\S+{episodes[3].query}.jpg cannot be read \(.*\): replace it. `python -m hsnet.prepare pascal"
     with pytest.raises(UnreadableFileError, match=message):
         list(EpisodeDataset(benchmark, 64, episodes).loader(2, workers))
     training = EpisodeDataset(benchmark, 64, fold=0, count=60)
@@ -150,28 +136,69 @@ def test_a_loader_stops_at_a_bad_file_and_says_the_next_step(datasets, workers):
         list(training.loader(2, workers))
 
 
-def test_what_is_cached_is_not_read(datasets):
-    build_cache(load_benchmark("pascal", size=32), 32)
+@pytest.mark.parametrize("name", sorted(DATASETS))
+def test_cached_pixels_are_those_of_the_files(datasets, name):
+    plain = load_benchmark(name, size=48)
+    folder = build_cache(plain, 48)
+    assert folder == datasets / name / "cache-48"
+    cached = load_benchmark(name, size=48)
+    assert cached.cache is not None
+    assert load_benchmark(name, size=50).cache is None  # another size: read from the files
+    pairs = [pair for split in ("train", "test") for pair in plain.pairs(0, split)]
+    for image, class_id in pairs[:: max(1, len(pairs) // 60)]:
+        # Of its own class, and of one that it does not show.
+        for c in (class_id, (class_id + 1) % len(plain.class_names)):
+            ours, expected = cached.read_square(image, c, 48), plain.read_square(image, c, 48)
+            for part in ("image", "mask", "objects", "ignored"):
+                assert torch.equal(getattr(ours, part), getattr(expected, part)), (image, c, part)
+    (folder / "images.uint8").open("ab").write(b"more")
+    with pytest.raises(ValueError, match=r"images.uint8 no longer has its .* bytes: delete that folder"):
+        load_benchmark(name, size=48)
+
+
+def test_an_episode_from_the_cache_is_the_same_batch(datasets):
+    build_cache(load_benchmark("pascal", size=48), 48)
+    transfer = load_benchmark("coco-to-pascal", size=48)  # shares it
+    assert transfer.pairs(0, "test")[0][0] in transfer.cache
+    plain, cached = load_benchmark("pascal", size=48), load_benchmark("pascal", size=48)
+    plain.cache = None
     breaks(datasets, "2007_000101", "empty")
-    assert [len(load_benchmark("pascal", size=size).flaws("2007_000101", size)) for size in (32, 48)] == [0, 1]
+    assert [len(load_benchmark("pascal", size=size).flaws("2007_000101", size)) for size in (48, 32)] == [0, 1]
     with pytest.raises(UnreadableFileError, match=r"2007_000101\.png cannot be read"):
-        build_cache(load_benchmark("pascal", size=48), 48)
+        build_cache(load_benchmark("pascal", size=32), 32)
+    shutil.rmtree(datasets / "pascal" / "JPEGImages")  # nothing of it is opened
+    episodes = test_episodes(cached, fold=2, shot=2, count=5)
+    assert all(len(b.class_id) for b in EpisodeDataset(cached, 48, episodes).loader(2, workers=2))
+    with pytest.raises(FileNotFoundError):
+        EpisodeDataset(plain, 48, episodes)[0]
+
+
+def test_a_cache_that_was_cut_off_is_built_again(datasets):
+    benchmark = load_benchmark("fss", size=32)
+    growing = datasets / "fss" / "cache-32.tmp"
+    growing.mkdir()
+    (growing / "images.uint8").write_bytes(b"half an image")
+    assert load_benchmark("fss", size=32).cache is None  # what is not complete does not have the name
+    folder = build_cache(benchmark, 32)
+    assert not growing.exists()
+    assert "bus/1.jpg" in load_benchmark("fss", size=32).cache
+    before = (folder / "index.json").stat().st_mtime_ns
+    assert build_cache(benchmark, 32) == folder  # is there
+    assert (folder / "index.json").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="shapes needs no cache"):
+        build_cache(load_benchmark("shapes", size=32), 32)
 
 
 def test_data_sets_that_are_incomplete(datasets, tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"no folder /nowhere for pascal: give it with --root; `python -m hsnet.prep"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"no folder /nowhere for pascal: give it with --root; `python -m"):
         load_benchmark("pascal", size=64, root="/nowhere").check(0, "test")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(
-        FileNotFoundError, match=r"(\d+) of the \1 images and masks of coco-to-pascal's.*prepare pascal --check"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"(\d+) of the \1 .* of coco-to-pascal's.*prepare pascal --check"):
         load_benchmark("coco-to-pascal", size=64, root=str(tmp_path / "empty")).check(3, "train")
     breaks(datasets, "2007_000000", "missing")
     benchmark = load_benchmark("pascal", size=64)
     with pytest.raises(
-        FileNotFoundError, match=r"1 of the .*pascal's train episodes.*2007_000000.jpg: is a download incomplete\?"
+        FileNotFoundError, match=r"1 of the .*pascal's train .*2007_000000.jpg: is a download incomplete\?"
     ):
         benchmark.check(1, "train")
 

@@ -1,20 +1,25 @@
-"""Pictures and masks of every kind people have."""
+"""Pictures, masks and annotations of every kind people have."""
+
+import json
 
 import numpy as np
 import pytest
+from drawn_datasets import instances
 from PIL import Image, ImageOps
 
 from hsnet import pictures
+from hsnet.annotations import read_annotations
 from hsnet.paths import ROOT
 from hsnet.pictures import find_pictures, read_image, read_mask
+from hsnet.segmenter import read_support
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (40, 60, 3), np.uint8)
 
 
 def saved(image, path, **options):
-    """`image` written to `path`."""
-    image.save(path, **options)
+    """The path of the written file; `image` may be an array."""
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(path, **options)
     return path
 
 
@@ -25,22 +30,20 @@ def test_modes_become_rgb(tmp_path, mode):
     if mode == "P":
         picture = picture.quantize(64)
     image, size = read_image(saved(picture, tmp_path / ("a" + suffix)))
-    assert image.dtype == np.uint8
-    assert image.shape == (40, 60, 3)
-    assert size == (40, 60)
+    assert (image.dtype, image.shape, size) == (np.uint8, (40, 60, 3), (40, 60))
     assert image.std() > 10
 
 
 def test_greys_of_sixteen_bits_are_scaled(tmp_path):
     grey = np.linspace(0, 65535, 40 * 60).reshape(40, 60).astype(np.uint16)
-    for image in (read_image(saved(Image.fromarray(grey), tmp_path / "deep.png"))[0], read_image(grey)[0]):
+    for image in (read_image(saved(grey, tmp_path / "deep.png"))[0], read_image(grey)[0]):
         assert np.abs(image[..., 0].astype(int) - grey // 257).max() <= 1
 
 
 def test_what_is_transparent_is_grey(tmp_path):
     cutout = np.dstack([PIXELS, np.zeros((40, 60), np.uint8)])
     cutout[:20, :, 3] = 255
-    image, _ = read_image(saved(Image.fromarray(cutout), tmp_path / "cutout.png"))
+    image, _ = read_image(saved(cutout, tmp_path / "cutout.png"))
     assert (image[:20] == PIXELS[:20]).all()
     assert (image[20:] == 127).all()
     assert (read_image(cutout)[0] == image).all()
@@ -105,18 +108,14 @@ def test_masks_of_many_kinds(tmp_path, kind):
 
 
 def test_soft_edges_are_cut_at_half(tmp_path):
-    large = Image.fromarray(TRUTH * np.uint8(255)).resize((120, 80), Image.Resampling.BICUBIC)
+    large = WHITE.resize((120, 80), Image.Resampling.BICUBIC)
     soft = read_mask(saved(large, tmp_path / "soft.png"))
     assert (soft == np.kron(TRUTH, np.ones((2, 2), bool))).mean() > 0.99
-    jpeg = read_mask(saved(Image.fromarray(TRUTH * np.uint8(255)), tmp_path / "mask.jpg"))
-    assert (jpeg == TRUTH).all()
+    assert (read_mask(saved(WHITE, tmp_path / "mask.jpg")) == TRUTH).all()
 
 
-def test_an_empty_mask_stays_empty():
+def test_empty_and_wrong_masks():
     assert not read_mask(np.zeros((4, 5), np.uint8)).any()
-
-
-def test_wrong_masks():
     with pytest.raises(ValueError, match=r"shape \(2, 40, 60\), expected"):
         read_mask(np.zeros((2, 40, 60)))
     with pytest.raises(ValueError, match="NaN"):
@@ -130,15 +129,13 @@ def test_folders_are_searched(tmp_path):
         (folder / name).touch()
     found, unused = find_pictures([folder])
     assert [p.name for p in found] == ["a ü 猫.png", "b.JPG"]
-    assert unused == [
-        f"not used in {folder}: .hidden.png (hidden)",
-        f"not used in {folder}: notes.txt (annotations that are not read: export them as COCO json, or as PNG masks)",
+    assert [line.partition(" (")[0] for line in unused] == [
+        f"not used in {folder}: {name}" for name in (".hidden.png", "notes.txt")
     ]
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        find_pictures([tmp_path / "nowhere"])
     (tmp_path / "bare").mkdir()
-    with pytest.raises(FileNotFoundError, match="no images in"):
-        find_pictures([tmp_path / "bare"])
+    for name, message in (("nowhere", "nowhere"), ("bare", "no images in")):
+        with pytest.raises(FileNotFoundError, match=message):
+            find_pictures([tmp_path / name])
 
 
 def test_the_page_has_the_table_of_the_module():
@@ -204,7 +201,7 @@ def test_every_turn_is_applied_or_ignored(tmp_path, turn):
     exif = Image.Exif()
     exif[0x0112] = turn
     for suffix in (".png", ".tif"):
-        path = saved(Image.fromarray(PIXELS), tmp_path / f"turned{suffix}", exif=exif)
+        path = saved(PIXELS, tmp_path / f"turned{suffix}", exif=exif)
         with Image.open(tmp_path / "turned.png") as image:
             upright = np.asarray(ImageOps.exif_transpose(image))
         image, size = read_image(path)
@@ -212,3 +209,60 @@ def test_every_turn_is_applied_or_ignored(tmp_path, turn):
         assert size == upright.shape[:2]
         if suffix == ".png":  # Pillow turns a TIFF by itself
             assert (read_image(path, exif="ignore")[0] == PIXELS).all()
+
+
+# Outlines of labelme and COCO
+
+
+SQUARE = [[20, 10], [49, 10], [49, 29], [20, 29]]  # TRUTH's
+CORNER = [[2, 32], [14, 32], [14, 38], [2, 38]]  # OTHER's
+
+
+def labelme(*shapes):
+    shapes = [{"label": label, "points": points, "shape_type": "polygon"} for label, points in shapes]
+    return {"shapes": shapes, "imageHeight": 40, "imageWidth": 60, "imagePath": "a.png"}
+
+
+def coco(**change):
+    annotation = {"image_id": 1, "category_id": 7, "segmentation": [np.ravel(SQUARE).tolist()]} | change
+    return instances(
+        {i: f"images/default/{name}.png" for i, name in ((1, "a"), (2, "b"))}, [annotation], {7: "thing"}, -1, -1
+    )
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content):
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        return tmp_path / "a.json"
+
+    saved(PIXELS, tmp_path / "a.png")
+    return write
+
+
+RUNS = {"size": [40, 60], "counts": [20 * 40 + 10, *([20, 20] * 30)[:-1], 60 * 40 - 49 * 40 - 30]}
+
+
+@pytest.mark.parametrize("content", [labelme(("thing", SQUARE)), coco(), coco(segmentation=RUNS)])
+def test_one_label_is_the_object(write, tmp_path, content):
+    assert (read_support(tmp_path / "a.png", write(content)).mask == TRUTH).all()
+
+
+def test_several_labels_are_listed_and_shapes_of_one_joined(write):
+    path = write(labelme(("cat", SQUARE), ("dog", CORNER), ("dog", SQUARE)))
+    with pytest.raises(ValueError, match=r"2 labels: cat \(25 %\), dog .*--label cat"):
+        read_annotations(path, "a.png", (40, 60))
+    assert (read_annotations(path, "a.png", (40, 60), "cat") == TRUTH).all()
+    assert read_annotations(path, "a.png", (40, 60), "dog").sum() == (TRUTH | OTHER).sum()
+    with pytest.raises(ValueError, match="no label 'cow': it holds cat, dog"):
+        read_annotations(path, "a.png", (40, 60), "cow")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(coco(segmentation=[]), "no outline for a.png: draw one and save it; a box is not an outline"), ({"regions": []}, "neither labelme's json nor COCO's"), (labelme(), "no outline"),
+     (labelme(("x", SQUARE[:2])), "cannot be read: draw it as a polygon"), (coco(image_id=2), "no outline for a.png")],
+)  # fmt: skip
+def test_what_is_not_read_is_named(write, content, message):
+    with pytest.raises(ValueError, match=message):
+        read_annotations(write(content), "a.png", (40, 60))

@@ -1,4 +1,4 @@
-"""PASCAL-5i, COCO-20i and FSS-1000: official and strict episodes, and the files behind them. Data sets are drawn by the tests.
+"""PASCAL-5i, COCO-20i, FSS-1000: settings, official and strict episodes, their files. Data sets are drawn by the tests.
 
 The authors' own episodes are compared where HSNET_SPLITS names the official lists.
 """
@@ -7,26 +7,25 @@ import gzip
 import json
 import os
 import re
+from dataclasses import fields
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from helpers import names
 from kit.golden import FOLDER
 
-from hsnet import paper, test_episodes
+from hsnet import Config, paper, test_episodes
 from hsnet.benchmarks import coco, load_benchmark, pascal
 from hsnet.benchmarks.splits import read_coco, read_fss, read_pascal
 from hsnet.config import TEST_LISTS
 from hsnet.episodes import test_lists
+from hsnet.model import VOTE_RULES
 from hsnet.paths import images_folder
 
 OFFICIAL_LISTS = os.environ.get("HSNET_SPLITS")
-
-
-needs_lists = pytest.mark.skipif(
-    not OFFICIAL_LISTS,
-    reason="the official split lists are not shipped: `python -m hsnet.prepare splits`, set HSNET_SPLITS",
-)
+NOT_SHIPPED = "the official split lists are not shipped: `python -m hsnet.prepare splits`, set HSNET_SPLITS"
+needs_lists = pytest.mark.skipif(not OFFICIAL_LISTS, reason=NOT_SHIPPED)
 
 
 @pytest.fixture
@@ -37,13 +36,32 @@ def official(tmp_path, monkeypatch):
     (tmp_path / "coco" / "masks" / "val2014").mkdir(parents=True)
 
 
-def names(episode):
-    return [episode.query, *episode.supports]
-
-
 def golden_lists():
     files = ("episodes.json.gz", "episodes_fss.json.gz")
     return {k: v for file in files for k, v in json.loads(gzip.decompress((FOLDER / file).read_bytes())).items()}
+
+
+def test_the_papers_settings():
+    config = paper("pascal", "resnet101", 3)
+    assert (config.epochs, config.patience, config.precision, config.batch) == (2000, 100, "float32", 20)
+    assert (config.protocol, config.novel_images) == ("official", "keep")
+    assert (config.boundary, config.rule) == ("background", "paper")
+    assert (config.optimizer, config.learning_rate, config.schedule, config.size) == ("adam", 1e-3, "constant", 400)
+    assert (config.val_episodes, config.test_episodes, config.epoch_episodes) == (1000, 1000, 0)
+    assert paper("coco").batch == 40
+    assert paper("fss").test_episodes == paper("fss").val_episodes == 2400
+    assert paper("pascal").run != Config(**{**vars(paper("pascal")), "protocol": "strict"}).run
+
+
+def test_settings_reach_the_benchmark(datasets):
+    config = Config(**{**vars(paper("pascal")), "protocol": "strict", "novel_images": "drop"})
+    benchmark = config.load_benchmark()
+    assert (benchmark.protocol, benchmark.novel_images) == ("strict", "drop")
+    with pytest.raises(ValueError, match="protocol is 'mine': choose one of official, strict"):
+        Config(protocol="mine")
+    with pytest.raises(ValueError, match="fold is 1: fss has one split only, --fold 0"):
+        load_benchmark("fss", size=64).classes(1, "test")
+    assert next(f for f in fields(Config) if f.name == "rule").metadata["choices"] == (*VOTE_RULES, "mean")
 
 
 @needs_lists
@@ -57,15 +75,14 @@ def test_official_episodes_are_the_authors(official, case):
 
 
 @needs_lists
-def test_an_epoch_is_as_long_as_the_papers(official):
-    iterations = {
-        name: [
-            -(-load_benchmark(name, size=400).training_queries(fold) // paper(name).batch)
-            for fold in range(load_benchmark(name, size=400).folds)
-        ]
-        for name in ("pascal", "coco", "fss")
-    }
-    assert iterations == {"pascal": [570, 513, 390, 580], "coco": [1551, 1860, 1826, 1846], "fss": [260]}
+def test_an_epoch_is_as_long_as_the_papers_and_how_many_pairs_show_novel_classes(official):
+    paper_iterations = {"pascal": [570, 513, 390, 580], "coco": [1551, 1860, 1826, 1846], "fss": [260]}
+    for name, iterations in paper_iterations.items():
+        benchmark, batch = load_benchmark(name, size=400), paper(name).batch
+        assert [-(-benchmark.training_queries(fold) // batch) for fold in range(benchmark.folds)] == iterations
+    keep, drop = (load_benchmark("pascal", size=400, novel_images=option) for option in ("keep", "drop"))
+    share = [1 - drop.training_queries(f) / keep.training_queries(f) for f in range(4)]
+    assert [round(100 * s) for s in share] == [7, 17, 29, 10]
 
 
 @needs_lists
@@ -77,13 +94,6 @@ def test_five_shot_supports_repeat_officially_and_never_strictly(official):
     assert [repeats("pascal", fold, "official") for fold in range(4)] == [133, 112, 53, 133]
     for name, folds in (("pascal", 4), ("coco", 4), ("fss", 1)):
         assert sum(repeats(name, fold, "strict") for fold in range(folds)) == 0
-
-
-@needs_lists
-def test_how_many_pairs_show_novel_classes(official):
-    keep, drop = (load_benchmark("pascal", size=400, novel_images=option) for option in ("keep", "drop"))
-    share = [1 - drop.training_queries(f) / keep.training_queries(f) for f in range(4)]
-    assert [round(100 * s) for s in share] == [7, 17, 29, 10]
 
 
 def test_official_episodes_are_calls_of_the_legacy_generator(datasets):
@@ -165,15 +175,12 @@ def test_dropping_images_that_show_novel_classes(datasets, name, protocol):
         assert drop.pairs(fold, "test") == keep.pairs(fold, "test")
 
 
-def test_coco_to_pascal_asks_for_no_class_of_its_model():
-    for c, coco_id in enumerate(pascal.COCO_IDS):
-        same = {"aeroplane": "airplane", "diningtable": "dining table", "motorbike": "motorcycle", "sofa": "couch"}
-        same |= {"pottedplant": "potted plant", "tvmonitor": "tv"}
-        assert coco.CLASSES[coco_id] == same.get(pascal.CLASSES[c], pascal.CLASSES[c])
-
-
-def test_coco_to_pascal_folds(datasets):
+def test_coco_to_pascal_asks_for_no_class_of_its_model(datasets):
+    same = {"aeroplane": "airplane", "diningtable": "dining table", "motorbike": "motorcycle", "sofa": "couch"}
+    same |= {"pottedplant": "potted plant", "tvmonitor": "tv"}
+    assert [coco.CLASSES[i] for i in pascal.COCO_IDS] == [same.get(name, name) for name in pascal.CLASSES]
     transfer, source = load_benchmark("coco-to-pascal", size=64), load_benchmark("coco", size=64)
+    listed = {n for n, _ in load_benchmark("pascal", size=64).listed("val")}
     folds = [transfer.classes(fold, "test") for fold in range(4)]
     assert [len(f) for f in folds] == [6, 4, 6, 4]
     assert sorted(c for classes in folds for c in classes) == list(range(20))
@@ -182,9 +189,7 @@ def test_coco_to_pascal_folds(datasets):
         assert not {pascal.COCO_IDS[c] for c in classes} & set(trained)
         episodes = test_episodes(transfer, fold=fold, shot=1, count=200)
         assert {e.class_id for e in episodes} == set(classes)
-        assert {n for e in episodes for n in names(e)} <= {
-            n for n, _ in load_benchmark("pascal", size=64).listed("val")
-        }
+        assert {n for e in episodes for n in names(e)} <= listed
     assert transfer.source()["episodes"] == "ours"
     assert transfer.root == images_folder("pascal")
 
@@ -200,11 +205,7 @@ def test_coco_to_pascal_asks_for_every_validation_image(official):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        (
-            "pascal/val/fold0.txt",
-            b"2007_000100__01\n2007_000101__21\n",
-            "line 2: class 21 does not exist, they are 1 to 20",
-        ),
+        ("pascal/val/fold0.txt", b"2007_000100__01\n2007_000101__21\n", "line 2: class 21 does not exist, they are 1"),
         ("pascal/val/fold0.txt", b"<html>\n", "line 1: '<html>' is not IMAGE__CLASS"),
         ("coco/val.json", json.dumps({c: [1, 2] for c in range(81)}).encode(), r"the classes 0 to 79.* \[80\]"),
         ("coco/val.json", json.dumps({c: [1, 2] for c in range(79)}).encode(), r"the classes 0 to 79.* \[79\]"),
@@ -218,7 +219,6 @@ def test_lists_that_are_wrong(datasets, file, content, message):
     path.with_suffix("").unlink(missing_ok=True)  # of coco/val.json.gz
     path.write_bytes(content) if content else path.unlink()
     read = {"pascal": lambda: read_pascal("val", 0), "coco": lambda: read_coco("val"), "fss": lambda: read_fss("val")}
-    with pytest.raises(
-        (ValueError, FileNotFoundError), match=rf"{message}.*fetch .*hsnet.prepare splits`, or set HSNET"
-    ):
+    remedy = "fetch .*hsnet.prepare splits`, or set HSNET"
+    with pytest.raises((ValueError, FileNotFoundError), match=f"{message}.*{remedy}"):
         read[file.split("/")[0]]()

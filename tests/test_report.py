@@ -1,11 +1,10 @@
 """Tables are made from files, and refuse to mix what cannot be compared."""
 
-import json
-import re
-
+import numpy as np
 import pytest
 from conftest import table_rows
-from kit import tables
+from helpers import scored
+from kit import photographs, tables
 from kit.pages import run_score
 
 from hsnet import runs
@@ -15,62 +14,32 @@ from hsnet.paths import ROOT
 from hsnet.reproduce.experiments import read_paper
 
 
-def test(shot, digest="a", **scores):
-    return {
-        "shot": shot,
-        "digest": digest,
-        "scores": {name: {"miou": v, "interval": [v - 1, v + 1], "fb_iou": 60.0} for name, v in scores.items()},
-    }
-
-
-test.__test__ = False
-
-
 def test_tables():
-    table = runs.scores_table([test(1, HSNet=50.04, prototypes=40.0), test(5, HSNet=55.0)])
+    table = runs.scores_table([scored(1, HSNet=50.04, prototypes=40.0), scored(5, HSNet=55.0)])
     lines = table_rows(table)
-    assert lines[1] == ["HSNet", "50.0 [49.0, 51.0]", "60.0", "55.0 [54.0, 56.0]", "60.0"]
-    assert lines[2] == ["prototypes", "40.0 [39.0, 41.0]", "60.0", "–", "–"]
+    assert lines[1] == ["HSNet", "50.0 [49.0, 51.0]", "60.0", "55.0 [54.0, 56.0]", "65.0"]
+    assert lines[2] == ["prototypes", "40.0 [39.0, 41.0]", "50.0", "–", "–"]
     with pytest.raises(ValueError, match=r"different test scenes \(digests a, b\)"):
-        runs.scores_table([test(1, HSNet=1.0), test(5, digest="b", HSNet=1.0)])
+        runs.scores_table([scored(1, HSNet=1.0), scored(5, HSNet=1.0) | {"digest": "b"}])
 
 
-@pytest.fixture
-def folder(data):
-    path = data / "runs" / "one"
-    path.mkdir(parents=True)
-    return path
-
-
-def test_rendering_fills_the_marked_places(folder):
+def test_rendering_fills_the_marked_places(run):
     text = "before\n<!-- run one -->\nold\n<!-- end -->\nafter <!-- run two -->\n<!-- end -->"
     assert "–" in tables.render(text)
-    runs.write_json(folder / "test-1shot.json", test(1, HSNet=50.0))
+    runs.write_json(run / "test-1shot.json", scored(1, HSNet=50.0))
     rendered = tables.render(text)
     assert "50.0 [49.0, 51.0]" in rendered
     assert "old" not in rendered
     assert tables.render(rendered) == rendered
 
 
-def test_the_score_of_a_runs_first_episodes(folder):
+def test_the_score_of_a_runs_first_episodes(run):
     rows = [[3, 0, 10, 90, 40], [5, 0, 30, 90, 40], [3, 0, 40, 90, 40]]
-    runs.write_json(folder / "test-1shot.json", {"areas": {"HSNet": rows}, "resample_classes": True})
+    runs.write_json(run / "test-1shot.json", {"areas": {"HSNet": rows}, "resample_classes": True})
     assert run_score("one").miou() == pytest.approx((100 * 50 / 80 + 75) / 2)
     assert run_score("one", count=2).miou() == pytest.approx((25 + 75) / 2)
     with pytest.raises(FileNotFoundError, match="evaluate one --shot 5"):
         run_score("one", shot=5)
-
-
-def test_json_is_readable_and_whole(data):
-    content = {"a": [[1, 2], [3, 4]], "b": {"c": [1.5, None]}, "d": [], "e": "é"}
-    runs.write_json(data / "x.json", content)
-    assert json.loads((data / "x.json").read_text()) == content
-    assert "[1, 2],\n" in (data / "x.json").read_text()
-    assert not list(data.glob("*.tmp"))
-
-
-def test_no_runs(data):
-    assert "`make train` trains one" in runs.runs_table()
 
 
 def test_the_same_query_is_asked_for_its_other_objects():
@@ -104,25 +73,43 @@ def test_the_papers_means_are_those_of_its_folds():
     assert table_rows(tables.paper_kernels_table())[-1][:2] == ["center-pivot 4D", "25.51 ms"]
 
 
-def test_networks_and_results(folder):
-    (folder.parent / "networks.csv").write_text("run,network,computed on\none,the first,a CPU\ntwo,not there,a CPU\n")
-    runs.write_json(folder / "config.json", {"start": "", "size": 256, "epoch_episodes": 2000})
-    (folder / "history.jsonl").write_text('{"seconds": 60.0}\n{"seconds": 121.0}\n')
-    runs.write_json(folder / "test-1shot.json", test(1, HSNet=50.0, prototypes=30.0))
+def test_networks_and_results(run):
+    (run.parent / "networks.csv").write_text("run,network,computed on\none,the first,a CPU\ntwo,not there,a CPU\n")
+    runs.write_json(run / "config.json", {"start": "", "size": 256, "epoch_episodes": 2000})
+    (run / "history.jsonl").write_text('{"seconds": 60.0}\n{"seconds": 121.0}\n')
+    runs.write_json(run / "test-1shot.json", scored(1, HSNet=50.0, prototypes=30.0))
     rows = table_rows(tables.networks_table())
     assert rows[1:] == [["`one`", "the first", "–", "256", "4,000", "2", "a CPU", "50.0 [49.0, 51.0]"]]
     rows = table_rows(tables.results_table("one,two"))
     assert rows[1:] == [["`one`", "50.0 [49.0, 51.0]", "30.0 [29.0, 31.0]", "–", "–"], ["`two`", *"––––"]]
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in tables.PAGES if "runs" not in page.parts], ids=lambda page: page.stem
-)
-def test_no_number_is_typed_in_a_table(page):
-    text = re.sub(r"<!-- \S+ \S+ -->\n.*?<!-- end -->", "", page.read_text(), flags=re.DOTALL)
-    rows = [line for line in text.splitlines() if re.match(r"\s*\|.*\|", line)]
-    typed = [row for row in rows if re.search(r"\d+\.\d", re.sub(r"`[^`]*`", "", row))]
-    assert not typed, "render these from a file: " + "\n".join(typed)
+def test_photographs_are_scored_by_object_size_and_beside_the_prototypes(run):
+    rng = np.random.default_rng(0)
+    pixels, objects = 10_000, np.array([100, 600, 2000, 5000] * 10)
+
+    def areas(iou):
+        """Masks inside the object that cover so much of it."""
+        found = (objects * iou).astype(int)
+        rows = zip(np.arange(40) % 2, pixels - objects, found, pixels - found, objects, strict=True)
+        return [list(map(int, row)) for row in rows]
+
+    everything = [[int(i % 2), 0, int(o), pixels - int(o), pixels] for i, o in enumerate(objects)]
+    for shot in (1, 5):
+        content = {"HSNet": areas(0.6), "prototypes": areas(0.3), "all foreground": everything}
+        runs.write_json(run / f"test-{shot}shot.json", {"areas": content})
+        if shot == 1:
+            with pytest.raises(FileNotFoundError, match=r"hsnet\.evaluate one --shot 1 --size 400"):
+                photographs.scores_table("one")
+        content = {"HSNet": areas(rng.random()), "prototypes": areas(0.4), "all foreground": everything}
+        runs.write_json(run / f"400px-test-{shot}shot.json", {"areas": content})
+    header, *rows = table_rows(photographs.scores_table("one"))
+    assert header == ["supports", "HSNet", "prototypes", "prototypes, 400 px", "lead over the better"]
+    assert [row[1].split()[0] for row in rows[-2:]] == ["60.0", "60.0"]
+    assert rows[-1][-1].startswith("+20.0 [20.0")
+    rows = table_rows(photographs.sizes_table("one"))[-8:]
+    assert [row[2] for row in rows] == ["10"] * 8
+    assert rows[0][3:] == ["60.0", "40.0", "100 %", "0 %"]
 
 
 @pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: str(page.relative_to(ROOT)))

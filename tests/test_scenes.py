@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import names
 
 from hsnet.benchmarks import load_benchmark
 from hsnet.episodes import test_episodes
@@ -25,10 +26,9 @@ def fingerprint(scene):
 
 def scenes(benchmark):
     """A few dozen scene names: the queries and supports of test episodes, and of training episodes."""
-    names = [n for e in test_episodes(benchmark, fold=0, shot=1, count=8) for n in (e.query, *e.supports)]
     rng = np.random.default_rng(0)
     drawn = [benchmark.draw(rng, fold) for fold in (0, 1, 2, 3) for _ in range(3)]
-    return names + [n for e in drawn for n in (e.query, *e.supports)]
+    return [n for e in [*test_episodes(benchmark, fold=0, shot=1, count=8), *drawn] for n in names(e)]
 
 
 @pytest.mark.parametrize("name", DRAWN)
