@@ -4,18 +4,19 @@ import importlib.util
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
 
 import pytest
-from helpers import BOOK, QUESTIONS
+from helpers import BOOK, QUESTIONS, python
+from kit import tables
 from kit.publish import FIRST_CELL, publish, published
 
 import hsnet
 
 PAGES = sorted(BOOK.glob("*.ipynb"))
+TABLES = [page for page in tables.PAGES if "runs" not in page.parts]
 CHAPTERS = [page for page in PAGES if page.name[0].isdigit()]
 
 
@@ -33,7 +34,13 @@ def test_every_page_is_in_the_table_of_contents():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_cells(page):
-    for cell in json.loads(page.read_text())["cells"]:
+    code, text = cells(page, "code"), "\n".join(cells(page, "markdown"))
+    address, branch = published()
+    first = FIRST_CELL.format(address=address, branch=branch)
+    every = json.loads(page.read_text())["cells"]
+    assert "".join(every[0]["source"]) == first, "run python book/kit/publish.py"
+    assert every[0]["metadata"]["tags"] == ["remove-cell"]
+    for cell in every:
         source, tags = "".join(cell["source"]), set(cell["metadata"].get("tags", []))
         assert not cell.get("outputs"), source
         assert cell.get("execution_count") is None, source
@@ -43,19 +50,19 @@ def test_cells(page):
             assert {"remove-output", "skip-execution"} <= tags, source
         if {"hide-input", "hide-cell"} & tags:
             assert len(source.splitlines()) <= 25, f"move what it defines to book/kit:\n{source}"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
-def test_code_is_as_wide_as_the_page(page):
     # 88 characters are what `book.css` leaves room for, on a desk, also in hidden solutions.
-    blocks = re.findall(r"^```(?:bash|python)\n(.*?)^```", "\n".join(cells(page, "markdown")), re.DOTALL | re.MULTILINE)
-    wide = [line for code in [*cells(page, "code")[1:], *blocks] for line in code.splitlines() if len(line) > 88]
+    blocks = re.findall(r"^```(?:bash|python)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    wide = [line for source in [*code[1:], *blocks] for line in source.splitlines() if len(line) > 88]
     assert not wide, "wrap these:\n" + "\n".join(wide)
+    artists = [source for source in code if re.search(r"Markdown\(.*\.attribution", source)]
+    assert len(artists) == any(re.search(r'emoji\(\)|"emoji"', source) for source in code), "name them once"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", [*PAGES, *TABLES], ids=lambda p: p.stem)
 def test_no_number_is_typed_in_a_table(page):
-    rows = [line for text in cells(page, "markdown") for line in text.splitlines() if re.match(r"\|.*\|", line)]
+    text = "\n".join(cells(page, "markdown")) if page in PAGES else page.read_text()
+    text = re.sub(r"<!-- \S+ \S+ -->\n.*?<!-- end -->", "", text, flags=re.DOTALL)
+    rows = [line for line in text.splitlines() if re.match(r"\s*\|.*\|", line)]
     typed = [row for row in rows if re.search(r"\d+\.\d", row)]
     assert not typed, "render these from a file: " + "\n".join(typed)
 
@@ -66,13 +73,6 @@ def test_a_chapter_has_its_parts(page):
     parts = "**What you will learn**", "## Predict before running", "## Exercises", "## Summary", "## Further reading"
     assert not [part for part in (*parts, "**Check") if part not in text]
     assert not [part for part in ("assert", "NetworkDiagram(", "FrameSlider(") if part not in code]
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
-def test_a_page_with_drawings_names_the_artists_once(page):
-    code = cells(page, "code")
-    named = [text for text in code if re.search(r"Markdown\(.*\.attribution", text)]
-    assert len(named) == any(re.search(r'emoji\(\)|"emoji"', text) for text in code)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
@@ -97,15 +97,6 @@ def test_a_question_is_answered_in_the_words_people_use(words):
 def test_the_reference_has_every_public_name():
     named = re.findall(r"^\.\. auto\w+:: hsnet\.(\w+)$", (BOOK / "api.md").read_text(), re.MULTILINE)
     assert sorted(named) == sorted(hsnet.__all__)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
-def test_the_first_cell_knows_the_address(page):
-    address, branch = published()
-    cell = json.loads(page.read_text())["cells"][0]
-    expected = FIRST_CELL.format(address=address, branch=branch)
-    assert "".join(cell["source"]) == expected, "run python book/kit/publish.py"
-    assert cell["metadata"]["tags"] == ["remove-cell"]
 
 
 def test_the_first_cell_fetches_the_library_where_it_is_missing(monkeypatch):
@@ -151,9 +142,7 @@ def test_launch_buttons(small_book):
     pytest.importorskip("jupyter_book")
     publish("https://github.com/somebody/hsnet", "main", small_book)
     program = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"
-    command = [sys.executable, "-c", program, "build", small_book, "--all", "--keep-going"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    python("-c", program, "build", small_book, "--all", "--keep-going")
     page = (small_book / "_build" / "html" / "book" / "01_few_shot_segmentation.html").read_text()
     notebook = "book/01_few_shot_segmentation.ipynb"
     assert f"https://colab.research.google.com/github/somebody/hsnet/blob/main/{notebook}" in page
@@ -174,8 +163,5 @@ def test_publishing_again_changes_nothing_and_can_be_undone(small_book):
     assert [path.read_text() for path in files] == once != without
     publish("", "main", small_book)
     assert [path.read_text() for path in files] == without
-
-
-def test_an_address_that_colab_cannot_open_is_refused(small_book):
     with pytest.raises(ValueError, match=r"gitlab.*github\.com/NAME"):
         publish("https://gitlab.com/somebody/hsnet", "main", small_book)

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from kit.figures import BOXES, STATIC, FrameSlider, NetworkDiagram, differences, grid, heat, ladder, panels, two_planes
+from kit.figures import BOXES, STATIC, FrameSlider, NetworkDiagram, differences, heat, ladder, panels
 from kit.pages import SIZE
 
 from hsnet import HSNet, hypercorrelation_pyramid
@@ -24,19 +24,9 @@ def test_a_slider_holds_its_frames():
     assert 'aria-label="A letter: b &quot;quoted&quot; &lt;"' in html
     assert "http" not in html
     assert not plt.get_fignums()  # closed: the page does not show them again
-
-
-def test_a_slider_holds_panels():
-    image = np.zeros((4, 4, 3), np.uint8)
-    html = FrameSlider([panels([("one", image), ("two", image)])], ["a"], "which", "A letter")._repr_html_()
-    assert html.count("data:image/webp;base64,") == 2
-    assert not plt.get_fignums()
-
-
-@pytest.mark.parametrize(("figures", "labels"), [(0, 0), (13, 13), (2, 3)])
-def test_a_slider_of_wrong_length(figures, labels):
-    with pytest.raises(ValueError, match=f"{figures} figures and {labels} labels"):
-        FrameSlider(frames(figures), ["x"] * labels, "which", "A letter")
+    for figures, labels in ((0, 0), (13, 13), (2, 3)):
+        with pytest.raises(ValueError, match=f"{figures} figures and {labels} labels"):
+            FrameSlider(frames(figures), ["x"] * labels, "which", "A letter")
     plt.close("all")
 
 
@@ -47,6 +37,7 @@ def test_the_current_box_is_lit(box):
     assert set(lit) == {box}
     assert len(lit) == 2 * {"squeezing": 3, "mixing": 2}.get(box, 1)  # in the wide and in the tall drawing
     assert f"this chapter: {box}" in html
+    assert 'lit"' not in NetworkDiagram()._repr_html_()
 
 
 @pytest.mark.parametrize("form", ["wide", "tall"])
@@ -63,12 +54,6 @@ def test_the_shapes_in_the_diagram_are_those_of_the_network(form):
     assert len(shapes) == 9
     for shape in shapes:
         assert " × ".join(map(str, shape[1:])) in drawn
-
-
-def test_an_unknown_box():
-    assert 'lit"' not in NetworkDiagram()._repr_html_()
-    with pytest.raises(ValueError, match="no box 'head': choose one of backbone"):
-        NetworkDiagram("head")
 
 
 def test_heat_is_where_the_values_are():
@@ -88,7 +73,8 @@ def test_panels_are_pictures_with_their_titles():
     first, second = re.findall(r'src="([^"]*)"', html)
     assert first != second  # the cross
     assert figure.number in plt.get_fignums()  # a notebook shows it when the cell ends
-    plt.close("all")
+    assert FrameSlider([figure], ["a"], "which", "A letter")._repr_html_().count("data:image/webp;base64,") == 2
+    assert not plt.get_fignums()
 
 
 def test_a_ladder_is_as_long_as_the_scores():
@@ -100,33 +86,9 @@ def test_a_ladder_is_as_long_as_the_scores():
     plt.close("all")
 
 
-def test_a_grid_names_its_rows_and_columns():
-    image = np.zeros((4, 4, 3), np.uint8)
-    html = grid([[image, image, None], [image, None, image]], ["up", "down"], ["a", "b", "c"]).content
-    assert re.findall("<figcaption>(.*?)</figcaption>", html) == ["a", "b", "a", "c"]
-    assert re.findall("<b>(.*?)</b>", html) == ["up", "down"]
-    assert html.count("<figure></figure>") == 2
-    plt.close("all")
-
-
-def test_two_planes_draw_a_line_for_each_pair():
-    image = np.zeros((8, 8, 3), np.uint8)
-    pairs = np.zeros((9, 9))
-    pairs[4], pairs[0, 4], pairs[8, 4] = 1, 0.5, -0.5
-    figure = two_planes(image, image, 8, ((3, 3), (4, 4)), pairs)
-    colours = [line.get_color() for line in figure.axes[0].lines]
-    assert colours.count("#d9480f") == 10
-    assert colours.count("#1c7ed6") == 1
-    plt.close("all")
-
-
 def test_differences_are_drawn_for_what_was_run():
-    bars = {
-        "both": ([(0, 3.0, (1.0, 5.0)), (1, 2.0, (0.5, 4.0))], "holds"),
-        "one": ([(1, -2.0, (-3.0, 1.0))], ""),
-        "none": ([], ""),
-    }
-    figure = differences(bars, spread=1.5)
+    both, one = [(0, 3.0, (1.0, 5.0)), (1, 2.0, (0.5, 4.0))], [(1, -2.0, (-3.0, 1.0))]
+    figure = differences({"both": (both, "holds"), "one": (one, ""), "none": ([], "")}, spread=1.5)
     assert [patch.get_width() for patch in figure.axes[0].patches] == [3.0, 3.0, 2.0, -2.0]  # the first is the band
     assert [text.get_text() for text in figure.axes[0].texts] == ["holds", "no verdict yet", "not run"]
     lines = [line.get_xdata() for line in figure.axes[0].lines if line.get_marker() == "None"]

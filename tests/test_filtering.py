@@ -27,11 +27,7 @@ def test_a_probe_reads_the_channel_that_holds_the_mask():
     assert probe.iou > 95
     both, either = probe.masks(x) & masks, probe.masks(x) | masks
     assert both.sum() / either.sum() > 0.95
-
-
-def test_a_probe_of_noise_reads_little():
-    torch.manual_seed(0)
-    masks = squares(8)
+    # Noise reads little.
     assert Probe(torch.randn(8, 5, 36, 36), masks).iou < masks.float().mean() * 110
 
 
@@ -45,10 +41,8 @@ def test_trained_layers_are_those_of_the_blocks():
     with torch.no_grad():
         query, support = (model.backbone(model.backbone.normalize(image[None])) for image in images)
         pyramid = hypercorrelation_pyramid(query, mask_features(support, mask[0]))
-        expected = [
-            [block.layers[: 3 * i](x) for block, x in zip(model.encoder.squeezing, pyramid, strict=True)]
-            for i in (1, 2, 3)
-        ]
+        blocks = [*zip(model.encoder.squeezing, pyramid, strict=True)]
+        expected = [[block.layers[: 3 * i](x) for block, x in blocks] for i in (1, 2, 3)]
     found = trained_layers(model, batch)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
@@ -64,9 +58,7 @@ def test_false_matches_join_background_with_the_object():
     assert (x[0, :, :2] == 0).all()  # the query's object
     assert (x[0].sum((0, 1, 2)) > 0).nonzero().tolist() == [[1, 2]]
     assert (x[0, :, first[0], first[1], 1, 2] == 1).all()
-
-
-def test_spread_of_a_change_at_one_position():
+    # How far a change at one position spreads.
     before = torch.tensor([[[0.0, 1.0], [-1.0, 0.5]]])
     after = before.clone()
     after[0, 0, 1] = -1

@@ -23,10 +23,7 @@ ICONS = {"prefix": "tiny", "icons": {"square": {"body": RED_SQUARE}, "bar": {"bo
 LIST = "id,name,group,family,fold,tiny\n0,square,objects,square,0,square\n1,bar,objects,bar,1,bar\n"
 
 
-# The tracked list
-
-
-def test_the_list_of_concepts():
+def test_the_list_of_concepts_and_its_balanced_folds():
     concepts = load_concepts()
     assert len(concepts) >= 500
     names = {icons.name for icons in sprites.SETS}
@@ -35,10 +32,10 @@ def test_the_list_of_concepts():
     assert len({concept.name for concept in concepts}) == len(concepts)
     drawings = collections.Counter(item for concept in concepts for item in concept.drawings.items())
     assert max(drawings.values()) == 1  # none belongs to two concepts
+    for icons in sprites.SETS:
+        assert icons.maker in sprites.ATTRIBUTION
+        assert icons.licence.replace("CC-BY-4.0", "CC BY 4.0") in sprites.ATTRIBUTION
 
-
-def test_folds_are_balanced():
-    concepts = load_concepts()
     for group in {None} | {concept.group for concept in concepts}:
         sizes = collections.Counter(c.fold for c in concepts if group in (None, c.group))
         assert sorted(sizes) == [0, 1, 2, 3]
@@ -71,30 +68,28 @@ def test_no_excluded_drawing_is_listed():
             assert exclusion["set"] not in concepts[exclusion["concept"]].drawings
 
 
-def test_attribution_names_every_maker_and_licence():
-    for icons in sprites.SETS:
-        assert icons.maker in sprites.ATTRIBUTION
-        assert icons.licence.replace("CC-BY-4.0", "CC BY 4.0") in sprites.ATTRIBUTION
-
-
-# One drawing
-
-
 def test_svg_takes_its_box_from_icon_then_set_then_default():
     collection = {"width": 64, "icons": {"a": {"body": "<g/>", "width": 32}, "b": {"body": "<g/>"}}}
     assert 'viewBox="0 0 32 16"><g/></svg>' in icon_svg(collection, "a")
     assert 'viewBox="0 0 64 16"' in icon_svg(collection, "b")
 
 
-def test_square_fills_the_sprite():
-    sprite = sprites.render_sprite(icon_svg(ICONS, "square"))
+def drawn(body, **box):
+    return sprites.render_sprite(icon_svg({**box, "icons": {"a": {"body": body}}}, "a"))
+
+
+def test_square_fills_the_sprite_and_a_faint_shadow_is_left_out():
+    sprite = drawn(RED_SQUARE)
     assert sprite.shape == (160, 160, 4)
     assert sprite.dtype == np.uint8
     assert (sprite == [255, 0, 0, 255]).all()
+    assert (drawn(RED_SQUARE + '<ellipse cx="8" cy="14" rx="8" ry="1" opacity=".15"/>') == sprite).all()
+    with pytest.raises(ValueError, match="nothing in it is opaque"):
+        drawn("<g/>")
 
 
 def test_wide_thing_is_centred_and_premultiplied():
-    sprite = sprites.render_sprite(icon_svg(ICONS, "bar"))
+    sprite = drawn(WIDE_BAR)
     assert (sprite[..., :3] <= sprite[..., 3:]).all()
     assert sprite[80, 80].tolist() == [0, 0, 204, 204]
     rows, columns = np.flatnonzero(sprite[..., 3].any(1)), np.flatnonzero(sprite[..., 3].any(0))
@@ -102,25 +97,10 @@ def test_wide_thing_is_centred_and_premultiplied():
 
 
 def test_small_thing_on_a_large_canvas_has_sharp_edges():
-    body = '<circle cx="30" cy="70" r="5" fill="#0f0"/>'
-    sprite = sprites.render_sprite(icon_svg({"width": 100, "height": 100, "icons": {"dot": {"body": body}}}, "dot"))
+    sprite = drawn('<circle cx="30" cy="70" r="5" fill="#0f0"/>', width=100, height=100)
     partly = (sprite[..., 3] > 8) & (sprite[..., 3] < 247)
     assert sprite[..., 3].mean() / 255 == pytest.approx(np.pi / 4, abs=0.01)
     assert partly.mean() < 0.04  # a rim of about one pixel
-
-
-def test_faint_shadow_is_left_out():
-    body = RED_SQUARE + '<ellipse cx="8" cy="14" rx="8" ry="1" opacity=".15"/>'
-    shadowed = sprites.render_sprite(icon_svg({"icons": {"a": {"body": body}}}, "a"))
-    assert (shadowed == sprites.render_sprite(icon_svg(ICONS, "square"))).all()
-
-
-def test_empty_drawing_is_refused():
-    with pytest.raises(ValueError, match="nothing in it is opaque"):
-        sprites.render_sprite(icon_svg({"icons": {"a": {"body": "<g/>"}}}, "a"))
-
-
-# The cache
 
 
 @pytest.fixture
@@ -152,8 +132,11 @@ def test_first_use_fetches_and_draws(workshop, tmp_path):
     assert prepare_sprites(tmp_path / "cache", progress=False) == tmp_path / "cache" / "sprites.npy"
     cached = Sprites(tmp_path / "cache", progress=False)
     assert cached.image(0, "tiny").shape == (160, 160, 4)
-    assert (cached.image(1, "tiny") == sprites.render_sprite(icon_svg(ICONS, "bar"))).all()
+    assert (cached.image(1, "tiny") == drawn(WIDE_BAR)).all()
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["packages", "sprites.json", "sprites.npy"]
+    copy = pickle.dumps(cached)  # for a worker, which opens the file again
+    assert len(copy) < 1000
+    assert pickle.loads(copy).image(0, "tiny")[0, 0].tolist() == [255, 0, 0, 255]
 
 
 def test_later_uses_fetch_nothing_and_draw_what_has_changed(workshop, tmp_path, monkeypatch):
@@ -166,19 +149,10 @@ def test_later_uses_fetch_nothing_and_draw_what_has_changed(workshop, tmp_path, 
     assert Sprites(tmp_path / "cache", progress=False).image(2, "tiny").any()
 
 
-def test_a_copy_for_a_worker_opens_the_file_again(workshop, tmp_path):
-    copy = pickle.dumps(Sprites(tmp_path / "cache", progress=False))
-    assert len(copy) < 1000
-    assert pickle.loads(copy).image(0, "tiny")[0, 0].tolist() == [255, 0, 0, 255]
-
-
 @pytest.mark.parametrize(
     ("npm", "parts"),
     [
-        (
-            "echo 'something else' > iconify-json-tiny-1.0.0.tgz",
-            ("the received iconify-json-tiny-1.0.0.tgz", "was deleted"),
-        ),
+        ("echo other > iconify-json-tiny-1.0.0.tgz", ("the received iconify-json-tiny-1.0.0.tgz", "was deleted")),
         ("echo npm error network: no connection >&2; exit 1", ("@iconify-json/tiny@1.0.0", "no connection")),
     ],
 )

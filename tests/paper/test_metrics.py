@@ -13,6 +13,10 @@ def row(text):
 
 def test_by_hand():
     score = SegmentationScore([3, 4, 9])
+    with pytest.raises(ValueError, match="no episode has been scored yet"):
+        score.miou()
+    with pytest.raises(ValueError, match=r"class \[2\] is not among the scored classes \[3, 4, 9\]"):
+        score.update(row("x"), row("x"), [2])
     score.update(row("xx.."), row("x..."), [3])  # intersection 1, union 2
     score.update(row("xxx."), row("xxxx"), torch.tensor([3]))  # 3, 4: class 3 is 4 of 6
     score.update(row("...."), row("..xx"), [4], ignored=row("...x"))  # 0 of 1
@@ -22,12 +26,9 @@ def test_by_hand():
     # background: 2 of 3, 0 of 1, 2 of 3; foreground 1 of 2, 3 of 4, 0 of 1
     assert score.fb_iou() == pytest.approx(100 * (4 / 7 + 4 / 7) / 2)
     assert score.summary()["absent_classes"] == [9]
-
-
-def test_an_empty_union_counts_as_one():
-    score = SegmentationScore([0])
-    score.update(row("...."), row("...."), [0])
-    assert score.miou() == 0
+    empty = SegmentationScore([0])
+    empty.update(row("...."), row("...."), [0])
+    assert empty.miou() == 0  # an empty union counts as one
 
 
 def test_interval_covers_the_score_and_narrows():
@@ -47,10 +48,7 @@ def test_interval_covers_the_score_and_narrows():
 
 def test_a_paired_interval_sees_what_two_intervals_do_not():
     rng = np.random.default_rng(1)
-    better, worse = (
-        SegmentationScore(range(3), resample_classes=True),
-        SegmentationScore(range(3), resample_classes=True),
-    )
+    better, worse = (SegmentationScore(range(3), resample_classes=True) for _ in range(2))
     for i in range(60):  # episodes of very different difficulty; one predictor is always a little better
         truth = torch.from_numpy(rng.random((1, 20, 20)) > 0.5)
         noise = torch.from_numpy(rng.random((1, 20, 20)))
@@ -66,14 +64,6 @@ def test_a_paired_interval_sees_what_two_intervals_do_not():
     other.update(row("x"), row("x"), [0])
     with pytest.raises(ValueError, match="60 and 1 episodes"):
         better.interval_above(other)
-
-
-def test_errors():
-    score = SegmentationScore([1])
-    with pytest.raises(ValueError, match="no episode has been scored yet"):
-        score.miou()
-    with pytest.raises(ValueError, match=r"class \[2\] is not among the scored classes \[1\]"):
-        score.update(row("x"), row("x"), [2])
 
 
 def test_vote():
