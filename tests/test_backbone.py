@@ -9,7 +9,7 @@ import torchvision
 from hsnet import Backbone, HSNet
 from hsnet.fast.machine import few_operations
 from hsnet.runs import WEIGHTS, save_model
-from hsnet.speed.operations import Operations
+from hsnet.speed.measure import Operations
 
 
 @pytest.mark.parametrize("name", ["vgg16", "resnet50"])

@@ -16,7 +16,7 @@ from hsnet.fast.folding import fold_normalisation
 from hsnet.fast.machine import few_operations
 from hsnet.speed import measure
 from hsnet.speed.__main__ import report
-from hsnet.speed.operations import count_operations
+from hsnet.speed.measure import count_operations
 
 CPU = torch.device("cpu")
 

@@ -24,7 +24,7 @@ from hsnet.config import add_settings, config_from
 from hsnet.devices import exact_float32
 from hsnet.engine import Learner, predictor
 from hsnet.optim import Clock, Muon, orthogonalise
-from hsnet.speed.operations import Operations
+from hsnet.speed.measure import Operations
 from hsnet.train import train
 
 

@@ -14,6 +14,8 @@ from hsnet.devices import choose_device, choose_precision
 from hsnet.engine import evaluate_run, predictor
 from hsnet.runs import run_folder, scores_table, write_json
 
+from .pages import other_questions
+
 
 def control_run(model: HSNet, config: Config, benchmark: DrawnBenchmark, folder: Path) -> dict:
     """Predict test queries from supports of their other objects, and score the masks against these and against the original ones.
@@ -24,7 +26,7 @@ def control_run(model: HSNet, config: Config, benchmark: DrawnBenchmark, folder:
     device = choose_device(config.device)
     predict = predictor(model.to(device).eval(), device, choose_precision(config.precision, device))
     episodes = test_episodes(benchmark, fold=config.fold, shot=1, count=config.test_episodes)
-    pairs = [(other, episode) for episode in episodes for other in benchmark.other_questions(episode)]
+    pairs = [(other, episode) for episode in episodes for other in other_questions(benchmark, episode)]
     masks = []
 
     def another(batch):

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from hsnet.backbone import Backbone
 from hsnet.benchmarks import Benchmark, Episode, load_benchmark
+from hsnet.benchmarks.drawn import DrawnBenchmark
+from hsnet.benchmarks.scenes import LEAST_VISIBLE
 from hsnet.config import Config
 from hsnet.correlation import mask_features
 from hsnet.episodes import Batch, EpisodeDataset, load_episode, test_episodes
@@ -55,7 +57,21 @@ def thread(benchmark: Benchmark, shot: int = 1) -> list[Episode]:
     """The query that is followed through the book, asked for its videocassette (by up to five supports), then its bulb (one)."""
     first = test_episodes(benchmark, fold=0, shot=5)[THREAD]
     supports = first.supports[2:] + first.supports[:2]  # the third shows the whole cassette
-    return [replace(first, supports=supports[:shot]), *benchmark.other_questions(first)]
+    return [replace(first, supports=supports[:shot]), *other_questions(benchmark, first)]
+
+
+def other_questions(benchmark: DrawnBenchmark, episode: Episode) -> list[Episode]:
+    """Episodes of the same query and each of its other visible objects, with a support by another artist."""
+    split, fold, _, _, key = episode.query.split(".")
+    rng = np.random.default_rng([1, int(key)])
+    labels = benchmark.scene(episode.query).labels
+    questions = []
+    for i, (class_id, artist) in enumerate(benchmark.objects(episode.query)[1:], start=2):
+        others = [a for a in benchmark.artists(class_id, split) if a != artist]
+        support = f"{split}.{fold}.{class_id}.{others[rng.integers(len(others))]}.{rng.integers(2**40)}"
+        if (labels == i).mean() >= LEAST_VISIBLE:
+            questions.append(Episode(episode.query, (support,), class_id))
+    return questions
 
 
 def thread_batches(benchmark: Benchmark, shot: int = 1) -> tuple[list[Batch], list[str]]:

@@ -71,19 +71,6 @@ class DrawnBenchmark(Benchmark):
         query, *supports = (f"{split}.{fold}.{class_id}.{artist}.{rng.integers(2**40)}" for artist in names)
         return Episode(query, tuple(supports), class_id)
 
-    def other_questions(self, episode: Episode) -> list[Episode]:
-        """Episodes of the same query and each of its other visible objects, with a support by another artist."""
-        split, fold, _, _, key = episode.query.split(".")
-        rng = np.random.default_rng([1, int(key)])
-        labels = self.scene(episode.query).labels
-        questions = []
-        for i, (class_id, artist) in enumerate(self.objects(episode.query)[1:], start=2):
-            others = [a for a in self.artists(class_id, split) if a != artist]
-            support = f"{split}.{fold}.{class_id}.{others[rng.integers(len(others))]}.{rng.integers(2**40)}"
-            if (labels == i).mean() >= scenes.LEAST_VISIBLE:
-                questions.append(Episode(episode.query, (support,), class_id))
-        return questions
-
     def objects(self, name: str) -> list[tuple[int, str]]:
         """(class id, artist) of each object of a scene, the target first."""
         return _parse(name, self)[0]

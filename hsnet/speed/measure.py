@@ -11,6 +11,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -36,11 +38,11 @@ from ..memory import trained_at_a_time
 from ..model import HSNet
 from ..runs import WEIGHTS, save_model, write_json
 from ..segmenter import Segmenter
-from .operations import count_operations
 
 SIDES = [6, 9, 12, 15, 18]  # positions a side, of four, that the kernels are measured at
 SHOTS, BATCH = 5, 4  # of "5-shot" and of "training step"
 WORK = ("1-shot", "5-shot", "training step")
+READING = {"aten::_local_scalar_dense", "aten::nonzero"}  # the processor waits for what they return
 
 
 class Bench:
@@ -128,6 +130,31 @@ def count(work: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as flops:
         work()
     return flops.get_total_flops() / 1e9
+
+
+class Operations(TorchDispatchMode):
+    """Within, operations are counted by name, on any device; views, which start nothing on it, are not.
+
+    Attributes:
+        names: how often each was started.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name().partition(".")[0]
+        if not function.is_view and name not in ("aten::_unsafe_view", "aten::detach"):
+            self.names[name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def count_operations(work: Callable[[], object]) -> dict[str, int]:
+    """`operations` that one call starts and, among them, those `reading` back from the device."""
+    with Operations() as counted:
+        work()
+    return {"operations": counted.names.total(), "reading": sum(counted.names[name] for name in READING)}
 
 
 def compare(contenders: dict[Any, Callable[[], object]], repetitions: int, title: str) -> dict[Any, dict]:
