@@ -9,6 +9,9 @@ from hsnet import CenterPivotConv4d, DenseConv4d, SeparableConv4d, naive
 from hsnet.conv4d import KERNELS
 
 small = st.integers(1, 6)
+KERNEL_SIZES_AND_STRIDES = pytest.mark.parametrize(
+    ("kernel_size", "stride"), [(k, s) for k in (3, 5) for s in (1, 2, 4)]
+)
 
 
 def random_conv(kernel, *arguments):
@@ -18,16 +21,14 @@ def random_conv(kernel, *arguments):
     return conv
 
 
-@pytest.mark.parametrize("stride", [1, 2, 4])
-@pytest.mark.parametrize("kernel_size", [3, 5])
+@KERNEL_SIZES_AND_STRIDES
 def test_dense_is_six_loops(kernel_size, stride):
     conv = random_conv(DenseConv4d, 2, 3, kernel_size, stride)
     x = torch.randn(2, 2, 3, 4, 5, 6, dtype=torch.float64)
     torch.testing.assert_close(conv(x), naive.convolve_dense(x, conv.weight, conv.bias, stride))
 
 
-@pytest.mark.parametrize("stride", [1, 2, 4])
-@pytest.mark.parametrize("kernel_size", [3, 5])
+@KERNEL_SIZES_AND_STRIDES
 def test_center_pivot_is_the_masked_dense_kernel(kernel_size, stride):
     conv = random_conv(CenterPivotConv4d, 2, 3, kernel_size, stride)
     x = torch.randn(1, 2, 4, 3, 6, 5, dtype=torch.float64)
@@ -59,16 +60,11 @@ def test_fast_is_plain(kernel_size, stride, hq, wq, hs, ws, batch, innermost):
 
 
 @pytest.mark.parametrize("kernel", KERNELS.values())
-def test_gradients(kernel):
+def test_gradients_and_bad_settings(kernel):
     conv = random_conv(kernel, 2, 2, 3, 2)
     x = torch.randn(1, 2, 3, 2, 3, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, *_: conv(x), (x, *conv.parameters()), fast_mode=True)
-
-
-@pytest.mark.parametrize("kernel", KERNELS.values())
-def test_bad_settings(kernel):
     with pytest.raises(ValueError, match="kernel_size is 4: it must be odd"):
         kernel(2, 2, 4)
     with pytest.raises(ValueError, match="stride is 0"):
         kernel(2, 2, 3, 0)
-    assert "kernel_size=3, stride=2" in repr(kernel(2, 2, 3, 2))
