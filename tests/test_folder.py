@@ -115,12 +115,6 @@ def test_files_in_the_format_of_coco_are_matched_by_name(tmp_path):
 THINGS = {i: f"thing {i}" for i in range(1, 9)}
 
 
-def test_a_category_that_is_named_twice_is_refused(tmp_path):
-    root = coco_project(tmp_path / "own", (THINGS, THINGS | {8: "thing 1"}))
-    with pytest.raises(ValueError, match=r"instances_val2024.json names a category twice: thing 1"):
-        opened(root).check(0, "train")
-
-
 def test_a_crowd_is_part_of_its_class(tmp_path):
     root = coco_project(tmp_path / "own", (THINGS, THINGS))
     path = root / "annotations/instances_train2024.json"
@@ -157,12 +151,11 @@ def test_a_file_names_the_splits_and_how_often_classes_are_drawn(root):
     assert benchmark.folds == 1
     assert [benchmark.classes(0, s) for s in ("train", "val", "test")] == [[0, 1, 2], [3], [4]]
     assert {benchmark.draw(np.random.default_rng(i), 0).class_id for i in range(20)} == {2}
-    (root / "splits.json").write_text(json.dumps({"train": ["ant", "yak"]}))
-    with pytest.raises(ValueError, match=r"splits\.json names classes that do not have two images .*: yak"):
-        opened(root).classes(0, "train")
-    (root / "splits.json").write_text(json.dumps({"train": ["ant"], "val": ["ant"]}))
-    with pytest.raises(ValueError, match="ant named twice"):
-        opened(root).classes(0, "train")
+    unknown = r"splits\.json names classes that do not have two images .*: yak"
+    for wrong, message in (({"train": ["yak"]}, unknown), ({"train": ["ant"], "val": ["ant"]}, "ant named twice")):
+        (root / "splits.json").write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match=message):
+            opened(root).classes(0, "train")
 
 
 def test_another_folder_brings_the_test(root, tmp_path):
@@ -180,25 +173,22 @@ def test_another_folder_brings_the_test(root, tmp_path):
         opened(root, test_root=tmp_path / "same").classes(0, "test")
 
 
-@pytest.mark.parametrize(
-    ("classes", "images", "message"),
-    [
+def test_what_is_no_data_set_or_too_small_is_refused_with_the_reason(tmp_path):
+    for classes, images, message in (
         ("a", 3, "1 of 1, which leaves none for train"),
         ("ab", 3, "2 of 2, which leaves none for train"),
         ("abcdef", 1, "two images or more in .*: 0 of 6"),
-    ],
-)
-def test_too_little_is_refused_with_the_reason(tmp_path, classes, images, message):
-    with pytest.raises(ValueError, match=message):
-        opened(class_folders(tmp_path / "mine", classes, images)).check(0, "train")
-
-
-def test_what_is_no_data_set_is_refused(tmp_path):
+    ):
+        with pytest.raises(ValueError, match=message):
+            opened(class_folders(tmp_path / classes, classes, images)).check(0, "train")
     with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere: give your data set's folder with --root"):
         opened(tmp_path / "nowhere").check(0, "train")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no image with a mask in .*empty: it should hold CLASS/NAME\.jpg"):
         opened(tmp_path / "empty").check(0, "train")
+    twice = coco_project(tmp_path / "twice", (THINGS, THINGS | {8: "thing 1"}))
+    with pytest.raises(ValueError, match=r"instances_val2024.json names a category twice: thing 1"):
+        opened(twice).check(0, "train")
     with pytest.raises(ValueError, match="--test-root does not apply to shapes"):
         load_benchmark("shapes", size=32, test_root="x")
 
@@ -208,11 +198,12 @@ def test_bad_files_are_named(root, call):
     Image.fromarray(np.zeros((60, 80), np.uint8)).save(root / "masks" / "bee" / "004.png")
     (root / "images" / "001.jpg").write_bytes(b"no image")
     benchmark = opened(root)
-    for name, message in (
-        ("ant/000", r"000\.png is 9 × 9 pixels, its image 80 × 60"),
-        ("bee/004", r"004\.png marks no pixel of bee"),
-        ("cat/001", r"001\.jpg is not an image"),
-    ):
+    messages = (
+        r"000\.png is 9 × 9 pixels, its image 80 × 60",
+        r"004\.png marks no pixel of bee",
+        r"001\.jpg is not an image",
+    )
+    for name, message in zip(("ant/000", "bee/004", "cat/001"), messages, strict=True):
         with pytest.raises(UnreadableFileError, match=message):
             benchmark.read(name, 0)
         assert benchmark.flaws(name, 32)
@@ -279,18 +270,13 @@ def test_the_weights_carry_the_threshold_that_validation_chose(root, call, data)
     assert model.scales == (1.0, ENLARGED)
     model.thresholds, model.prior = (0.2, 0.8), 0.0
     save_model(folder / "model.safetensors", model)
-    one, two = (
-        Segmenter(folder).fit([root / "images" / "000.jpg"] * k, [root / "masks" / "ant" / "000.png"] * k)
-        for k in (1, 2)
-    )
+    image, mask = root / "images" / "000.jpg", root / "masks" / "ant" / "000.png"
+    one, two = (Segmenter(folder).fit([image] * k, [mask] * k) for k in (1, 2))
     picture = root / "images" / "004.jpg"
     assert np.array_equal(one.predict(picture), one.predict_proba(picture) > 0.2)
     assert np.array_equal(two.predict(picture), two.predict_proba(picture) > 0.8)
     # The sizes of the weights are averaged, unless one is asked for.
-    sizes = [
-        Segmenter(folder, size=size).fit(root / "images" / "000.jpg", root / "masks" / "ant" / "000.png")
-        for size in one.sizes
-    ]
+    sizes = [Segmenter(folder, size=size).fit(image, mask) for size in one.sizes]
     assert np.allclose(one.predict_proba(picture), np.mean([s.predict_proba(picture) for s in sizes], 0), atol=1e-5)
     # The prior moves the probability of every pixel by the prototypes' map.
     alone = sizes[0]
