@@ -45,7 +45,7 @@ def measure_consumption(backbone: str, size: int, device, repetitions: int) -> l
 
 def reading_table(result: dict) -> str:
     """Markdown, with a line above: episodes a second that are read and trained on."""
-    found = {f"{r['source']}, {r['workers']} workers": r for r in result["reading"]["rows"]}
+    found = {f"{r['source']}, workers: {r['workers']}": r for r in result["reading"]["rows"]}
     found |= {f"training steps, {r['backbone']}, {r['precision']}": r for r in result["consumption"]}
     rows = [[what, f"{r['episodes_per_second']:.1f}"] for what, r in found.items()]
     heading = f"{result['device']}, {result['size']} px, {result['reading']['cores']} cores"
