@@ -10,7 +10,7 @@ import sys
 from unittest import mock
 
 import numpy as np
-from helpers import TINY
+from helpers import TINY, encoded
 from PIL import Image
 from torch.nn.modules.module import register_module_forward_pre_hook
 from tqdm import tqdm
@@ -41,11 +41,8 @@ def measure_pictures(count: int, seed: int = 0) -> dict:
     rng = random.Random(seed)
     pixels = np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     kinds = "jpeg RGB, jpeg CMYK, png RGBA, png P, webp RGB, gif P, bmp RGB, tiff L"
-    pictures = []
-    for suffix, mode in (kind.split() for kind in kinds.split(", ")):
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).convert(mode).save(buffer, suffix)
-        pictures.append((suffix, buffer.getvalue()))
+    kinds = [kind.split() for kind in kinds.split(", ")]
+    pictures = [(suffix, encoded(Image.fromarray(pixels).convert(mode), suffix)) for suffix, mode in kinds]
     result = {"tried": count, "read": 0, "refused_by_name": 0, "other": []}
     for _ in range(count):
         suffix, content = rng.choice(pictures)
@@ -129,13 +126,9 @@ def measure_inputs(count: int, seed: int = 0) -> dict:
             (folder / "config.json").write_bytes(content)
             program, line, names = "evaluate", ["bad"], [name]
             result["config_files"] += 1
-        errors, status, out = io.StringIO(), 0, io.StringIO()
+        errors, status, argv = io.StringIO(), 0, mock.patch.object(sys, "argv", [program, *line])
         try:
-            with (
-                mock.patch.object(sys, "argv", [program, *line]),
-                contextlib.redirect_stderr(errors),
-                contextlib.redirect_stdout(out),
-            ):
+            with argv, contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
                 run_program(programs[program])
         except SystemExit as end:
             status = end.code

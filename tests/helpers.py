@@ -99,6 +99,13 @@ def several(count, settings, folder, source=TRAIN, **keywords):
     )
 
 
+def finished(process):
+    """What it printed, once it has ended well."""
+    out, error = process.communicate(timeout=500)
+    assert process.returncode == 0, error
+    return out
+
+
 def encoded(image, form):
     """The content of the image's file."""
     file = io.BytesIO()

@@ -3,8 +3,8 @@
     make reliability                             everything: a quarter of an hour on one core
     make reliability OPTIONS="--only kills"      some of: kills, pictures, inputs
 
-Real trainings of a few steps, each in a process of its own on one core, are killed, and must end with the same weights, bit for bit, the same losses and the same scores as one that was
-left alone. Pictures, command lines and config files are damaged at random, and every one must be answered by name.
+Trainings of a few steps are killed, and must end with the same weights, bit for bit, the same losses and scores as one that
+was left alone. Pictures, command lines and config files are damaged at random, and each must be answered by name.
 
 Written: data/reliability.json. It needs Linux or macOS. The status is 1 if one thing was not withstood.
 """
@@ -137,9 +137,8 @@ MEASURES = {"kills": (measure_kills, 200), "pictures": (measure_pictures, 5000),
 
 def main() -> None:
     """The program."""
-    parser = argparse.ArgumentParser(
-        prog="tests/reliability.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("tests/reliability.py", description=__doc__, formatter_class=form)
     parser.add_argument("--only", nargs="+", default=list(MEASURES), choices=MEASURES, help="leave the others out")
     for name, (_, count) in MEASURES.items():
         parser.add_argument(f"--{name}", type=int, default=count, help=f"how many (default: {count})")

@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import pytest
+from helpers import encoded
 from PIL import Image
 
 pytest.importorskip("anywidget", reason="the brush needs the extra `book`")
@@ -19,9 +20,7 @@ RNG = np.random.default_rng(0)
 
 
 def png(array):
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, format="png")
-    return file.getvalue()
+    return encoded(Image.fromarray(array), "PNG")
 
 
 def paint(brush):

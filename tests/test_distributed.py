@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY, history, several
+from helpers import TINY, finished, history, several
 from safetensors.torch import load_file
 
 from hsnet import Config, HSNet
@@ -17,15 +17,8 @@ from hsnet.distributed import all_gather, part_of, process_group
 from hsnet.engine import Learner, test_run
 from hsnet.optim import Clock
 
-SETTINGS = {
-    **TINY,
-    "batch": 4,
-    "epochs": 2,
-    "epoch_episodes": 10,
-    "shot": "1",
-    "precision": "float32",
-    "foreground_weight": 100.0,  # or so short a training finds nothing anywhere
-}
+SETTINGS = TINY | {"batch": 4, "epoch_episodes": 10, "shot": "1", "precision": "float32"}
+SETTINGS["foreground_weight"] = 100.0  # or so short a training finds nothing anywhere
 
 
 def test_shares():
@@ -44,8 +37,7 @@ def test_two_processes_train_as_one(data, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     settings = {**SETTINGS, "epoch_episodes": 9, "micro_batch": 2}
     for count, name in ((2, "two"), (1, "one")):
-        out, error = (processes := several(count, {**settings, "name": name}, data)).communicate(timeout=500)
-        assert processes.returncode == 0, error
+        out = finished(several(count, {**settings, "name": name}, data))
         assert ("2 processes" in out) == (count == 2)
         assert out.count("epoch   2") == 1
     one, two = data / "runs" / "one", data / "runs" / "two"
@@ -69,7 +61,7 @@ def test_a_step_sends_one_message(data, monkeypatch):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
-    for name, value in {**address, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+    for name, value in (address | {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}).items():
         monkeypatch.setenv(name, value)
     config = Config(**{**SETTINGS, "epoch_episodes": 9})
     sent = dict.fromkeys(("all_reduce", "broadcast_object_list", "all_gather_object", "barrier"), 0)
@@ -97,20 +89,13 @@ def test_one_process_dies_and_the_run_goes_on_with_another_number(data):
     while time.monotonic() < deadline and not (folder / "last.pt").exists():
         time.sleep(0.05)
     children = Path(f"/proc/{both.pid}/task/{both.pid}/children").read_text().split()
-    ranks = {rank_of(pid): int(pid) for pid in children}
-    os.kill(ranks[1], signal.SIGKILL)
+    [second] = [pid for pid in children if "RANK=1" in Path(f"/proc/{pid}/environ").read_text().split("\0")]
+    os.kill(int(second), signal.SIGKILL)
     out, error = both.communicate(timeout=300)
     assert both.returncode != 0
     # Whoever notices first: the process itself, or torchrun, which sends SIGTERM, during a validation.
     assert "process 0 of 2: another process has ended, so this one stops too" in error or "stopped, saved in" in out
     assert not (folder / "lock").exists()
-    alone = several(1, settings, data)
-    out, error = alone.communicate(timeout=300)
-    assert alone.returncode == 0, error
+    out = finished(several(1, settings, data))
     assert "resuming after epoch 0, step" in out
     assert [line["epoch"] for line in history(folder)] == [1, 2]
-
-
-def rank_of(pid):
-    environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
-    return next((int(entry.removeprefix("RANK=")) for entry in environment if entry.startswith("RANK=")), None)

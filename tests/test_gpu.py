@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, history, several
+from helpers import TINY, finished, history, several
 
 from hsnet import Config, HSNet, Segmenter
 from hsnet.devices import choose_device, computing_in, exact_float32
@@ -26,20 +26,15 @@ GPU = os.environ.get("HSNET_TEST_GPU") or "cuda"
 
 pytestmark = pytest.mark.skipif(GPU == "cuda" and not torch.cuda.is_available(), reason="no GPU here")
 
-# The kernel, and whether correlation and first convolution go together, which a GPU does when memory is scarce.
-PATHS = {
-    "center-pivot": ("center-pivot", False),
-    "center-pivot, fused": ("center-pivot", True),
-    "separable": ("separable", False),
-    "dense": ("dense", False),
-}
+# The kernel; "fused": correlation and first convolution go together, which a GPU does when memory is scarce.
+PATHS = "center-pivot", "center-pivot, fused", "separable", "dense"
 
 
 def gradients(path, device, dtype, monkeypatch, scale=1.0):
     """Loss and gradients of a batch of two; the same weights and pictures whatever the device."""
     device = choose_device(device)
-    kernel, fused = PATHS[path]
-    monkeypatch.setattr("hsnet.fast.applies", lambda *_, **__: fused)
+    kernel, _, fused = path.partition(", ")
+    monkeypatch.setattr("hsnet.fast.applies", lambda *_, **__: bool(fused))
     torch.manual_seed(0)
     model = HSNet("efficientnet_lite0", kernel=kernel).eval()
     query, support = torch.randn(2, 2, 3, 128, 128).to(device)
@@ -135,10 +130,7 @@ def test_a_training_that_is_resumed_and_tested_elsewhere(data, precision):
 
 def test_torchrun(data):
     """One process, with the library that several GPUs would speak through."""
-    process = several(1, {**TINY, "device": GPU, "shot": "1"}, data)
-    out, error = process.communicate(timeout=500)
-    assert process.returncode == 0, error
-    assert GPU in out
+    assert GPU in finished(several(1, {**TINY, "device": GPU, "shot": "1"}, data))
     assert len(history(data / "runs" / "tiny")) == TINY["epochs"]
 
 

@@ -1,22 +1,16 @@
-"""The script that kills trainings, damages files and gives bad inputs, with small numbers: `make reliability` tries
-more."""
+"""The script that kills trainings, damages files and gives bad inputs, with small numbers: `make reliability` tries more."""
 
 import json
 import os
-import subprocess
-import sys
 
-from helpers import BOOK
+from helpers import BOOK, python
 from kit.reliability import table
 
 
 def test_what_is_withstood(data):
     # A process of its own, which has started no threads: it forks.
-    command = [sys.executable, BOOK.parent / "tests" / "reliability.py"]
     options = ["--only", "kills", "pictures", "inputs", "--kills=6", "--pictures=100", "--inputs=200"]
-    environment = os.environ | {"PYTHONPATH": str(BOOK)}
-    done = subprocess.run([*command, *options], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
+    python(BOOK.parent / "tests" / "reliability.py", *options, env=os.environ | {"PYTHONPATH": str(BOOK)})
     result = json.loads((data / "reliability.json").read_text())
     kills = result["kills"]
     assert kills["random"]["survived"] == kills["random"]["tried"] >= 6

@@ -97,9 +97,7 @@ run_program(reproduce.main)
 
 def test_several_processes_fill_an_experiment(data, tmp_path):
     source = SCRIPT.format(settings=TINY | {"epochs": 1})
-    process = helpers.several(2, {"device": "cpu", "workers": 0}, tmp_path, source)
-    out, error = process.communicate(timeout=300)
-    assert process.returncode == 0, error[-2000:]
+    out = helpers.finished(helpers.several(2, {"device": "cpu", "workers": 0}, tmp_path, source))
     assert state(tiny(epochs=1)).kind == "done"
     assert out.count("1 of 1") == 2  # one process speaks: at the beginning, and of the score
     assert out.count("ours, last epoch") == 1

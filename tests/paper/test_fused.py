@@ -1,5 +1,6 @@
 """Correlation and first convolution in one against the definition: the whole pyramid, then the convolution."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,11 +22,13 @@ def case(kernel_size, stride, sides, batch, layers, covered):
     return conv, query, support, mask
 
 
-def both(conv, query, support, mask):
-    """The result, the fast way and by definition."""
-    fast = fused.correlate_and_convolve(conv, [unit_vectors(f) for f in query], fused.cut(support, mask, conv))
+def fast(conv, query, support, mask):
+    return fused.correlate_and_convolve(conv, [unit_vectors(f) for f in query], fused.cut(support, mask, conv))
+
+
+def by_definition(conv, query, support, mask):
     masked = support if mask is None else mask_features([support], mask)[0]
-    return fast, conv(hypercorrelation_pyramid([query], [masked])[0])
+    return conv(hypercorrelation_pyramid([query], [masked])[0])
 
 
 @settings(max_examples=80, deadline=None)
@@ -44,10 +47,10 @@ def test_is_the_definition(kernel_size, stride, sides, batch, layers, covered, s
     fused.SLICE, fused.KEEP = slice_bytes, 2**27 if keep else 0
     try:
         conv, *given = case(kernel_size, stride, sides, batch, layers, covered)
-        fast, expected = both(conv, *given)
-        torch.testing.assert_close(fast, expected)
+        found, expected = fast(conv, *given), by_definition(conv, *given)
+        torch.testing.assert_close(found, expected)
         gradient = torch.randn_like(expected)
-        ours = torch.autograd.grad(fast, list(conv.parameters()), gradient)
+        ours = torch.autograd.grad(found, list(conv.parameters()), gradient)
         theirs = torch.autograd.grad(expected, list(conv.parameters()), gradient)
         torch.testing.assert_close(ours, theirs)
     finally:
@@ -62,3 +65,23 @@ def test_only_what_is_inside_the_mask_is_multiplied():
     assert cut.layers[0].shape == (3, 4)
     # Rows 4 to 8 of 9: from the multiple of the stride before the mask to the last output that sees it, in row 8.
     assert (cut.top, cut.inside.shape[0]) == (4, 5)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_fused_path_takes_the_precision_of_autocast(stride):
+    """On a GPU the unit vectors are float32 under autocast, for a norm is taken in it: the products are not."""
+    torch.manual_seed(0)
+    conv = CenterPivotConv4d(2, 3, 3, stride)
+    query, support = ([torch.randn(2, 4, 5, 6) for _ in range(2)] for _ in range(2))
+    mask = torch.rand(2, 5, 6) < 0.5
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fast(conv, query, support, mask)
+    assert found.dtype == torch.bfloat16
+    expected = by_definition(conv, query, support, mask)
+    torch.testing.assert_close(found.float(), expected, rtol=0.03, atol=0.03)
+    gradient = torch.randn_like(expected)
+    ours = torch.autograd.grad(found, list(conv.parameters()), gradient.bfloat16())
+    theirs = torch.autograd.grad(expected, list(conv.parameters()), gradient)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.dtype == torch.float32
+        assert (mine - other).norm() < 0.02 * other.norm()

@@ -53,15 +53,10 @@ def test_gradients_on_equal_gradients_off(settings, path):
     torch.testing.assert_close(predicted, learned.detach())
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"query": (40, 64), "support": (264, 40)},  # squeezed to 2 × 1, the others' supports to 1 × 1
-        {"mask_support": False},
-        {"layers": "deep", "levels": 2},
-    ],
-    ids=str,
-)
+SQUEEZED = {"query": (40, 64), "support": (264, 40)}  # to 2 × 1, the others' supports to 1 × 1
+
+
+@pytest.mark.parametrize("settings", [SQUEEZED, {"mask_support": False}, {"layers": "deep", "levels": 2}], ids=str)
 def test_fast_equals_figure_equals_naive(settings, monkeypatch):
     """In float64: in float32 rounding may put a unit on the other side of a ReLU, which shows in all gradients before it."""
     model, query, support, mask = example(**settings)
@@ -81,11 +76,9 @@ def test_fast_equals_figure_equals_naive(settings, monkeypatch):
     figure = run()
     with few_operations():
         few = run()
-    for found, expected in zip(few, figure, strict=True):
-        torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(figure[0], fused[0])
-    assert torch.equal(figure[1], fused[1])
-    torch.testing.assert_close(figure[2], fused[2])
+    for found in (few, fused):
+        torch.testing.assert_close(found, figure)
+        assert torch.equal(found[1], figure[1])
     with torch.no_grad():
         obvious = naive.forward(model, query, support[:, 0], mask[:, 0])
     torch.testing.assert_close(obvious, figure[0])
