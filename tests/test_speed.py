@@ -111,7 +111,7 @@ def test_reading_is_measured_with_and_without_the_cache(datasets):
     consumption = reading.measure_consumption("efficientnet_lite0", 64, CPU, 1)
     assert consumption[0]["precision"] == "float32"
     text = reading.reading_table({"device": "here", "size": 32, "reading": found, "consumption": consumption})
-    assert "cache, 1 workers" in text
+    assert "cache, workers: 1" in text
 
 
 def test_a_gpu_is_given_few_operations_and_not_waited_for():
