@@ -152,6 +152,7 @@ class Folder(ListedBenchmark):
         "learning_rate": 0.008,
         "rule": "mean",
         "start": "photographs",
+        "test_episodes": 300,  # two sizes of each image take time
     }
     preparation = "counts and opens your own images and masks in --root"
 
