@@ -190,7 +190,7 @@ class Training:
             step = f", step {learner.step}" if learner.step else ""
             say(f"resuming after epoch {learner.epoch}{step}, {self.clock.seconds():.0f} s")
         elif config.start:
-            runs.load_weights(learner.model, runs.weights_of(config.start))
+            _start_from(config.start, learner.model)
 
     def goes_on(self) -> bool:
         """Whether there is an epoch to begin, or to end: one that was begun is always validated."""
@@ -299,6 +299,15 @@ def draw_episodes(predict: Predictor, dataset: EpisodeDataset, count: int = 8) -
     batch = Batch.stack(batches)
     names = [dataset.benchmark.class_names[c] for c in batch.class_id.tolist()]
     return figures.episode_figure(batch, prediction.numpy(), names, dataset.benchmark.attribution)
+
+
+def _start_from(run, model):
+    """Load a run's weights into a model."""
+    try:
+        runs.load_weights(model, runs.weights_of(run))
+    except (OSError, ValueError) as error:
+        kind = ValueError if isinstance(error, ValueError) else FileNotFoundError
+        raise kind(f"start is {run!r}: {error}") from error
 
 
 @contextmanager

@@ -335,7 +335,7 @@ def test_a_training_starts_from_another_s_weights(data):
     # Once begun it needs the other no more.
     shutil.rmtree(first)
     train(replace(second, epochs=2), resume=True)
-    with pytest.raises(FileNotFoundError, match="no run 'first'"):
+    with pytest.raises(FileNotFoundError, match="start is 'first': no run 'first'"):
         train(replace(second, name="third"))
     earlier = data / "runs" / "third" / "config.json"
     assert not earlier.parent.exists()  # nothing was begun, nothing is left
