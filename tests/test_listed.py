@@ -63,6 +63,9 @@ def test_coco_reads_the_masks_that_were_prepared(datasets):
     before = benchmark.digest()
     (datasets / "coco" / "masks" / "source.json").write_text('{"source": "authors"}')
     assert load_benchmark("coco", size=64).digest() != before
+    (datasets / "coco" / "masks").rename(datasets / "coco" / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="no masks of COCO 2014 under .*hsnet.prepare coco"):
+        load_benchmark("coco", size=64)
 
 
 def test_the_query_can_be_scored_at_its_own_size(datasets):
