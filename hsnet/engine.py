@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from . import baselines, runs
-from .averaging import features_of, mean_maps
+from .averaging import detail, features_of, mean_maps, prepare_supports
 from .baselines import Prototypes, with_prior
 from .benchmarks import Benchmark, Episode
 from .config import Config
@@ -274,8 +274,8 @@ def predictor(
     The masks have the size of the batch's truth.
 
     Args:
-        rule: how the masks of several supports become one: see `vote`, or "mean" with the model's scales, thresholds and
-            prior.
+        rule: how the masks of several supports become one: see `vote`, or "mean" with the model's zoom, thresholds and
+            prior. Images must be `averaging.detail` times as large as the network processes them.
     """
 
     @torch.no_grad()
@@ -284,13 +284,18 @@ def predictor(
         torch.compiler.cudagraph_mark_step_begin()
         size = batch.query_mask.shape[-2:]
         with computing_in(dtype, device):
-            query, support = features_of(model, batch)
+            masks = {}
             if rule == "mean":
-                probability, contrast = mean_maps(model, batch, size, model.scales, (query, support))
-                probability = with_prior(probability, contrast, model.prior)
-                masks = {"HSNet": probability > model.thresholds[batch.support_mask.shape[1] > 1]}
-            else:
-                masks = {"HSNet": model.predict_from_features(query, support, batch.support_mask, size, rule)}
+                side = batch.query.shape[-1] // detail(model, rule)
+                supports = prepare_supports(model, batch.support, batch.support_mask, side, model.zoom)
+                maps, contrast = mean_maps(model, batch.query, supports, size, model.zoom)
+                probability = with_prior(maps.mean(dim=1), contrast, model.prior)
+                masks["HSNet"] = probability > model.thresholds[maps.shape[1] > 1]
+                batch = batch.resized(side)
+            if rule != "mean" or prototypes is not None:
+                query, support = features_of(model, batch)
+            if rule != "mean":
+                masks["HSNet"] = model.predict_from_features(query, support, batch.support_mask, size, rule)
             if prototypes is not None:
                 masks["prototypes"] = prototypes.predict(query, support, batch.support_mask, size)
         return {name: mask.cpu() for name, mask in masks.items()}
@@ -307,7 +312,8 @@ def evaluate(
     """
     scores: dict[str, SegmentationScore] = {}
     own = dataset.episodes[rank() :: world()]
-    dealt = EpisodeDataset(dataset.benchmark, dataset.size, own, original_size=dataset.original_size)
+    shown = {"original_size": dataset.original_size, "detail": dataset.detail}
+    dealt = EpisodeDataset(dataset.benchmark, dataset.size, own, **shown)
     with tqdm(total=len(dealt), desc=title, unit="episode", leave=False, disable=rank() > 0) as bar:
         for episodes in dealt.loader(batch, workers):
             for name, mask in predict(episodes).items():
@@ -332,11 +338,12 @@ def evaluate_run(
     *,
     split: str = "test",
     original_size: bool = False,
+    detail: int = 1,
 ) -> dict[str, SegmentationScore]:
     """`evaluate` with the size, batch and workers of a run's settings, and the classes of a split."""
     return evaluate(
         predict,
-        EpisodeDataset(benchmark, config.size, episodes, original_size=original_size),
+        EpisodeDataset(benchmark, config.size, episodes, original_size=original_size, detail=detail),
         benchmark.classes(config.fold, split),
         batch=scored_at_a_time(config, choose_device(config.device)),
         workers=choose_workers(config.workers),
@@ -391,7 +398,8 @@ def test_run(
     lists = [e[:count] for e in test_lists(benchmark, fold=config.fold, shot=shot, count=config.test_episodes)]
     every = [episode for episodes in lists for episode in episodes]
     start = time.perf_counter()
-    scores = evaluate_run(predict, config, benchmark, every, f"test, {shot}-shot", original_size=original_size)
+    shown = {"original_size": original_size, "detail": detail(model, config.rule)}
+    scores = evaluate_run(predict, config, benchmark, every, f"test, {shot}-shot", **shown)
     own = Config.load(folder / "config.json")
     result = {
         **{name: getattr(config, name) for name in ("benchmark", "fold", "rule", "size")},

@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
 from .benchmarks import Benchmark, Episode, UnreadableFileError
@@ -19,6 +17,7 @@ from .benchmarks.augment import augment
 from .benchmarks.resize import Square, resize_sample
 from .config import TEST_LISTS
 from .distributed import part_of, rank, world
+from .windows import resized
 
 
 @dataclass
@@ -27,7 +26,7 @@ class Batch:
 
     Attributes:
         query: b 3 h w.
-        query_mask: b hq wq, the truth; of the same size as the query, or the picture's own where that is scored.
+        query_mask: b hq wq, the truth; of the network's size, or the picture's own where that is scored.
         query_objects: b hq wq, every annotated object of the query, of any class.
         ignored: b hq wq, query pixels that scoring leaves out.
         support: b k 3 h w.
@@ -56,14 +55,11 @@ class Batch:
         parts = zip(*(tensor.split(count) for tensor in vars(self).values()), strict=True)
         return [Batch(*part) for part in parts]
 
-    def enlarged(self, scale: float) -> "Batch":
-        """The same batch with its images, and the supports' masks, `scale` times as large; the queries' truth keeps its size."""
-        if scale == 1:
-            return self
-        size = [round(scale * side) for side in self.query.shape[-2:]]
-        query, support = (transforms.resize(x, size, antialias=True) for x in (self.query, self.support))
-        support_mask = transforms.resize(self.support_mask.byte(), size, InterpolationMode.NEAREST) > 0
-        return replace(self, query=query, support=support, support_mask=support_mask)
+    def resized(self, side: int) -> "Batch":
+        """The same batch with its images, and the supports' masks, as squares of this side; the truth keeps its size."""
+        whole = 0, 0, *self.query.shape[-2:]
+        names = "query", "support", "support_mask"
+        return replace(self, **{name: resized(getattr(self, name), whole, side) for name in names})
 
     @staticmethod
     def stack(batches: Sequence["Batch"]) -> "Batch":
@@ -77,13 +73,15 @@ def load_episode(
     size: int,
     *,
     original_size: bool = False,
-    change: Callable[[Square], Square] = lambda square: square,
+    detail: int = 1,
+    change: Callable[[Square, bool], Square] = lambda square, support: square,
 ) -> Batch:
     """Read an episode's images: a batch of one.
 
     Args:
-        change: applied to the query and to each support.
+        change: applied to the query and to each support, and told whether it is one.
         original_size: leave the query's masks at the picture's own size, to score there.
+        detail: images and supports' masks are so many times as large, for `HSNet.zoom`.
 
     Raises:
         FileNotFoundError: a picture that is not there.
@@ -92,8 +90,11 @@ def load_episode(
     if original_size:
         query = resize_sample(benchmark.read(episode.query, episode.class_id), size, masks=False)
     else:
-        query = change(benchmark.read_square(episode.query, episode.class_id, size))
-    supports = [change(benchmark.read_square(name, episode.class_id, size)) for name in episode.supports]
+        query = change(benchmark.read_square(episode.query, episode.class_id, size), False)
+    large = detail * size
+    if detail > 1:
+        query = replace(query, image=benchmark.read_square(episode.query, episode.class_id, large).image)
+    supports = [change(benchmark.read_square(name, episode.class_id, large), True) for name in episode.supports]
     return Batch(
         query=query.image[None],
         query_mask=query.mask[None],
@@ -117,6 +118,7 @@ class EpisodeDataset(torch.utils.data.Dataset):
         episodes: a fixed list (validation, test); or None to draw `count` training episodes of `fold`.
         augment: augmentation of training images, see `hsnet.benchmarks.augment`.
         original_size: leave the queries' masks at the pictures' own size; batches are then of one.
+        detail: see `load_episode`.
     """
 
     def __init__(
@@ -130,10 +132,11 @@ class EpisodeDataset(torch.utils.data.Dataset):
         seed: int = 0,
         augment: tuple[str, ...] = (),
         original_size: bool = False,
+        detail: int = 1,
     ):
         self.benchmark, self.size, self.episodes = benchmark, size, episodes
         self.fold, self.count, self.seed = fold, count, seed
-        self.augment, self.original_size = augment, original_size
+        self.augment, self.original_size, self.detail = augment, original_size, detail
         self.epoch = 0
         self._order: tuple[int, np.ndarray] | None = None
 
@@ -142,12 +145,17 @@ class EpisodeDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> Batch:
         if self.episodes is not None:
-            return load_episode(self.benchmark, self.episode(index), self.size, original_size=self.original_size)
+            shown = {"original_size": self.original_size, "detail": self.detail}
+            return load_episode(self.benchmark, self.episode(index), self.size, **shown)
         rng = self._generator(index)
         episode = self.episode(index, rng)
-        return load_episode(
-            self.benchmark, episode, self.size, change=lambda square: augment(square, self.augment, rng)
-        )
+        if not self.augment:
+            return load_episode(self.benchmark, episode, self.size)
+
+        def change(square, support):
+            return augment(square, self.augment, rng, self.size, support=support)
+
+        return load_episode(self.benchmark, episode, self.size * (2 if "zoom" in self.augment else 1), change=change)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Batch] | Exception:
         """Several items, for the loader; or the error of a file, which would arrive from a worker wrapped in a traceback."""

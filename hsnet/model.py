@@ -188,7 +188,7 @@ class HSNet(nn.Module):
         values = backbone, kernel, mask_support, layers, levels, convolutions, train_backbone
         self.settings = dict(zip(SETTINGS, values, strict=True))
         self.training_size: int | None = None  # image side it was trained at; stored with the weights
-        self.thresholds, self.prior, self.scales = (0.5, 0.5), 0.0, (1.0,)  # of the rule "mean"; stored too
+        self.thresholds, self.prior, self.zoom = (0.5, 0.5), 0.0, False  # of the rule "mean"; stored too
         self.backbone = Backbone(
             backbone, pretrained=pretrained, layers=layers, levels=levels, trainable=train_backbone
         )

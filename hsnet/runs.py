@@ -55,7 +55,7 @@ def save_model(path: Path, model: nn.Module, learned: dict[str, Tensor] | None =
         "training_size": json.dumps(model.training_size),
         "thresholds": json.dumps(model.thresholds),
         "prior": json.dumps(model.prior),
-        "scales": json.dumps(model.scales),
+        "zoom": json.dumps(model.zoom),
         "backbone_stored": json.dumps(not model.backbone.pretrained or model.backbone.trainable),
     }
     write_atomically(path, safetensors.torch.save(stored, metadata))
@@ -198,7 +198,7 @@ def load_model(run: str | Path, build: Callable[..., nn.Module]) -> nn.Module:
     model.training_size = json.loads(metadata["training_size"])
     model.thresholds = tuple(json.loads(metadata.get("thresholds", "[0.5, 0.5]")))
     model.prior = json.loads(metadata.get("prior", "0.0"))
-    model.scales = tuple(json.loads(metadata.get("scales", "[1.0]")))
+    model.zoom = json.loads(metadata.get("zoom", "false"))
     return model.eval()
 
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .annotations import read_annotations
+from .averaging import DETAIL, Supports, mean_maps, prepare_supports
 from .baselines import Prototypes, with_prior
 from .benchmarks.resize import resize_image, resize_mask
 from .devices import choose_device
@@ -61,9 +63,10 @@ class Segmenter:
         method: "hsnet"; or "prototypes", a baseline on the frozen features: a position is foreground where its
             feature at the coarsest level is nearer to the mean feature of the objects than to that of their background. The
             means are over all supports, and `rule` is not used.
-        size: side of the squares; None for the size of training and, with the rule "mean", the weights' other scales of it, over
-            which the probability is averaged: a size alone takes less time. Larger ones resolve smaller objects and take more.
-            The squeezed support must have as many positions as in training: 257 to 512 pixels give 2 × 2.
+        size: side of the squares; None for the size of training and, with weights that zoom (`HSNet.zoom`) and the rule "mean",
+            for `zoom`: windows around the objects at two sizes (`averaging.mean_maps`). A size alone takes less time. Larger
+            ones resolve smaller objects and take more. The squeezed support must have as many positions as in training: 257 to
+            512 pixels give 2 × 2.
         exif: "apply" rotates images and masks as their EXIF says; "ignore" uses them as stored.
 
     Raises:
@@ -91,15 +94,16 @@ class Segmenter:
         self.model = HSNet.from_run(run).to(self.device).eval()
         self.rule = rule or ("paper" if self.model.thresholds == (0.5, 0.5) else "mean")
         trained = self.model.training_size
-        scales = self.model.scales if self.rule == "mean" and method == "hsnet" else (1.0,)
-        self.sizes = [round(scale * trained) for scale in scales] if size is None else [size]
-        if any(squeezed_size(side) != squeezed_size(trained) or side < 32 for side in self.sizes):
+        self.zoom = self.model.zoom and self.rule == "mean" and method == "hsnet" and size is None
+        self.size = trained if size is None else size
+        self._side = self.size * (DETAIL if self.zoom else 1)  # of the squares that are read
+        if squeezed_size(self.size) != squeezed_size(trained) or self.size < 32:
             largest = 256 * squeezed_size(trained)
             raise ValueError(
                 f"size is {size}: use {max(32, largest - 255)} to {largest} px. These weights were trained at "
                 f"{trained} px, and another size would change that of the squeezed support"
             )
-        self._supports: dict[int, tuple[list[list[Tensor]], Tensor]] = {}  # features and masks, by size
+        self._supports: Supports = []
 
     def fit(
         self,
@@ -143,18 +147,18 @@ class Segmenter:
                     "The object must be white, everything else black",
                     stacklevel=3,
                 )
-        for side in self.sizes:
-            pictures = torch.stack([square_image(s.pixels, side, self.aspect) for s in supports]).to(self.device)
-            support_mask = torch.stack([square_mask(s.mask, side, self.aspect) for s in supports])
-            for (name, *_), mask in zip(supports, support_mask, strict=True):
-                if not mask.any():  # nearest neighbour may step over it
+        pictures = torch.stack([square_image(s.pixels, self._side, self.aspect) for s in supports])
+        support_mask = torch.stack([square_mask(s.mask, self._side, self.aspect) for s in supports])
+        episode = (x[None].to(self.device) for x in (pictures, support_mask))
+        prepared = prepare_supports(self.model, *episode, self.size, self.zoom)
+        for side, _, masks in prepared:
+            for (name, *_), seen in zip(supports, masks[0].any(dim=(1, 2)).tolist(), strict=True):
+                if not seen:  # nearest neighbour may step over it
                     raise ValueError(
                         f"{name}: the object vanishes when the image is resized to {side} × {side} px: "
                         "crop the image around the object"
                     )
-            with torch.no_grad():
-                levels = self.model.backbone(self.model.backbone.normalize(pictures))
-            self._supports[side] = levels, support_mask[None].to(self.device)
+        self._supports = prepared
         return self
 
     def predict(self, image: Picture | Sequence[Picture]) -> Bool[np.ndarray, "h w"] | list[Bool[np.ndarray, "_h _w"]]:
@@ -200,39 +204,34 @@ class Segmenter:
 
     def _maps(self, images) -> Iterator[tuple[Float[Tensor, "k h w"], Float[Tensor, "h w"], tuple[int, int]]]:
         """For each picture: each support's probabilities and their mean with the prior, at its own size or, if it is large, a
-        fraction of it; and its own size. All are averaged over `sizes`.
-
-        Of prototypes: one mask, as 0 and 1.
+        fraction of it; and its own size. Of prototypes: one mask, as 0 and 1.
         """
         if not self._supports:
             raise RuntimeError("this segmenter has no supports: call fit(images, masks) first")
-        pictures = [read_image(image, max(self.sizes), self.exif) for image in images]
-        for (_, size), *found in zip(pictures, *(self._at(side, pictures) for side in self.sizes), strict=True):
-            maps, contrast = (sum(values) / len(found) for values in zip(*found, strict=True))
-            yield maps, with_prior(maps.mean(dim=0), contrast, self.model.prior), size
+        pictures = [read_image(image, self._side, self.exif) for image in images]
+        for size, alike in groupby(pictures, key=lambda picture: picture[1]):
+            squares = [square_image(pixels, self._side, self.aspect) for pixels, _ in alike]
+            for maps, contrast in zip(*self._of_squares(torch.stack(squares).to(self.device), size), strict=True):
+                yield maps, with_prior(maps.mean(dim=0), contrast[0], self.model.prior), size
 
-    def _at(self, side, pictures) -> Iterator[tuple[Float[Tensor, "k h w"], Float[Tensor, "h w"]]]:
-        """For each picture, from squares of one size: each support's probabilities, and the prototypes' contrast."""
-        squares = torch.stack([square_image(pixels, side, self.aspect) for pixels, _ in pictures]).to(self.device)
-        with torch.no_grad():
-            levels = self.model.backbone(self.model.backbone.normalize(squares))
-            contrasts = self._contrasts(levels, side)
-            answers = self._logits(levels, side) if self.method == "hsnet" else [contrast > 0 for contrast in contrasts]
-        for answer, contrast, (_, size) in zip(answers, contrasts, pictures, strict=True):
-            maps, contrast = (from_square(x.float(), _within(size), side, self.aspect) for x in (answer, contrast))
-            yield maps.softmax(dim=1)[:, 1] if self.method == "hsnet" else maps[:, 0], contrast[0, 0]
-
-    def _logits(self, query_levels, side) -> Float[Tensor, "b k 2 _h _w"]:
-        b, (support_levels, support_mask) = len(query_levels[0][0]), self._supports[side]
-        supports = [[f.repeat(b, 1, 1, 1) for f in level] for level in support_levels]  # for every query
-        height, width = query_levels[0][0].shape[-2:]  # the decoder returns twice as many: nothing is resized yet
-        masks = support_mask.expand(b, -1, -1, -1)
-        logits = self.model.logits_from_features(query_levels, supports, masks, (2 * height, 2 * width))
-        return torch.stack(list(logits), dim=1)
-
-    def _contrasts(self, query_levels, side) -> list[Float[Tensor, "1 1 s s"]]:
-        queries = ([[f[i : i + 1] for f in level] for level in query_levels] for i in range(len(query_levels[0][0])))
-        return [Prototypes.contrast(query, *self._supports[side], (side, side))[None] for query in queries]
+    @torch.no_grad()
+    def _of_squares(self, squares, size) -> tuple[Float[Tensor, "b k h w"], Float[Tensor, "b 1 h w"]]:
+        """Of pictures of one size: each support's probabilities, and the prototypes' contrast."""
+        shown = _within(size)
+        computed = (self._side,) * 2 if self.aspect == "pad" else shown  # logits are resized once
+        b = len(squares)
+        supports = [
+            (side, [[f.repeat(b, 1, 1, 1) for f in level] for level in levels], masks.expand(b, -1, -1, -1))
+            for side, levels, masks in self._supports
+        ]
+        if self.method == "prototypes":
+            [(_, levels, masks)] = supports
+            query = self.model.backbone(self.model.backbone.normalize(squares))
+            contrast = Prototypes.contrast(query, levels, masks, computed)
+            maps = (contrast > 0).float()[:, None]
+        else:
+            maps, contrast = mean_maps(self.model, squares, supports, computed, self.zoom)
+        return tuple(from_square(x, shown, self._side, self.aspect) for x in (maps, contrast[:, None]))
 
 
 def square_image(image: UInt8[np.ndarray, "h w 3"], side: int, aspect: str) -> UInt8[Tensor, "3 side side"]:

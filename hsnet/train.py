@@ -235,7 +235,8 @@ class Training:
         prototypes = fit_prototypes(model.eval(), config, benchmark, device)
         if config.rule == "mean":
             self._written = 0
-            model.scales, model.prior, model.thresholds = choose_thresholds(model, config, benchmark, device)
+            model.zoom = True
+            model.prior, model.thresholds = choose_thresholds(model, config, benchmark, device)
             say("thresholds {} with one support, {} with several".format(*model.thresholds) + f"; prior {model.prior}")
         # An episode costs its K + 1 pictures: fewer of many shots, for about equal times. `hsnet.evaluate` scores them all.
         counts = {shot: max(1, 2 * config.test_episodes // (shot + 1)) for shot in config.shots}

@@ -17,7 +17,7 @@ from hsnet.benchmarks.cache import build_cache
 from hsnet.config import Config
 from hsnet.pictures import read_image
 from hsnet.runs import save_model
-from hsnet.thresholds import ENLARGED, PRIORS, THRESHOLDS
+from hsnet.thresholds import PRIORS, THRESHOLDS
 
 
 @pytest.fixture
@@ -223,21 +223,22 @@ def test_augmentation_keeps_the_object_and_repeats(root):
     kinds = tuple(AUGMENTATIONS)
     plain = benchmark.read_square("ant/000", 0, 32)
     for seed in range(20):
-        a, b = (augment(plain, kinds, np.random.default_rng(seed)) for _ in range(2))
+        a, b = (augment(plain, kinds, np.random.default_rng(seed), 32, support=seed % 2 == 0) for _ in range(2))
         assert all(torch.equal(getattr(a, part), getattr(b, part)) for part in vars(a))
         assert a.image.shape == plain.image.shape
         assert a.mask.sum() >= 0.9 * KEPT * plain.mask.sum()
     alike = Square(plain.mask.byte().expand(3, -1, -1), plain.mask, plain.mask, plain.mask)
-    crop = augment(alike, ("crop",), np.random.default_rng(3))
+    crop, zoom = (augment(alike, (kind,), np.random.default_rng(3), 32, support=True) for kind in ("crop", "zoom"))
     assert (crop.image[0].bool() ^ crop.mask).float().mean() < 0.1
-    mirrored = [augment(plain, ("mirror",), np.random.default_rng(s)) for s in range(8)]
+    assert zoom.mask.sum() > 1.2 * plain.mask.sum()
+    mirrored = [augment(plain, ("mirror",), np.random.default_rng(s), 32, support=True) for s in range(8)]
     assert {torch.equal(m.mask, plain.mask.flip(-1)) for m in mirrored} == {True, False}
     drawn = [EpisodeDataset(benchmark, 32, count=2, seed=s, augment=kinds) for s in (1, 2, 1)]
     first, other, again = (dataset[0] for dataset in drawn)
     assert torch.equal(first.query, again.query)
     assert not torch.equal(first.query, other.query)
     assert EpisodeDataset(benchmark, 32, count=2, seed=1).episode(0) == drawn[0].episode(0)
-    with pytest.raises(ValueError, match="'blur' is none of mirror, crop, colour"):
+    with pytest.raises(ValueError, match="'blur' is none of mirror, crop, colour, zoom"):
         Config(augment="mirror,blur")
 
 
@@ -249,7 +250,7 @@ def test_a_training_on_it_resumes_and_is_scored(root, call, data):
     options = [*TRAIN, "--shot", "1", "--name", "mine"]
     call(*options, "--epochs", "1", "--root", root)
     folder = data / "runs" / "mine"
-    assert json.loads((folder / "config.json").read_text())["augment"] == "mirror,crop,colour"
+    assert json.loads((folder / "config.json").read_text())["augment"] == "mirror,crop,colour,zoom"
     call(*options, "--epochs", "2", "--root", root, "--resume")
     assert len((folder / "history.jsonl").read_text().splitlines()) == 2
     (root.parent / "other").mkdir()
@@ -267,7 +268,7 @@ def test_the_weights_carry_the_threshold_that_validation_chose(root, call, data)
     assert said in done.stdout
     assert set(model.thresholds) <= set(THRESHOLDS)
     assert model.prior in PRIORS
-    assert model.scales == (1.0, ENLARGED)
+    assert model.zoom
     model.thresholds, model.prior = (0.2, 0.8), 0.0
     save_model(folder / "model.safetensors", model)
     image, mask = root / "images" / "000.jpg", root / "masks" / "ant" / "000.png"
@@ -275,11 +276,8 @@ def test_the_weights_carry_the_threshold_that_validation_chose(root, call, data)
     picture = root / "images" / "004.jpg"
     assert np.array_equal(one.predict(picture), one.predict_proba(picture) > 0.2)
     assert np.array_equal(two.predict(picture), two.predict_proba(picture) > 0.8)
-    # The sizes of the weights are averaged, unless one is asked for.
-    sizes = [Segmenter(folder, size=size).fit(image, mask) for size in one.sizes]
-    assert np.allclose(one.predict_proba(picture), np.mean([s.predict_proba(picture) for s in sizes], 0), atol=1e-5)
     # The prior moves the probability of every pixel by the prototypes' map.
-    alone = sizes[0]
+    alone = Segmenter(folder, size=64).fit(image, mask)
     plain, alone.model.prior = alone.predict_proba(picture), 4.0
     moved = torch.tensor(alone.predict_proba(picture)).logit() - torch.tensor(plain).logit(eps=1e-4)
     alone.method = "prototypes"

@@ -64,7 +64,7 @@ def test_coco_reads_the_masks_that_were_prepared(datasets):
     (datasets / "coco" / "masks" / "source.json").write_text('{"source": "authors"}')
     assert load_benchmark("coco", size=64).digest() != before
     (datasets / "coco" / "masks").rename(datasets / "coco" / "elsewhere")
-    with pytest.raises(FileNotFoundError, match="no masks of COCO 2014 under .*hsnet.prepare coco"):
+    with pytest.raises(FileNotFoundError, match=r"no masks of COCO 2014 under .*hsnet.prepare coco"):
         load_benchmark("coco", size=64)
 
 

@@ -131,7 +131,7 @@ def test_another_size_of_the_squares(run):
     found = larger.predict_proba(query)
     # The same as of a network that was trained at that size.
     own = Segmenter(run)
-    own.model.training_size, own.sizes = 128, [128]
+    own.model.training_size = own.size = own._side = 128
     np.testing.assert_array_equal(found, own.fit(image, mask_of(image)).predict_proba(query))
     for size in (300, 16):
         with pytest.raises(ValueError, match=f"size is {size}: use 32 to 256 px. .* trained at {SIZE} px"):
@@ -312,7 +312,7 @@ def test_without_a_run_the_shipped_weights_are_used(data, call, tmp_path):
     Image.fromarray(np.dstack([image, mask_of(image) * np.uint8(255)])).save(tmp_path / "a.png")
     call("predict", "--support", tmp_path / "a.png", "--query", tmp_path / "a.png", "--out", tmp_path / "out")
     shipped = HSNet.from_run(ROOT / "data" / "runs" / DEFAULT_RUN)
-    assert Segmenter().sizes == [round(scale * shipped.training_size) for scale in shipped.scales]
+    assert (Segmenter().size, Segmenter().zoom) == (shipped.training_size, shipped.zoom)
     for ours, theirs in zip(Segmenter().model.parameters(), shipped.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     # A folder without weights of that name, as a training leaves it that has just begun, does not hide them.

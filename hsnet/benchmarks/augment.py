@@ -1,38 +1,41 @@
-"""Augmentation of training images: mirrored, cropped, recoloured; not in the paper's settings."""
+"""Augmentation of training images: mirrored, cropped, zoomed, recoloured; not in the paper's settings."""
 
 import numpy as np
 import torch
-from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
+from ..windows import resized, window
 from .resize import Square
 
-AUGMENTATIONS = ("mirror", "crop", "colour")
+AUGMENTATIONS = ("mirror", "crop", "colour", "zoom")
 KEPT = 0.4  # least share of the object that a crop keeps
 CROPS = 10  # crops that are drawn until one keeps enough
 AREA = (0.3, 1.0)  # of a crop, as a share of the image's
 ASPECT = (3 / 4, 4 / 3)
+MARGIN = (1.2, 2.4)  # of a zoomed window, in sides of the object's box
 COLOUR = (0.6, 1.4)  # factors of brightness, contrast and saturation
 
 
-def augment(square: Square, kinds: tuple[str, ...], rng: np.random.Generator) -> Square:
+def augment(square: Square, kinds: tuple[str, ...], rng: np.random.Generator, size: int, *, support: bool) -> Square:
     """The same object in another image.
 
     Args:
-        kinds: of `AUGMENTATIONS`: "mirror", at half of the draws; "crop", which keeps at least `KEPT` of the object;
-            "colour": brightness, contrast and saturation.
+        kinds: of `AUGMENTATIONS`: "mirror", at half of the draws; "crop", which keeps at least `KEPT` of the object; "zoom": a
+            window around the object (`windows.window`) instead, of each support and of half of the queries; "colour":
+            brightness, contrast and saturation.
         rng: draws everything, so that a training repeats.
+        size: side of the result in pixels.
+        support: whether it is one.
     """
-    if not kinds:
-        return square
     image, masks = square.image, torch.stack([square.mask, square.objects, square.ignored])
     if "mirror" in kinds and rng.random() < 0.5:
         image, masks = image.flip(-1), masks.flip(-1)
-    if "crop" in kinds:
+    box = 0, 0, *image.shape[-2:]
+    if "zoom" in kinds and (support or rng.random() < 0.5):
+        box = window(masks[0], rng.uniform(*MARGIN), tuple(rng.random(2)))
+    elif "crop" in kinds:
         box = _crop(masks[0], rng)
-        size = list(image.shape[-2:])
-        image = transforms.resized_crop(image, *box, size, antialias=True)
-        masks = transforms.resized_crop(masks.byte(), *box, size, InterpolationMode.NEAREST) > 0
+    image, masks = resized(image, box, size), resized(masks, box, size)
     if "colour" in kinds:
         brightness, contrast, saturation = rng.uniform(*COLOUR, 3)
         image = transforms.adjust_brightness(image, brightness)

@@ -148,11 +148,11 @@ class Folder(ListedBenchmark):
     options = ("test_root", "least_area")
     training_settings: ClassVar = {
         "size": 288,
-        "augment": "mirror,crop,colour",
+        "augment": "mirror,crop,colour,zoom",
         "learning_rate": 0.008,
         "rule": "mean",
         "start": "photographs",
-        "test_episodes": 300,  # two sizes of each image take time
+        "test_episodes": 300,  # windows take time
     }
     preparation = "counts and opens your own images and masks in --root"
 
