@@ -9,9 +9,8 @@ from .baselines import Prototypes, with_prior
 from .episodes import Batch
 from .inputs import squeezed_size
 from .model import HSNet
-from .windows import Box, resized, window
+from .windows import DETAIL, Box, resized, window
 
-DETAIL = 2  # images that are zoomed are read so many times as large as the network processes them
 ENLARGED = 1.4  # the second size, where it leaves the squeezed support as many positions as in training
 SUPPORT_MARGIN, QUERY_MARGIN = 1.6, 1.25  # of windows, see `windows.window`
 PRIOR = 4.0  # weight of the prototypes' map where the query's window is chosen

@@ -17,7 +17,7 @@ from .benchmarks.augment import augment
 from .benchmarks.resize import Square, resize_sample
 from .config import TEST_LISTS
 from .distributed import part_of, rank, world
-from .windows import resized
+from .windows import DETAIL, resized
 
 
 @dataclass
@@ -155,7 +155,8 @@ class EpisodeDataset(torch.utils.data.Dataset):
         def change(square, support):
             return augment(square, self.augment, rng, self.size, support=support)
 
-        return load_episode(self.benchmark, episode, self.size * (2 if "zoom" in self.augment else 1), change=change)
+        large = self.size * (DETAIL if "zoom" in self.augment else 1)
+        return load_episode(self.benchmark, episode, large, change=change)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Batch] | Exception:
         """Several items, for the loader; or the error of a file, which would arrive from a worker wrapped in a traceback."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .annotations import read_annotations
-from .averaging import DETAIL, Supports, mean_maps, prepare_supports
+from .averaging import Supports, mean_maps, prepare_supports
 from .baselines import Prototypes, with_prior
 from .benchmarks.resize import resize_image, resize_mask
 from .devices import choose_device
@@ -35,6 +35,7 @@ from .pictures import (
     read_mask,
 )
 from .runs import DEFAULT_RUN
+from .windows import DETAIL
 
 RULES = (*VOTE_RULES, "mean")
 ASPECTS = ("resize", "pad")

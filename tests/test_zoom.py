@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from hsnet import HSNet, Segmenter
-from hsnet.averaging import DETAIL, FOUND, PRIOR, QUERY_MARGIN, detail, mean_maps, prepare_supports
+from hsnet.averaging import FOUND, PRIOR, QUERY_MARGIN, detail, mean_maps, prepare_supports
 from hsnet.baselines import with_prior
 from hsnet.benchmarks import load_benchmark
 from hsnet.engine import predictor
 from hsnet.episodes import EpisodeDataset, test_episodes
 from hsnet.runs import save_model
-from hsnet.windows import LEAST, resized, window
+from hsnet.windows import DETAIL, LEAST, resized, window
 
 
 def test_a_window_has_the_image_s_aspect_and_contains_the_object():
