@@ -37,9 +37,9 @@ class Row:
 
 def leaves(network: nn.Module, nodes: Iterable[str]) -> list[type[nn.Module]]:
     """The types of modules that hold none of the nodes: they are called as they are, whatever their code asks of an image."""
-    parts = [node.split(".") for node in nodes]
-    holders = {network.get_submodule(".".join(names[:n])) for names in parts for n in range(len(names))}
-    return list({type(module) for module in network.modules()} - {type(holder) for holder in holders} - {nn.Sequential})
+    parts, modules = [node.split(".") for node in nodes], dict(network.named_modules(remove_duplicate=False))
+    holders = {type(modules.get(".".join(names[:n]))) for names in parts for n in range(len(names))}
+    return list({type(module) for module in modules.values()} - holders - {nn.Sequential})
 
 
 def torchvision_network(name: str, pretrained: bool) -> nn.Module:
@@ -59,7 +59,7 @@ def torchvision_network(name: str, pretrained: bool) -> nn.Module:
             f"another machine and put it into {Path(torch.hub.get_dir()) / 'checkpoints'}, or use "
             "--backbone efficientnet_lite0, whose weights come with the installation"
         ) from error
-    for head in ("avgpool", "classifier") if name.startswith("vgg") else ("fc",):
+    for head in {"classifier", "fc"} & {name for name, _ in network.named_children()}:
         setattr(network, head, nn.Identity())
     for module in network.modules():
         if isinstance(module, nn.ReLU):

@@ -1,5 +1,6 @@
 """The backbones: genuine weights, features as hooks would give them, nothing changed behind one's back."""
 
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -7,32 +8,31 @@ import torch
 import torchvision
 
 from hsnet import Backbone, HSNet
+from hsnet.backbone import BACKBONES
 from hsnet.fast.machine import few_operations
 from hsnet.runs import WEIGHTS, save_model
 from hsnet.speed.measure import Operations
 
 
-@pytest.mark.parametrize("name", ["vgg16", "resnet50"])
+@pytest.mark.parametrize("name", BACKBONES)
 def test_features_are_those_before_the_relu(name):
     """What hooks copy on the way through the library's own network, whose ReLUs work in place."""
-    backbone = Backbone(name, pretrained=False)
-    network = torchvision.models.get_model(name, weights=None).eval()
-    backbone.load_unfolded({n: network.state_dict()[n] for n in backbone.unfolded().state_dict()})
-    image = torch.randn(1, 3, 64, 64)
-    seen = {}
-    for layers in backbone.layers:
-        for layer in layers:
-            module = network.get_submodule(layer)
-            if name == "vgg16":
-                module.register_forward_hook(lambda m, i, o, layer=layer: seen.__setitem__(layer, o.clone()))
-            else:  # the last input of a block's ReLU is the residual sum
-                module.relu.register_forward_pre_hook(lambda m, i, layer=layer: seen.__setitem__(layer, i[0].clone()))
+    backbone = Backbone(name, pretrained=False).double()
+    network = torchvision.models.get_model(name) if name in torchvision.models.list_models() else backbone.unfolded()
+    backbone.load_unfolded({n: network.double().state_dict()[n] for n in backbone.unfolded().state_dict()})
+    image, seen = torch.randn(1, 3, 64, 64).double(), {}
+    for layer in (layer for level in backbone.layers for layer in level):
+        module = network.get_submodule(layer)
+        if hasattr(module, "relu"):  # the last input of a block's ReLU is the residual sum
+            module.relu.register_forward_pre_hook(lambda m, i, layer=layer: seen.__setitem__(layer, i[0].clone()))
+        else:
+            module.register_forward_hook(lambda m, i, o, layer=layer: seen.__setitem__(layer, o.clone()))
     with torch.no_grad():
         levels = backbone(image)
-        network.features(image) if name == "vgg16" else network(image)
+        network.eval()(image)
     for names, level in zip(backbone.layers, levels, strict=True):
         for layer, feature in zip(names, level, strict=True):
-            torch.testing.assert_close(feature, seen[layer], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(feature, seen[layer])
     assert levels[0][0].min() < 0
 
 
@@ -80,9 +80,11 @@ def test_a_network_of_timm_is_saved_and_loaded(run):
     [
         ("timm:vit_tiny_patch16_224", r"blocks at strides 8, 16 and 32.*ViT all have one size.*convnext_tiny.dinov3"),
         ("timm:resnet_of_nobody", r"timm:resnet_of_nobody.*Of similar names timm has .*resnet"),
-        ("resnet5", "choose one of vgg16, resnet50, resnet101, efficientnet_lite0, or timm:NAME"),
+        ("resnet5", rf"choose one of {', '.join(BACKBONES)}, .*or timm:NAME"),
+        ("wrong", "layer9.9.add"),
     ],
 )
+@mock.patch.dict(BACKBONES, wrong=replace(BACKBONES["resnet50"], layers=(("layer9.9",),)))
 def test_a_network_that_does_not_do_is_named(name, message):
     with pytest.raises(ValueError, match=message):
         Backbone(name, pretrained=False)

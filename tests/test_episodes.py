@@ -8,8 +8,12 @@ from helpers import names
 
 from hsnet import BENCHMARKS, Batch, EpisodeDataset, test_episodes
 from hsnet.benchmarks import load_benchmark
+from hsnet.benchmarks.drawn import DrawnBenchmark
 from hsnet.benchmarks.emoji import UNSEEN_ARTIST, Emoji
 from hsnet.benchmarks.scenes import LEAST_VISIBLE, compose
+from hsnet.prepare.__main__ import PREPARED
+
+DRAWN = [name for name, kind in BENCHMARKS.items() if issubclass(kind, DrawnBenchmark)]
 
 
 @pytest.fixture
@@ -39,6 +43,7 @@ def test_every_benchmark_keeps_the_contract(datasets, monkeypatch, name):
     benchmark = opened(name)
     assert BENCHMARKS[name].name == name == benchmark.name
     assert benchmark.title
+    assert not benchmark.prepared or benchmark.prepared in PREPARED  # what errors advise
     for fold in range(benchmark.folds):
         train, test = (set(benchmark.classes(fold, split)) for split in ("train", "test"))
         assert train <= set(range(len(benchmark.class_names)))
@@ -80,7 +85,7 @@ def test_what_a_run_was_trained_on():
     assert emoji.seen(0, emoji, 0) == []
 
 
-@pytest.mark.parametrize("name", ["shapes", "emoji"])
+@pytest.mark.parametrize("name", DRAWN)
 def test_test_episodes_go_round_classes_and_artists(name):
     benchmark = opened(name)
     classes = benchmark.classes(1, "test")
@@ -92,14 +97,14 @@ def test_test_episodes_go_round_classes_and_artists(name):
     for e in episodes:
         query, *supports = [n.split(".")[3] for n in names(e)]
         assert query not in supports
-        assert len(set(supports[:3])) == 3  # they take turns
+        assert len(set(supports)) == min(5, len(benchmark.artists(e.class_id, "test")) - 1)  # they take turns
         assert len({e.query, *e.supports}) == 6
 
 
-@pytest.mark.parametrize("name", ["shapes", "emoji"])
+@pytest.mark.parametrize("name", DRAWN)
 def test_splits_are_apart(name):
     benchmark, rng = opened(name), np.random.default_rng(0)
-    for fold in range(4):
+    for fold in range(benchmark.folds):
         train, val, test = (set(benchmark.classes(fold, split)) for split in ("train", "val", "test"))
         assert len(train | val | test) == len(train) + len(val) + len(test) == len(benchmark.class_names)
         assert len(val) == len(val | test) // 3
@@ -148,11 +153,7 @@ def test_digest_changes_with_what_decides_a_scene(shapes, monkeypatch):
 
 
 def test_errors(shapes):
-    known = "choose one of coco, emoji, folder, fss, pascal, coco-to-pascal, shapes"
-    for name, message in (
-        ("voc", known),
-        ("emoji-photo", "it was removed; train for photographs with --benchmark folder"),
-    ):
+    for name, message in (("voc", f"choose one of {', '.join(BENCHMARKS)}"), ("emoji-photo", "it was removed; train")):
         with pytest.raises(ValueError, match=f"'{name}': {message}"):
             load_benchmark(name, size=64)
     for wrong, message in (
@@ -163,6 +164,9 @@ def test_errors(shapes):
     ):
         with pytest.raises(ValueError, match=message):
             test_episodes(shapes, **{"fold": 0, "shot": 1, **wrong})
+    for few in ({"class_names": ["star"] * 11}, {"folds": 1}, {"artists": lambda *_: ["flat"]}):
+        with pytest.raises(ValueError, match="shapes needs at least two folds, three classes in each, two artists"):
+            test_episodes(type("Few", (type(shapes),), few)(), fold=few.get("folds", 4) - 1, shot=1)
 
 
 def test_the_unseen_artist_is_never_trained_on(emoji):

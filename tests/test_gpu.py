@@ -15,6 +15,7 @@ import torch
 from helpers import TINY, finished, history, several
 
 from hsnet import Config, HSNet, Segmenter
+from hsnet.conv4d import KERNELS
 from hsnet.devices import choose_device, computing_in, exact_float32
 from hsnet.engine import READ_EVERY, Learner, pixel_loss
 from hsnet.engine import test_run as rerun
@@ -27,22 +28,27 @@ GPU = os.environ.get("HSNET_TEST_GPU") or "cuda"
 pytestmark = pytest.mark.skipif(GPU == "cuda" and not torch.cuda.is_available(), reason="no GPU here")
 
 # The kernel; "fused": correlation and first convolution go together, which a GPU does when memory is scarce.
-PATHS = "center-pivot", "center-pivot, fused", "separable", "dense"
+PATHS = *KERNELS, "center-pivot, fused"
+
+
+def example(device=GPU, kernel="center-pivot"):
+    """A network and two episodes; the same weights and pictures whatever the device."""
+    torch.manual_seed(0)
+    model = HSNet("efficientnet_lite0", kernel=kernel).eval().to(device)
+    mask = torch.zeros(2, 128, 128, dtype=torch.bool, device=device)
+    mask[:, 20:90, 30:100] = True
+    return model, *torch.randn(2, 2, 3, 128, 128).to(device), mask
 
 
 def gradients(path, device, dtype, monkeypatch, scale=1.0):
-    """Loss and gradients of a batch of two; the same weights and pictures whatever the device."""
+    """Loss and gradients of a batch of two."""
     device = choose_device(device)
     kernel, _, fused = path.partition(", ")
     monkeypatch.setattr("hsnet.fast.applies", lambda *_, **__: bool(fused))
-    torch.manual_seed(0)
-    model = HSNet("efficientnet_lite0", kernel=kernel).eval()
-    query, support = torch.randn(2, 2, 3, 128, 128).to(device)
-    mask = torch.zeros(2, 128, 128, dtype=torch.bool, device=device)
-    mask[:, 20:90, 30:100] = True
+    model, query, support, mask = example(device, kernel)
     with exact_float32(dtype):
         with computing_in(dtype, device):
-            logits = model.to(device)(query, support, mask)
+            logits = model(query, support, mask)
         loss = pixel_loss(logits, mask, torch.ones(2, device=device)) / mask.numel()
         (scale * loss).backward()
     found = torch.cat([p.grad.flatten().cpu() for p in model.learned_parameters().values()]) / scale
@@ -64,15 +70,6 @@ def test_half_precision_is_nearly_the_same(path, dtype, monkeypatch):
     loss, found = gradients(path, GPU, dtype, monkeypatch, scale=2.0**10)
     assert loss == pytest.approx(expected_loss, rel=0.02)
     assert (found - expected).norm() < 0.25 * expected.norm()
-
-
-def example():
-    """A network, two episodes, and the mean of squared logits as their loss, on the GPU."""
-    torch.manual_seed(0)
-    model = HSNet("efficientnet_lite0").eval().to(GPU)
-    mask = torch.zeros(2, 128, 128, dtype=torch.bool, device=GPU)
-    mask[:, 20:90, 30:100] = True
-    return model, *torch.randn(2, 2, 3, 128, 128).to(GPU), mask
 
 
 @pytest.mark.skipif(GPU == "cpu", reason="nobody waits for a CPU")
@@ -115,9 +112,8 @@ def test_a_training_that_is_resumed_and_tested_elsewhere(data, precision):
     folder = train(replace(config, epochs=2), resume=True)
     assert [line["epoch"] for line in history(folder)] == [1, 2]
     there = json.loads((folder / "test-1shot.json").read_text())
-    here = rerun(
-        HSNet.from_run("tiny"), replace(config, device="cpu", precision="float32"), config.load_benchmark(), folder, 1
-    )
+    elsewhere = replace(config, device="cpu", precision="float32")
+    here = rerun(HSNet.from_run("tiny"), elsewhere, config.load_benchmark(), folder, 1)
     for ours, theirs in zip(there["areas"]["HSNet"], here["areas"]["HSNet"], strict=True):
         assert np.abs(np.subtract(ours, theirs)).max() <= 0.02 * TINY["size"] ** 2
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hsnet import HSNet
+from hsnet.conv4d import KERNELS
 from hsnet.model import PyramidEncoder
 
 
@@ -72,7 +73,7 @@ def test_the_mask_matters_only_with_mask_support(model):
     assert torch.equal(blind(query, support[:, 0], mask[:, 0]), blind(query, support[:, 0], ~mask[:, 0]))
 
 
-@pytest.mark.parametrize("kernel", ["center-pivot", "separable", "dense"])
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(("layers", "levels"), [("all", 3), ("deep", 3), ("shallow", 2), ("all", 1)])
 def test_ablations_learn(kernel, layers, levels):
     model = HSNet("efficientnet_lite0", pretrained=False, kernel=kernel, layers=layers, levels=levels)

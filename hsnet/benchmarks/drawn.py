@@ -25,7 +25,7 @@ class DrawnBenchmark(Benchmark):
 
     @abstractmethod
     def artists(self, class_id: int, split: str) -> list[str]:
-        """The artists of a class in a split; at least two."""
+        """The artists of a class in a split; at least two, whose names contain no dot."""
 
     @abstractmethod
     def cutout(self, class_id: int, artist: str, rng: np.random.Generator) -> np.ndarray:
@@ -41,11 +41,13 @@ class DrawnBenchmark(Benchmark):
 
     @lru_cache(maxsize=12)  # noqa: B019 - benchmarks are few and live as long as the program
     def _classes(self, fold, split):
-        held_out = [c for c in range(len(self.class_names)) if self.fold_of(c) == fold]
-        validation = len(held_out) // 3  # the lowest ids choose the epoch, the others are scored once
-        if split == "train":
-            return sorted(set(range(len(self.class_names))) - set(held_out))
-        return held_out[:validation] if split == "val" else held_out[validation:]
+        every = range(len(self.class_names))
+        held_out = [c for c in every if self.fold_of(c) == fold]
+        third = len(held_out) // 3  # the lowest ids choose the epoch, the others are scored once
+        classes = {"train": sorted({*every} - {*held_out}), "val": held_out[:third], "test": held_out[third:]}[split]
+        if not 3 <= len(held_out) < len(every) or any(len(self.artists(c, split)) < 2 for c in classes):
+            raise ValueError(f"{self.name} needs at least two folds, three classes in each, two artists of each class")
+        return classes
 
     def draw(self, rng: np.random.Generator, fold: int, shot: int = 1, place: int | None = None) -> Episode:
         """One training episode: a class, then an artist for the query and others for the supports.
@@ -60,8 +62,7 @@ class DrawnBenchmark(Benchmark):
     def test_episodes(self, fold: int, shot: int, count: int, seed: int, split: str) -> list[Episode]:
         """Episodes that cycle through the classes, so that each occurs equally often (±1). A shorter list begins a longer one."""
         rng = np.random.default_rng([seed, fold, shot, {"val": 1, "test": 2}[split]])
-        classes = self.classes(fold, split)
-        order = rng.permutation(classes)
+        order = rng.permutation(self.classes(fold, split))
         return [self._episode(rng, fold, split, int(order[i % len(order)]), shot) for i in range(count)]
 
     def _episode(self, rng, fold, split, class_id, shot):

@@ -39,6 +39,7 @@ class ListedBenchmark(Benchmark):
     """
 
     protocols = ("official", "strict")
+    preparation = "verifies its lists, images and masks"
     cacheable = True
     parts: tuple[str, ...] = ("train", "val")
     kept_back = 1
@@ -205,16 +206,19 @@ class ListedBenchmark(Benchmark):
 
     def remedy(self) -> str:
         """What to do about files that are missing or wrong."""
+        if type(self).prepare is Benchmark.prepare:  # which does nothing
+            return f"put the right files into {self.root}"
         again = f"run `python -m hsnet.prepare {self.prepared} --root {self.root}`"
         return f"{again}; what is there is left alone, so move a folder with wrong files elsewhere before"
 
     def verify(self, sample: int | None) -> Iterator[Finding]:
         """See `Benchmark.verify`: the lists, the listed images and masks, and a sample of them opened."""
-        yield from verify_lists(self.prepared)
+        yield from (official := [*verify_lists(self.prepared)])
         try:
             pairs = [pair for part in self.parts for pair in self.listed(part)]
-        except (FileNotFoundError, ValueError):
-            return  # said above
+        except (FileNotFoundError, ValueError) as error:
+            yield from [] if official else [Finding(str(error), self.remedy())]  # of official lists it is said above
+            return
         there = dict.fromkeys(name for name, _ in pairs)
         made_by = {"ours": "built here", "authors": "the authors'"}.get(self.source().get("source"), "as published")
         for what, path_of in (("images", self.image_path), (f"masks ({made_by})", self.mask_path)):
@@ -236,9 +240,8 @@ class ListedBenchmark(Benchmark):
                 wrong.append(str(error))
                 continue
             if not (labels == self.label(class_id)).any():
-                without.append(
-                    f"{self.mask_path(name)} lacks class {self.label(class_id)}, for which its image is listed"
-                )
+                label, path = self.label(class_id), self.mask_path(name)
+                without.append(f"{path} lacks class {label}, for which its image is listed")
         if len(without) > self.covered * opened:
             wrong += without
         if wrong:
@@ -335,9 +338,8 @@ def open_image(path: Path) -> Image.Image:
         image = Image.open(path)
         image.load()
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{path} is listed but missing: `python -m hsnet.prepare` with --check names its source"
-        ) from error
+        remedy = "`python -m hsnet.prepare` with --check names its source"
+        raise FileNotFoundError(f"{path} is listed but missing: {remedy}") from error
     except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
         raise UnreadableFileError(f"{path} cannot be read ({error}): replace it") from error
     return image

@@ -1,4 +1,4 @@
-"""The three kernels against six nested loops, against each other, and against the plain path."""
+"""The kernels against six nested loops, against each other, and against the plain path."""
 
 import pytest
 import torch
@@ -9,9 +9,7 @@ from hsnet import CenterPivotConv4d, DenseConv4d, SeparableConv4d, naive
 from hsnet.conv4d import KERNELS
 
 small = st.integers(1, 6)
-KERNEL_SIZES_AND_STRIDES = pytest.mark.parametrize(
-    ("kernel_size", "stride"), [(k, s) for k in (3, 5) for s in (1, 2, 4)]
-)
+SIZES_AND_STRIDES = pytest.mark.parametrize(("kernel_size", "stride"), [(k, s) for k in (3, 5) for s in (1, 2, 4)])
 
 
 def random_conv(kernel, *arguments):
@@ -21,14 +19,14 @@ def random_conv(kernel, *arguments):
     return conv
 
 
-@KERNEL_SIZES_AND_STRIDES
+@SIZES_AND_STRIDES
 def test_dense_is_six_loops(kernel_size, stride):
     conv = random_conv(DenseConv4d, 2, 3, kernel_size, stride)
     x = torch.randn(2, 2, 3, 4, 5, 6, dtype=torch.float64)
     torch.testing.assert_close(conv(x), naive.convolve_dense(x, conv.weight, conv.bias, stride))
 
 
-@KERNEL_SIZES_AND_STRIDES
+@SIZES_AND_STRIDES
 def test_center_pivot_is_the_masked_dense_kernel(kernel_size, stride):
     conv = random_conv(CenterPivotConv4d, 2, 3, kernel_size, stride)
     x = torch.randn(1, 2, 4, 3, 6, 5, dtype=torch.float64)

@@ -87,9 +87,8 @@ def test_adam_steps(name):
     print("losses", losses, "golden", file["losses"])
     np.testing.assert_allclose(losses, file["losses"], rtol=1e-4)
     # Where each of their tensors ends up in our model: load a checkpoint whose tensors are numbered.
-    theirs = {
-        n: torch.full(tuple(shape), float(i)) for i, (n, shape) in enumerate(golden("state_dict_resnet50.json").items())
-    }
+    shapes = golden("state_dict_resnet50.json")
+    theirs = {n: torch.full(tuple(shape), float(i)) for i, (n, shape) in enumerate(shapes.items())}
     names = [n.removeprefix("hpn_learner.") for n in theirs]
     numbered = HSNet("resnet50", pretrained=False)
     numbered.load_reference_state_dict(theirs)

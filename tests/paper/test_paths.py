@@ -85,7 +85,7 @@ def test_fast_equals_figure_equals_naive(settings, monkeypatch):
     assert torch.equal(naive.predict(model, query, support, mask), figure[1])
 
 
-@pytest.mark.parametrize("settings", [{"kernel": "dense"}, {"kernel": "separable"}, {"train_backbone": True}], ids=str)
+@pytest.mark.parametrize("settings", [*OPTIONS[1 : len(KERNELS)], {"train_backbone": True}], ids=str)
 def test_the_fast_path_is_for_frozen_features_and_center_pivot_kernels(settings):
     model, query, support, _ = example(**settings)
     assert not fast.applies(model, query.shape, support[:, 0].shape)
