@@ -5,7 +5,6 @@ it and what to do.
 """
 
 import dataclasses
-import functools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,11 +42,6 @@ def scored_at_a_time(config: Config, device: torch.device) -> int:
     return config.micro_batch or (min(config.batch, CPU_SCORED) if device.type == "cpu" else config.batch)
 
 
-@functools.cache
-def _rows():
-    return json.loads(MEASURED.read_text())["rows"]
-
-
 def _growth(size):
     return FEATURES * (size / 256) ** 2 + (1 - FEATURES) * (size / 256) ** 4
 
@@ -59,7 +53,7 @@ def bytes_of_step(config: Config, count: float | int, device: torch.device) -> i
     float32; of the nearest size, scaled from there.
     """
     half = choose_precision(config.precision, device) != torch.float32
-    rows = [row for row in _rows() if row["recompute"] == config.recompute]
+    rows = [row for row in json.loads(MEASURED.read_text())["rows"] if row["recompute"] == config.recompute]
     rows = [row for row in rows if row["backbone"] == config.backbone] or rows
     row = min(rows, key=lambda r: ((r["precision"] != "float32") != half, abs(r["size"] - config.size), -r["each"]))
     return int(row["fixed"] + count * row["each"] * _growth(config.size) / _growth(row["size"]))

@@ -1,40 +1,9 @@
 """The same mathematics written the obvious way, to be read, tested against and timed against. Never used elsewhere."""
 
-from itertools import product
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-
-def correlate(query: Float[Tensor, "b c hq wq"], support: Float[Tensor, "b c hs ws"]) -> Float[Tensor, "b hq wq hs ws"]:
-    """Equation (2), one pair of positions after the other."""
-    result = query.new_zeros(len(query), *query.shape[2:], *support.shape[2:])
-    for i, j, k, m in product(*map(range, result.shape[1:])):
-        q, s = query[:, :, i, j], support[:, :, k, m]
-        cosine = (q * s).sum(1) / ((q.norm(dim=1) + 1e-5) * (s.norm(dim=1) + 1e-5))
-        result[:, i, j, k, m] = cosine.clamp(min=0)
-    return result
-
-
-def convolve_dense(
-    x: Float[Tensor, "b c hq wq hs ws"],
-    weight: Float[Tensor, "d c k k k k"],
-    bias: Float[Tensor, " d"],
-    stride: int = 1,
-) -> Float[Tensor, "b d hq wq h2 w2"]:
-    """Equation (3) with zero padding: six nested loops, four over the output and two over the kernel's halves."""
-    b, _, hq, wq, hs, ws = x.shape
-    k = weight.shape[-1]
-    x = F.pad(x, (k // 2,) * 8)
-    h2, w2 = -(-hs // stride), -(-ws // stride)
-    result = bias.view(1, -1, 1, 1, 1, 1).repeat(b, 1, hq, wq, h2, w2)
-    for i, j, m, n in product(range(hq), range(wq), range(h2), range(w2)):
-        for p, q in product(range(k), range(k)):  # the query offset; the support offsets at once below
-            patch = x[:, :, i + p, j + q, m * stride : m * stride + k, n * stride : n * stride + k]
-            result[:, :, i, j, m, n] += torch.einsum("bcuv,dcuv->bd", patch, weight[:, :, p, q])
-    return result
 
 
 def convolve_center_pivot(conv: nn.Module, x: Float[Tensor, "b c hq wq hs ws"]) -> Float[Tensor, "b d hq wq h2 w2"]:
@@ -47,18 +16,6 @@ def convolve_center_pivot(conv: nn.Module, x: Float[Tensor, "b c hq wq hs ws"]) 
     support = x.permute(0, 2, 3, 1, 4, 5).contiguous().view(-1, c, hs, ws)
     support = conv.support(support).view(b, hq, wq, -1, h2, w2).permute(0, 3, 1, 2, 4, 5).contiguous()
     return query + support
-
-
-def as_dense(conv: nn.Module) -> tuple[Float[Tensor, "d c k k k k"], Float[Tensor, " d"]]:
-    """The weight and bias of the dense kernel that equals a `CenterPivotConv4d`: zero but at the pivots.
-
-    Both halves read the centre, so the dense kernel carries the sum of their weights there (chapter 7 of the book).
-    """
-    k, centre = conv.kernel_size, conv.kernel_size // 2
-    weight = conv.query.weight.new_zeros(conv.out_channels, conv.in_channels, k, k, k, k)
-    weight[..., centre, centre] += conv.query.weight
-    weight[:, :, centre, centre] += conv.support.weight
-    return weight, conv.query.bias + conv.support.bias
 
 
 def run(layers: nn.Sequential, x: Float[Tensor, "b _c hq wq _hs _ws"]) -> Float[Tensor, "b _d hq wq _h2 _w2"]:

@@ -17,7 +17,6 @@ takes less time. Try both methods on photographs.
 
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,6 @@ from .pictures import counted, find_pictures, read_image
 from .runs import DEFAULT_RUN
 from .segmenter import METHODS, RULES, Segmenter, read_support
 
-BATCH = 8  # queries that pass the network at once
 SHOWN = 1600  # longest side of an overlay, in pixels
 
 
@@ -49,10 +47,9 @@ def predict_files(segmenter: Segmenter, queries: list[Path], out: Path) -> list[
     names = dict(zip(queries, unique_names([query.stem for query in queries]), strict=True))
     out.mkdir(parents=True, exist_ok=True)
     wrong = []
-    for query, mask in tqdm(_answers(segmenter, queries), total=len(queries), desc="segmenting", unit="image"):
+    for query in tqdm(queries, desc="segmenting", unit="image"):
         try:
-            if isinstance(mask, Exception):
-                raise mask
+            mask = segmenter.predict(query)
             pixels, _ = read_image(query, SHOWN, segmenter.exif)
         except (ValueError, OSError) as error:
             wrong.append(str(error))
@@ -80,20 +77,6 @@ def check_out(out: Path, inputs: list[Path], overwrite: bool) -> None:
         raise ValueError(f"the output folder {out} contains the input {inside}: choose another folder for --out")
     if not overwrite and out.is_dir() and any(out.iterdir()):
         raise FileExistsError(f"{out} holds files: choose another folder for --out, or replace them with --overwrite")
-
-
-def _answers(segmenter, queries) -> Iterator[tuple[Path, np.ndarray | Exception]]:
-    """Each query with its mask, or with the error that tells why it has none."""
-    for begin in range(0, len(queries), BATCH):
-        batch = queries[begin : begin + BATCH]
-        try:
-            yield from zip(batch, segmenter.predict(batch), strict=True)
-        except (ValueError, OSError):  # one of them cannot be read: which?
-            for query in batch:
-                try:
-                    yield query, segmenter.predict(query)
-                except (ValueError, OSError) as error:
-                    yield query, error
 
 
 def unique_names(names: list[str]) -> list[str]:

@@ -30,7 +30,7 @@ from hsnet.config import Config, run_program
 from hsnet.devices import choose_device, choose_precision, computing_in
 from hsnet.engine import evaluate_run, fit_prototypes, predictor
 from hsnet.reproduce.experiments import CLAIMS_FOLDS, PUBLISHED, Experiment, claims, expected_hours, read_paper, state
-from hsnet.runs import markdown, write_json
+from hsnet.runs import markdown, read_history, write_json
 
 EPISODES = 300  # of each measurement
 SHOTS = (1, 2, 3, 5, 10)
@@ -304,7 +304,7 @@ def runs_table() -> str:
     for run in claims():
         test, row = run.tests().get(1), [run.variant or "as published", *[None] * 8]
         if test:
-            history, score = run.history(), test["scores"]["HSNet"]
+            history, score = read_history(run.folder), test["scores"]["HSNet"]
             row[1:] = [
                 str(run.config.fold),
                 str(run.config.seed),

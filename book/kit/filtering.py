@@ -1,4 +1,6 @@
-"""What chapters 6 to 9 share: the tensors behind each trained 4D convolution, and a linear probe that reads them."""
+"""What chapters 6 to 9 share: center-pivot kernels as dense ones, the tensors behind each trained 4D convolution, and a
+linear probe that reads them.
+"""
 
 from collections.abc import Callable
 
@@ -8,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from hsnet import HSNet
+from hsnet import CenterPivotConv4d, HSNet
 from hsnet.benchmarks import Benchmark
 from hsnet.devices import choose_precision, computing_in
 from hsnet.episodes import Batch, EpisodeDataset
@@ -21,6 +23,18 @@ from .pages import SIZE, as_image, ladder_episodes, rung
 PENALTIES = (0.0001, 0.01, 1.0)
 THRESHOLDS = torch.linspace(0.1, 0.5, 9)
 TRAINING = 40  # episodes that a probe is fitted on
+
+
+def as_dense(conv: CenterPivotConv4d) -> tuple[Float[Tensor, "d c k k k k"], Float[Tensor, " d"]]:
+    """The weight and bias of the dense kernel that equals a `CenterPivotConv4d`: zero but at the pivots.
+
+    Both halves read the centre, so the dense kernel carries the sum of their weights there.
+    """
+    k, centre = conv.kernel_size, conv.kernel_size // 2
+    weight = conv.query.weight.new_zeros(conv.out_channels, conv.in_channels, k, k, k, k)
+    weight[..., centre, centre] += conv.query.weight
+    weight[:, :, centre, centre] += conv.support.weight
+    return weight, conv.query.bias + conv.support.bias
 
 
 @torch.no_grad()

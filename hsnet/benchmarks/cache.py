@@ -12,7 +12,6 @@ Pixels are those of the uncached path. A benchmark that is read at this size tak
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -27,65 +26,44 @@ IMAGES, LABELS, INDEX = "images.uint8", "labels.uint8", "index.json"
 
 
 class Cache:
-    """Reads a cache of `build_cache`.
-
-    Args:
-        folder: `cache-SIZE` in a benchmark's folder.
+    """Reads the cache of a benchmark at this size, which `build_cache` has written.
 
     Raises:
-        ValueError: files that are not as long as the index says.
+        ValueError: files that are not as long as the index says, or a cache of other masks than the benchmark's.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        index = json.loads((folder / INDEX).read_text())
-        self.size: int = index["size"]
-        self.source: dict = index["source"]
-        self._count = len(index["names"])
+    def __init__(self, benchmark, size: int):
+        self.folder, self.size = cache_folder(benchmark, size), size
+        index, masks = json.loads((self.folder / INDEX).read_text()), _masks_of(benchmark)
+        again = f"delete that folder and build it again with `python -m hsnet.prepare … --cache {size}`"
         skipped = index.get("skipped", ())  # of caches that an earlier version built
         self._places = {name: i for i, name in enumerate(index["names"]) if name not in skipped}
-        for name, bytes_each in ((IMAGES, 3 * self.size**2), (LABELS, self.size**2)):
-            path, expected = folder / name, self._count * bytes_each
+        self._bytes = {IMAGES: 3 * size**2, LABELS: size**2}  # of one image
+        for file, each in self._bytes.items():
+            path, expected = self.folder / file, len(index["names"]) * each
             if not path.exists() or path.stat().st_size != expected:
-                raise ValueError(f"{path} no longer has its {expected:,} bytes: {_again(folder)}")
+                raise ValueError(f"{path} no longer has its {expected:,} bytes: {again}")
+        if index["source"] != masks:
+            raise ValueError(
+                f"{self.folder} was built from the masks {index['source']}; the present masks are {masks}: {again}"
+            )
 
     @classmethod
     def of(cls, benchmark, size: int) -> "Cache | None":
-        """The cache of a benchmark at this size, if it has one.
-
-        Raises:
-            ValueError: a damaged cache, or one of other masks than the benchmark's.
-        """
-        folder = cache_folder(benchmark, size)
-        if not (folder / INDEX).exists():
-            return None
-        cache = cls(folder)
-        if cache.source != _masks_of(benchmark):
-            raise ValueError(
-                f"{folder} was built from the masks {cache.source}; the present masks are {_masks_of(benchmark)}: "
-                + _again(folder)
-            )
-        return cache
+        """The cache of a benchmark at this size, if it has one. Raises as `Cache` does."""
+        return cls(benchmark, size) if (cache_folder(benchmark, size) / INDEX).exists() else None
 
     def __contains__(self, name: str) -> bool:
         return name in self._places
 
     def read(self, name: str) -> tuple[UInt8[Tensor, "3 s s"], UInt8[Tensor, "s s"]]:
         """An image and its labels."""
-        images, labels = self._arrays
-        place = self._places[name]
-        return torch.from_numpy(images[place].copy()).permute(2, 0, 1), torch.from_numpy(labels[place].copy())
-
-    @cached_property
-    def _arrays(self):
-        shape = (self._count, self.size, self.size)
-        return (
-            np.memmap(self.folder / IMAGES, np.uint8, "r", shape=(*shape, 3)),
-            np.memmap(self.folder / LABELS, np.uint8, "r", shape=shape),
+        place, side = self._places[name], self.size
+        image, labels = (
+            torch.from_numpy(np.fromfile(self.folder / file, np.uint8, each, offset=place * each))
+            for file, each in self._bytes.items()
         )
-
-    def __getstate__(self):  # a worker that is sent a copy maps the files itself
-        return {k: v for k, v in vars(self).items() if k != "_arrays"}
+        return image.view(side, side, 3).permute(2, 0, 1), labels.view(side, side)
 
 
 def cache_folder(benchmark, size: int) -> Path:
@@ -130,8 +108,3 @@ def build_cache(benchmark, size: int) -> Path:
 def _masks_of(benchmark):
     """Whose masks they are: two benchmarks may share images, and a cache."""
     return {key: value for key, value in benchmark.source().items() if key in ("source", "crowd")}
-
-
-def _again(folder):
-    name = folder.name.removeprefix("cache-")
-    return f"delete that folder and build it again with `python -m hsnet.prepare … --cache {name}`"

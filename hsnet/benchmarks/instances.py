@@ -1,17 +1,14 @@
 """One file in COCO's format with the images it annotates."""
 
-import contextlib
-import io
 import warnings
-from functools import cached_property
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from pycocotools.coco import COCO
 
 from ..pictures import image_of, load
 from ..prepare.findings import first_of
-from ..prepare.masks import read_instances
+from ..prepare.masks import outline_mask, read_instances
 from .base import UnreadableFileError
 
 
@@ -46,12 +43,13 @@ class Instances:
         for image in content["images"]:
             if min(image.get("width") or 0, image.get("height") or 0) <= 0:  # some tools write -1
                 image["height"], image["width"] = load(self.image_path(image["file_name"])).size
-        self.coco = COCO()
-        self.coco.dataset = content | {"annotations": outlined}
-        with contextlib.redirect_stdout(io.StringIO()):  # a program's output is ours to choose
-            self.coco.createIndex()
-        names = [category["name"] for category in self.coco.cats.values()]
-        if twice := sorted({n for n in names if names.count(n) > 1}):
+        self._images = {image["file_name"]: image for image in content["images"]}
+        self._outlined = defaultdict(list)  # by the image's id
+        for annotation in outlined:
+            self._outlined[annotation["image_id"]].append(annotation)
+        self._categories = {category["id"]: category["name"] for category in content["categories"]}
+        names = list(self._categories.values())
+        if twice := {n for n in names if names.count(n) > 1}:
             raise ValueError(f"{path.name} names a category twice: {first_of(twice)}: merge them, or rename one")
 
     def image_path(self, name: str) -> Path:
@@ -61,13 +59,11 @@ class Instances:
     def listed(self, least_area: int) -> list[tuple[str, str]]:
         """(image, category) of all images in which a category covers at least so many pixels."""
         pairs = []
-        for image_id, image in sorted(self.coco.imgs.items()):
-            annotations = self.coco.loadAnns(self.coco.getAnnIds(imgIds=image_id))
-            for category in sorted({a["category_id"] for a in annotations}):
-                own = [a for a in annotations if a["category_id"] == category]
-                area = sum(a["area"] if "area" in a else self.coco.annToMask(a).sum() for a in own)
-                if area >= least_area:
-                    pairs.append((image["file_name"], self.coco.cats[category]["name"]))
+        for name, image in sorted(self._images.items(), key=lambda item: item[1]["id"]):
+            areas, size = defaultdict(int), (image["height"], image["width"])
+            for a in self._outlined[image["id"]]:
+                areas[a["category_id"]] += a["area"] if "area" in a else outline_mask(a["segmentation"], *size).sum()
+            pairs += [(name, self._categories[c]) for c, area in sorted(areas.items()) if area >= least_area]
         return pairs
 
     def read(self, name: str, category: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -77,8 +73,8 @@ class Instances:
             FileNotFoundError: an image that is not there.
             UnreadableFileError: one that cannot be read, or not of the size that the annotations are for.
         """
-        path, image_id = self.image_path(name), self._ids[name]
-        size = self.coco.imgs[image_id]["height"], self.coco.imgs[image_id]["width"]
+        path, listed = self.image_path(name), self._images[name]
+        size = listed["height"], listed["width"]
         try:
             stored = load(path)
             if stored.turn > 4 and stored.size != size:  # the annotations are for the pixels as they are stored
@@ -100,13 +96,9 @@ class Instances:
                 "another image, or to this one before it was resized"
             )
         mask, objects = np.zeros((2, *image.shape[:2]), bool)
-        for annotation in self.coco.loadAnns(self.coco.getAnnIds(imgIds=image_id)):
-            instance = self.coco.annToMask(annotation).astype(bool)
+        for annotation in self._outlined[listed["id"]]:
+            instance = outline_mask(annotation["segmentation"], *size)
             objects |= instance
-            if self.coco.cats[annotation["category_id"]]["name"] == category:
+            if self._categories[annotation["category_id"]] == category:
                 mask |= instance
         return image, mask, objects
-
-    @cached_property
-    def _ids(self):
-        return {image["file_name"]: i for i, image in self.coco.imgs.items()}

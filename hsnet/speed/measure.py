@@ -125,13 +125,6 @@ def _wait():
         torch.cuda.synchronize()
 
 
-def count(work: Callable[[], object]) -> float:
-    """Operations of one call in units of 10⁹; a multiply-add is two."""
-    with FlopCounterMode(display=False) as flops:
-        work()
-    return flops.get_total_flops() / 1e9
-
-
 class Operations(TorchDispatchMode):
     """Within, operations are counted by name, on any device; views, which start nothing on it, are not.
 
@@ -150,17 +143,20 @@ class Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def count_operations(work: Callable[[], object]) -> dict[str, int]:
-    """`operations` that one call starts and, among them, those `reading` back from the device."""
-    with Operations() as counted:
+def count(work: Callable[[], object]) -> dict[str, float]:
+    """Of one call: its arithmetic, `gflop` in units of 10⁹, of which a multiply-add is two; the `operations` that it starts
+    and, among them, those `reading` back from the device.
+    """
+    with FlopCounterMode(display=False) as flops, Operations() as started:
         work()
-    return {"operations": counted.names.total(), "reading": sum(counted.names[name] for name in READING)}
+    reading = sum(started.names[name] for name in READING)
+    return {"gflop": flops.get_total_flops() / 1e9, "operations": started.names.total(), "reading": reading}
 
 
 def compare(contenders: dict[Any, Callable[[], object]], repetitions: int, title: str) -> dict[Any, dict]:
-    """Of each contender what `take_turns`, `count` and `count_operations` measure."""
+    """Of each contender what `take_turns` and `count` measure."""
     seconds = take_turns(contenders, repetitions, title)
-    return {n: {"seconds": seconds[n], "gflop": count(c), **count_operations(c)} for n, c in contenders.items()}
+    return {name: {"seconds": seconds[name], **count(contender)} for name, contender in contenders.items()}
 
 
 def machine_limits(device: torch.device, precisions: list[torch.dtype], repetitions: int) -> dict[str, float]:

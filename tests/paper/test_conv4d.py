@@ -1,9 +1,13 @@
 """The kernels against six nested loops, against each other, and against the plain path."""
 
+from itertools import product
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kit.filtering import as_dense
+from torch.nn import functional as F
 
 from hsnet import CenterPivotConv4d, DenseConv4d, SeparableConv4d, naive
 from hsnet.conv4d import KERNELS
@@ -19,19 +23,31 @@ def random_conv(kernel, *arguments):
     return conv
 
 
+def six_loops(x, weight, bias, stride):
+    """Equation (3) with zero padding: four loops over the output, two over the half of the kernel for the query."""
+    x, k = F.pad(x, (weight.shape[-1] // 2,) * 8), weight.shape[-1]
+    hq, wq, hs, ws = (n - k + 1 for n in x.shape[2:])
+    result = bias.view(-1, 1, 1, 1, 1).repeat(len(x), 1, hq, wq, -(-hs // stride), -(-ws // stride))
+    for i, j, m, n in product(*map(range, result.shape[2:])):
+        for p, q in product(range(k), range(k)):
+            patch = x[:, :, i + p, j + q, m * stride : m * stride + k, n * stride : n * stride + k]
+            result[:, :, i, j, m, n] += torch.einsum("bcuv,dcuv->bd", patch, weight[:, :, p, q])
+    return result
+
+
 @SIZES_AND_STRIDES
 def test_dense_is_six_loops(kernel_size, stride):
     conv = random_conv(DenseConv4d, 2, 3, kernel_size, stride)
     x = torch.randn(2, 2, 3, 4, 5, 6, dtype=torch.float64)
-    torch.testing.assert_close(conv(x), naive.convolve_dense(x, conv.weight, conv.bias, stride))
+    torch.testing.assert_close(conv(x), six_loops(x, conv.weight, conv.bias, stride))
 
 
 @SIZES_AND_STRIDES
 def test_center_pivot_is_the_masked_dense_kernel(kernel_size, stride):
     conv = random_conv(CenterPivotConv4d, 2, 3, kernel_size, stride)
     x = torch.randn(1, 2, 4, 3, 6, 5, dtype=torch.float64)
-    weight, bias = naive.as_dense(conv)
-    torch.testing.assert_close(conv(x), naive.convolve_dense(x, weight, bias, stride))
+    weight, bias = as_dense(conv)
+    torch.testing.assert_close(conv(x), six_loops(x, weight, bias, stride))
     # 2k² positions of k⁴ carry weights, one of them twice.
     used = (weight != 0).flatten(2).any(1).any(0).sum()
     assert used == 2 * kernel_size**2 - 1
@@ -44,7 +60,7 @@ def test_separable_is_the_dense_kernel_of_outer_products(stride):
     # Query padding is applied between the two steps, so the first step's bias must not leak into it: compare without.
     torch.nn.init.zeros_(conv.support.bias)
     weight = torch.einsum("dmpq,mcuv->dcpquv", conv.query.weight, conv.support.weight)
-    torch.testing.assert_close(conv(x), naive.convolve_dense(x, weight, conv.query.bias, stride))
+    torch.testing.assert_close(conv(x), six_loops(x, weight, conv.query.bias, stride))
 
 
 @settings(max_examples=60, deadline=None)
