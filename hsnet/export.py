@@ -24,7 +24,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import runs
+from . import naive, runs
 from .baselines import Prototypes
 from .config import command_line, run_program
 from .conv4d import CenterPivotConv4d
@@ -77,7 +77,7 @@ class Match(nn.Module):
             )
         self.encoder, self.decoder = deepcopy(model.encoder), model.decoder
         for block in (*self.encoder.squeezing, *self.encoder.mixing):
-            block.layers = nn.Sequential(*map(_plain, block.layers))
+            block.layers = nn.Sequential(*map(_Plain, block.layers))
         self.layers = [len(level) for level in model.backbone.layers]
         self.mask_support = model.settings["mask_support"]
         for level, size in enumerate(sizes):
@@ -114,27 +114,19 @@ class Prior(nn.Module):
         return Prototypes.contrast([query], [support], mask[None] > 0, mask.shape[-2:])[0]
 
 
-class _PlainCenterPivot(nn.Module):
-    """A `CenterPivotConv4d` that adds its halves in a tensor of their own: in a graph, writing in place scatters."""
+class _Plain(nn.Module):
+    """A layer of a block in operations that have a counterpart in ONNX, where writing in place becomes a scatter."""
 
-    def __init__(self, conv: CenterPivotConv4d):
+    def __init__(self, layer: nn.Module):
         super().__init__()
-        self.query, self.support, self.stride = conv.query, conv.support, conv.stride
+        self.layer = layer
 
     def forward(self, x):
-        of_query = over_query(partial(conv2d, self.query), x[..., :: self.stride, :: self.stride])
-        return over_support(partial(conv2d, self.support), x) + of_query
-
-
-def _plain(layer: nn.Module) -> nn.Module:
-    """The same layer of a block, in operations that have a counterpart in ONNX."""
-    if isinstance(layer, CenterPivotConv4d):
-        return _PlainCenterPivot(layer)
-    if isinstance(layer, nn.GroupNorm):
-        norm = nn.GroupNorm(layer.num_groups, layer.num_channels, layer.eps)
-        norm.load_state_dict(layer.state_dict())
-        return nn.Sequential(norm, nn.ReLU())
-    return layer
+        layer = self.layer
+        if isinstance(layer, CenterPivotConv4d):
+            of_query = over_query(partial(conv2d, layer.query), x[..., :: layer.stride, :: layer.stride])
+            return over_support(partial(conv2d, layer.support), x) + of_query
+        return naive.run([layer], x)
 
 
 def write_graphs(graphs: dict[str, bytes], folder: Path, precision: str = "float16") -> dict[str, int]:

@@ -1,4 +1,6 @@
-"""The same mathematics written the obvious way, to be read, tested against and timed against. Never used elsewhere."""
+"""The same mathematics written the obvious way, to be read, tested against and timed against."""
+
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,7 +20,7 @@ def convolve_center_pivot(conv: nn.Module, x: Float[Tensor, "b c hq wq hs ws"]) 
     return query + support
 
 
-def run(layers: nn.Sequential, x: Float[Tensor, "b _c hq wq _hs _ws"]) -> Float[Tensor, "b _d hq wq _h2 _w2"]:
+def run(layers: Iterable[nn.Module], x: Float[Tensor, "b _c hq wq _hs _ws"]) -> Float[Tensor, "b _d hq wq _h2 _w2"]:
     """The layers of a squeezing or mixing block, one after the other, with `convolve_center_pivot`."""
     for layer in layers:
         if isinstance(layer, nn.GroupNorm):

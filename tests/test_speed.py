@@ -84,14 +84,8 @@ def test_what_a_gpu_does_is_measured_on_a_processor_too(tmp_path):
 
 
 def test_goals_are_computed_from_steps():
-    step = {
-        "what": "training step",
-        "batch": 20,
-        "path": "plain",
-        "precision": "float32",
-        "seconds": 0.3,
-        "gflop": 10.0,
-    }
+    step = {"what": "training step", "batch": 20, "path": "plain", "precision": "float32"}
+    step |= {"seconds": 0.3, "gflop": 10.0}
     half = step | {"precision": "bfloat16"}
     rows = [step, *(half | {"path": path, "seconds": s} for path, s in (("figure", 0.06), ("compiled", 0.05)))]
     rows.append(half | {"what": "1-shot", "batch": 1, "path": "figure", "seconds": 0.009})

@@ -54,9 +54,16 @@ class Bench:
         self.plain = HSNet(backbone, pretrained=False, train_backbone=True).to(device).eval()
         self.plain.backbone.requires_grad_(False)
         self.plain.backbone.trainable = False
-        _settle(self.plain.backbone.network, device)
+        # Random weights get activations of ordinary size, as trained ones have: statistics from one batch of noise.
+        network = self.plain.backbone.network
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1.0
+        with torch.no_grad():
+            network.train()(torch.randn(2, 3, 256, 256, device=device))
+        network.eval()
         self.fast = HSNet(backbone, pretrained=False).to(device).eval()
-        self.fast.backbone.load_unfolded(self.plain.backbone.network.state_dict())
+        self.fast.backbone.load_unfolded(network.state_dict())
         learned = {n: t for n, t in self.plain.state_dict().items() if not n.startswith("backbone.")}
         self.fast.load_state_dict(learned, strict=False)
         self.query = torch.randn(batch, 3, size, size, device=device)
@@ -88,17 +95,6 @@ def disc(size: int) -> torch.Tensor:
     """A mask (size, size) whose foreground, a disc in the middle, covers a quarter of it."""
     x = (torch.arange(size) + 0.5) / size - 0.5
     return x[:, None] ** 2 + x[None, :] ** 2 < 0.25 / torch.pi
-
-
-def _settle(network, device):
-    """Give random weights activations of ordinary size, as trained ones have: statistics from one batch of noise."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
-    network.train()
-    with torch.no_grad():
-        network(torch.randn(2, 3, 256, 256, device=device))
-    network.eval()
 
 
 def precisions_of(device: torch.device) -> list[torch.dtype]:
