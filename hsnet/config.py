@@ -199,13 +199,9 @@ class Config:
         """The keyword arguments of `HSNet`."""
         return {name: getattr(self, name) for name in MODEL}
 
-    def as_json(self) -> str:
-        """The content of `config.json`."""
-        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
-
     def save(self, path: Path) -> None:
         """Write a `config.json`."""
-        path.write_text(self.as_json())
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "Config":

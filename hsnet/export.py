@@ -167,14 +167,14 @@ def make_graphs(model: HSNet) -> dict[str, bytes]:
         raise ValueError("the training size of this model is unknown: load it with HSNet.from_run")
     picture, mask = torch.zeros(1, 3, side, side, dtype=torch.uint8), torch.ones(1, side, side)
     with torch.no_grad():
-        features = Features(model)(picture)
-        sizes = [tuple(level[0].shape[-2:]) for level in model.backbone(model.backbone.normalize(picture))]
-    numbers, coarsest = range(len(features)), list(features[-len(model.backbone.layers[-1]) :])
+        levels = model.backbone(model.backbone.normalize(picture))
+    features, sizes = [f for level in levels for f in level], [tuple(level[0].shape[-2:]) for level in levels]
+    numbers, coarsest = range(len(features)), levels[-1]
     jobs = {
         "features": (Features(model), (picture,), ["picture"], [f"feature-{i}" for i in numbers]),
         "match": (
             Match(model, side, sizes),
-            (mask, list(features), [f.clone() for f in features]),  # one tensor given twice becomes one input
+            (mask, features, [f.clone() for f in features]),  # one tensor given twice becomes one input
             ["mask", *(f"query-{i}" for i in numbers), *(f"support-{i}" for i in numbers)],
             ["probability"],
         ),

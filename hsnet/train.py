@@ -91,7 +91,7 @@ def train(config: Config, resume: bool = False) -> Path:
             training = Training(here, folder, state)
             del state  # its tensors have been copied
         if rank() == 0:  # not before: what fails until here leaves the settings of an earlier run as they were
-            runs.write_atomically(folder / "config.json", config.as_json().encode())
+            runs.write_json(folder / "config.json", dataclasses.asdict(config))
             training.write_history()
         try:
             while training.goes_on():

@@ -94,7 +94,7 @@ def _bad_line(rng):
 
 def _bad_config(rng):
     """Text or bytes that are no `config.json`, and what the message must name."""
-    content = json.loads(Config(**TINY).as_json())
+    content = dataclasses.asdict(Config(**TINY))
     name = rng.choice([o.name for o in SETTINGS.values() if o.type is not str or o.metadata["choices"]])
     text, word = json.dumps(content), "".join(rng.choices("qzxjv", k=6))
     bad = rng.choice([None, [], {}, "x", [1], {"a": 1}, float("nan"), 1e300, -1e300, "", 10**30])

@@ -167,11 +167,7 @@ TRUTH = {size: mask_of(np.zeros(size)) for size in (WIDE, HIGH)}
         ([WIDE, HIGH], [TRUTH[WIDE]], "2 images but 1 masks"),
         ([WIDE, HIGH], [TRUTH[HIGH], TRUTH[WIDE]], r"50 × 70 pixels, its image 70 × 50.*size\. Their orient"),
         ([WIDE], [np.zeros(WIDE, bool)], "is empty: mark the object"),
-        (
-            [WIDE],
-            [np.ones((5, 7), bool)],
-            r"Is it the mask of another image, or of this one before it was resized\?$",
-        ),
+        ([WIDE], [np.ones((5, 7), bool)], r"Is it the mask of another image, or of this one before it was resized\?$"),
         ([WIDE], None, "not a cut-out"),
         ([(500, 500)], [np.arange(500) + np.arange(500)[:, None] == 2], "vanishes .* to 64 × 64 px"),
     ],

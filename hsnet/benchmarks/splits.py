@@ -131,9 +131,7 @@ def merge_coco_lists(parts: list[dict]) -> dict[str, list[int]]:
 def verify_lists(which: str = "") -> Iterator[Finding]:
     """Are the lists in `splits_folder()` those that were published? `which` as in `fetch_lists`."""
     good = 0
-    for name, digest in LISTS.items():
-        if not name.startswith(which) or name.endswith(".pkl"):
-            continue
+    for name in _names(which, (".txt", ".json")):
         path = splits_folder() / name
         try:
             coco = name.endswith(".json")
@@ -141,7 +139,7 @@ def verify_lists(which: str = "") -> Iterator[Finding]:
         except (FileNotFoundError, ValueError) as error:
             yield Finding(str(error), OTHER_LISTS)
             continue
-        if found == digest:
+        if found == LISTS[name]:
             good += 1
         else:
             yield Finding(f"{path} is not the official list", OTHER_LISTS)

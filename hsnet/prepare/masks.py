@@ -29,10 +29,8 @@ def build(sources: dict[str, object], target: Path, write: Callable[[object, Pat
     part.mkdir(parents=True, exist_ok=True)
     tasks = [(write, source, part / name) for name, source in sources.items() if not (part / name).exists()]
     with multiprocessing.Pool(None, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-        for _ in tqdm(
-            pool.imap_unordered(_build_one, tasks, chunksize=64), f"masks of {target.name}", len(tasks), unit="mask"
-        ):
-            pass
+        built = pool.imap_unordered(_build_one, tasks, chunksize=64)
+        list(tqdm(built, f"masks of {target.name}", len(tasks), unit="mask"))
     part.replace(target)
 
 

@@ -301,10 +301,8 @@ def measure_memory(backbone: str, sizes: dict[str, list[int]], device: torch.dev
         if path == "fast" or plain <= memory / 2:
             threads = torch.get_num_threads()
             spawned = multiprocessing.get_context("spawn")
-            with (
-                ProcessPoolExecutor(1, spawned, torch.set_num_threads, (threads,)) as pool,
-                suppress(BrokenProcessPool),
-            ):
+            pool = ProcessPoolExecutor(1, spawned, torch.set_num_threads, (threads,))
+            with suppress(BrokenProcessPool), pool:
                 measured = pool.submit(measure_one, backbone, what, path, size, device).result()
         rows.append({"what": what, "path": path, "size": size, **measured})
     return rows
