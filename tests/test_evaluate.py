@@ -19,9 +19,8 @@ TINY |= {"epochs": 1, "epoch_episodes": 4, "test_episodes": 6, "shot": "1"}
 
 
 def test_a_run_under_the_strict_protocol(datasets, data, call):
-    folder = train(
-        Config(**TINY, benchmark="pascal", protocol="strict", novel_images="drop", boundary="ignore", rule="majority")
-    )
+    rules = {"protocol": "strict", "novel_images": "drop", "boundary": "ignore", "rule": "majority"}
+    folder = train(Config(**TINY, benchmark="pascal", **rules))
     assert folder.name == "pascal-fold0-efficientnet_lite0-strict"
     call("evaluate", folder.name, "--shot", "2", "--precision", "float32")
     test, original = (json.loads((folder / f"{prefix}test-2shot.json").read_text()) for prefix in ("", "original-"))
@@ -78,14 +77,9 @@ def test_the_authors_weights(datasets, data, tmp_path, call):
 
     benchmark = load_benchmark("pascal", size=400)
     episodes = test_episodes(benchmark, fold=2, shot=1, count=2)
-    expected = evaluate(
-        predictor(reference_model("resnet50").eval(), torch.device("cpu")),
-        EpisodeDataset(benchmark, 400, episodes),
-        benchmark.classes(2, "test"),
-        batch=2,
-        workers=0,
-        title="",
-    )
+    predict = predictor(reference_model("resnet50").eval(), torch.device("cpu"))
+    dataset = EpisodeDataset(benchmark, 400, episodes)
+    expected = evaluate(predict, dataset, benchmark.classes(2, "test"), batch=2, workers=0, title="")
     for ours, theirs in zip(test["areas"]["HSNet"], expected["HSNet"].rows, strict=True):
         assert ours == pytest.approx(theirs, abs=80)  # half a thousandth of the pixels
 
