@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from kit.figures import BOXES, STATIC, FrameSlider, NetworkDiagram, differences, heat, ladder, panels
+from kit.figures import BOXES, STATIC, FrameSlider, NetworkDiagram, heat, panels
 from kit.pages import SIZE
 
 from hsnet import HSNet, hypercorrelation_pyramid
@@ -75,23 +75,3 @@ def test_panels_are_pictures_with_their_titles():
     assert figure.number in plt.get_fignums()  # a notebook shows it when the cell ends
     assert FrameSlider([figure], ["a"], "which", "A letter")._repr_html_().count("data:image/webp;base64,") == 2
     assert not plt.get_fignums()
-
-
-def test_a_ladder_is_as_long_as_the_scores():
-    html = ladder({"one": (10.0, (8.0, 12.0)), "two": (30.0, (20.0, 40.0))}, now="two").content
-    one, two = re.findall(r'<i style="width:([\d.]+)%"( class=now)?>', html)
-    assert float(two[0]) == pytest.approx(3 * float(one[0]), abs=0.2)
-    assert (one[1], two[1]) == ("", " class=now")
-    assert re.findall(r"<b [^>]*>([\d.]+)</b>", html) == ["10.0", "30.0"]
-    plt.close("all")
-
-
-def test_differences_are_drawn_for_what_was_run():
-    both, one = [(0, 3.0, (1.0, 5.0)), (1, 2.0, (0.5, 4.0))], [(1, -2.0, (-3.0, 1.0))]
-    figure = differences({"both": (both, "holds"), "one": (one, ""), "none": ([], "")}, spread=1.5)
-    assert [patch.get_width() for patch in figure.axes[0].patches] == [3.0, 3.0, 2.0, -2.0]  # the first is the band
-    assert [text.get_text() for text in figure.axes[0].texts] == ["holds", "no verdict yet", "not run"]
-    lines = [line.get_xdata() for line in figure.axes[0].lines if line.get_marker() == "None"]
-    assert [list(line) for line in lines[1:]] == [[1.0, 5.0], [0.5, 4.0], [-3.0, 1.0]]
-    assert not differences({"none": ([], "")}, spread=None).axes[0].patches
-    plt.close("all")
