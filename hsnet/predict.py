@@ -11,8 +11,8 @@ everything else in pale colours) for each query NAME. It refuses an output folde
 replaces files of the same names and keeps the others.
 
 Masks of supports are not segmented. A query that cannot be read is reported and skipped, and the exit status is then 1. The
-default weights resize images to 288 and to 403 pixels a side and average the two predictions. One --size of 257 to 512 pixels
-takes less time. Try both methods on photographs.
+default weights process a query twice: as a whole, then a window around what was found. With --size, of 257 to 512 pixels, they process
+the whole image once, which takes less time. Try both methods on photographs.
 """
 
 import sys
@@ -103,7 +103,7 @@ def _parser():
     option("--rule", help=f"how several supports decide: {', '.join(RULES)} (default: the weights' own)")
     option("--aspect", default="resize", help="resize ignores the aspect ratio, pad keeps it (default: resize)")
     option("--exif", default="apply", help="apply or ignore the rotation stored by cameras (default: apply)")
-    option("--size", type=int, help="side of the resized images, in pixels (default: those of the weights, averaged)")
+    option("--size", type=int, help="side of the resized images in pixels, in one pass (default: of the weights, with windows)")
     option("--method", default="hsnet", help=f"{' or '.join(METHODS)}, the baseline (default: hsnet)")
     option("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
     return parser
