@@ -103,7 +103,7 @@ def _parser():
     option("--rule", help=f"how several supports decide: {', '.join(RULES)} (default: the weights' own)")
     option("--aspect", default="resize", help="resize ignores the aspect ratio, pad keeps it (default: resize)")
     option("--exif", default="apply", help="apply or ignore the rotation stored by cameras (default: apply)")
-    option("--size", type=int, help="side of the resized images in pixels, in one pass (default: of the weights, with windows)")
+    option("--size", type=int, help="side of the resized images in pixels, in one pass (default: two passes)")
     option("--method", default="hsnet", help=f"{' or '.join(METHODS)}, the baseline (default: hsnet)")
     option("--device", default="auto", help="auto, cpu, cuda, … (default: auto)")
     return parser
