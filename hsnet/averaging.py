@@ -6,10 +6,11 @@ from torch import Tensor
 
 from . import fast
 from .baselines import Prototypes, with_prior
+from .config import Config
 from .episodes import Batch
 from .inputs import squeezed_size
 from .model import HSNet
-from .windows import DETAIL, Box, resized, window
+from .windows import Box, resized, window
 
 ENLARGED = 1.4  # the second size, where it leaves the squeezed support as many positions as in training
 SUPPORT_MARGIN, QUERY_MARGIN = 1.6, 1.25  # of windows, see `windows.window`
@@ -26,9 +27,9 @@ def features_of(model: HSNet, batch: Batch) -> tuple[list[list[Tensor]], list[li
     return fast.features_of(model.backbone, *images)
 
 
-def detail(model: HSNet, rule: str) -> int:
-    """How many times as large as the network processes them images must be read."""
-    return DETAIL if model.zoom and rule == "mean" else 1
+def zooms(model: HSNet, config: Config) -> bool:
+    """Whether a run is scored with windows: by the rule "mean" at the size of its training, as `Segmenter` does."""
+    return model.zoom and config.rule == "mean" and config.size == model.training_size
 
 
 @torch.no_grad()
@@ -81,8 +82,10 @@ def mean_maps(
 def _maps(model, query, side, levels, masks, size):
     """The probability from each support, and the contrast, of the query as squares of one side."""
     query_levels = _features(model, resized(query, (0, 0, *query.shape[-2:]), side))
-    logits = torch.stack(list(model.logits_from_features(query_levels, levels, masks, size)), dim=1)
-    return logits.float().softmax(dim=2)[:, :, 1], Prototypes.contrast(query_levels, levels, masks, size).float()
+    logits = model.logits_from_features(query_levels, levels, masks, size)
+    # Clones: a part of the softmax would keep all of it, of each support.
+    maps = [of_support.float().softmax(dim=1)[:, 1].clone() for of_support in logits]
+    return torch.stack(maps, dim=1), Prototypes.contrast(query_levels, levels, masks, size).float()
 
 
 def _features(model, images):
@@ -91,5 +94,8 @@ def _features(model, images):
 
 def _scaled(box: Box, size, other) -> Box:
     """A box of an image of one size in the same image of another."""
-    factors = [b / a for a, b in zip(size, other, strict=True)] * 2
-    return tuple(round(value * factor) for value, factor in zip(box, factors, strict=True))
+    top, left, height, width = box
+    spans = (top, top + height), (left, left + width)
+    ends = [[round(end * b / a) for end in span] for span, a, b in zip(spans, size, other, strict=True)]
+    (top, bottom), (left, right) = ends
+    return top, left, bottom - top, right - left

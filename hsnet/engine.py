@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from . import baselines, runs
-from .averaging import detail, features_of, mean_maps, prepare_supports
+from .averaging import features_of, mean_maps, prepare_supports, zooms
 from .baselines import Prototypes, with_prior
 from .benchmarks import Benchmark, Episode
 from .config import Config
@@ -27,6 +27,7 @@ from .memory import scored_at_a_time, trained_at_a_time
 from .metrics import SegmentationScore
 from .model import HSNet
 from .optim import Clock, make_optimizers, scale_learning_rates
+from .windows import DETAIL
 
 Predictor = Callable[[Batch], dict[str, Tensor]]  # masks, bool b h w, by the name that tables show
 RECORDED = ("HSNet", "prototypes", "all foreground")  # masks whose areas are kept; the last one's are the objects'
@@ -99,7 +100,10 @@ class Learner:
         require_readable(self.validation, "validation", max(1, self.workers))
         for shot in config.shots:  # now, not after days of training
             for tested in test_lists(self.benchmark, fold=config.fold, shot=shot, count=config.test_episodes):
-                require_readable(EpisodeDataset(self.benchmark, config.size, tested), "test", max(1, self.workers))
+                dataset = EpisodeDataset(
+                    self.benchmark, config.size, tested, detail=DETAIL if config.rule == "mean" else 1
+                )
+                require_readable(dataset, "test", max(1, self.workers))
         self.score = SegmentationScore(self.benchmark.classes(config.fold, "train"))
         self.epoch, self.step, self.losses = 0, 0, 0.0
         self.message = Message(self.learned.values(), max(self.score.class_ids) + 1)
@@ -268,14 +272,15 @@ def predictor(
     dtype: torch.dtype = torch.float32,
     prototypes: Prototypes | None = None,
     rule: str = "paper",
+    zoom: bool = False,
 ) -> Predictor:
-    """A function from a batch to the masks of the model and, on the same features, of the prototypes (on the CPU).
+    """A function from a batch to the masks of the model and of the prototypes (on the CPU).
 
     The masks have the size of the batch's truth.
 
     Args:
-        rule: how the masks of several supports become one: see `vote`, or "mean" with the model's zoom, thresholds and
-            prior. Images must be `averaging.detail` times as large as the network processes them.
+        rule: how the masks of several supports become one: see `vote`, or "mean" with the model's thresholds and prior.
+        zoom: with the rule "mean", process windows (`averaging.zooms`); images are then `windows.DETAIL` times as large.
     """
 
     @torch.no_grad()
@@ -286,9 +291,9 @@ def predictor(
         with computing_in(dtype, device):
             masks = {}
             if rule == "mean":
-                side = batch.query.shape[-1] // detail(model, rule)
-                supports = prepare_supports(model, batch.support, batch.support_mask, side, model.zoom)
-                maps, contrast = mean_maps(model, batch.query, supports, size, model.zoom)
+                side = batch.query.shape[-1] // (DETAIL if zoom else 1)
+                supports = prepare_supports(model, batch.support, batch.support_mask, side, zoom)
+                maps, contrast = mean_maps(model, batch.query, supports, size, zoom)
                 probability = with_prior(maps.mean(dim=1), contrast, model.prior)
                 masks["HSNet"] = probability > model.thresholds[maps.shape[1] > 1]
                 batch = batch.resized(side)
@@ -389,7 +394,8 @@ def test_run(
     device = choose_device(config.device)
     dtype = choose_precision(config.precision, device)
     benchmark.check(config.fold, "test")
-    learned = predictor(model.to(device).eval(), device, dtype, prototypes, config.rule)
+    zoom = zooms(model, config)
+    learned = predictor(model.to(device).eval(), device, dtype, prototypes, config.rule, zoom)
 
     def predict(batch):
         simple = {"any object (oracle)": baselines.any_object(batch), "all foreground": baselines.all_foreground(batch)}
@@ -398,7 +404,7 @@ def test_run(
     lists = [e[:count] for e in test_lists(benchmark, fold=config.fold, shot=shot, count=config.test_episodes)]
     every = [episode for episodes in lists for episode in episodes]
     start = time.perf_counter()
-    shown = {"original_size": original_size, "detail": detail(model, config.rule)}
+    shown = {"original_size": original_size, "detail": DETAIL if zoom else 1}
     scores = evaluate_run(predict, config, benchmark, every, f"test, {shot}-shot", **shown)
     own = Config.load(folder / "config.json")
     result = {

@@ -224,7 +224,7 @@ def require_readable(dataset: EpisodeDataset, what: str, threads: int) -> None:
     # Closed, so that Ctrl-C does not wait for the remaining files.
     with (
         ThreadPoolExecutor(threads) as pool,
-        closing(pool.map(lambda name: benchmark.flaws(name, dataset.size), names)) as read,
+        closing(pool.map(lambda name: benchmark.flaws(name, dataset.detail * dataset.size), names)) as read,
     ):
         bar = tqdm(
             read, f"reading the {what} files", len(names), unit="image", leave=False, delay=2, disable=rank() > 0

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,17 +56,16 @@ class Segmenter:
     Args:
         run: a run's name under `data/runs`, or its folder; the default is the shipped one.
         rule: combination of K supports: "paper" and "majority", see `vote`; "mean" marks pixels whose mean probability
-            exceeds the threshold stored with the weights. None is "mean" for weights with a threshold, else "paper".
+            exceeds the threshold stored with the weights. None is "mean" for weights with windows or a threshold, else "paper".
         aspect: "resize" ignores the image's aspect ratio; "pad" keeps it and fills the rest of the
             square with grey, which is neither object nor part of the prediction.
         device: "auto", "cpu", "cuda", …
         method: "hsnet"; or "prototypes", a baseline on the frozen features: a position is foreground where its
             feature at the coarsest level is nearer to the mean feature of the objects than to that of their background. The
             means are over all supports, and `rule` is not used.
-        size: side of the squares; None for the size of training and, with weights that zoom (`HSNet.zoom`) and the rule "mean",
-            for `zoom`: windows around the objects at two sizes (`averaging.mean_maps`). A size alone takes less time. Larger
-            ones resolve smaller objects and take more. The squeezed support must have as many positions as in training: 257 to
-            512 pixels give 2 × 2.
+        size: side of the squares, which contain whole images; None for the size of training and, with weights that zoom
+            (`HSNet.zoom`) and the rule "mean", windows around the objects as well (`averaging.mean_maps`), which takes more
+            time. The squeezed support must have as many positions as in training: 257 to 512 pixels give 2 × 2.
         exif: "apply" rotates images and masks as their EXIF says; "ignore" uses them as stored.
 
     Raises:
@@ -93,7 +91,7 @@ class Segmenter:
         self.aspect, self.method, self.exif = aspect, method, exif
         self.device = choose_device(device)
         self.model = HSNet.from_run(run).to(self.device).eval()
-        self.rule = rule or ("paper" if self.model.thresholds == (0.5, 0.5) else "mean")
+        self.rule = rule or ("mean" if self.model.zoom or self.model.thresholds != (0.5, 0.5) else "paper")
         trained = self.model.training_size
         self.zoom = self.model.zoom and self.rule == "mean" and method == "hsnet" and size is None
         self.size = trained if size is None else size
@@ -166,8 +164,7 @@ class Segmenter:
         """The mask of an image, True on the object, at the image's own size (upright).
 
         Args:
-            image: one image of the kinds that `fit` takes; or a list, which is computed as one batch and
-                returns a list of masks. Pass many images in several short lists.
+            image: one image of the kinds that `fit` takes; or a list, which returns a list of masks.
 
         Raises:
             FileNotFoundError: a missing image.
@@ -210,29 +207,24 @@ class Segmenter:
         if not self._supports:
             raise RuntimeError("this segmenter has no supports: call fit(images, masks) first")
         pictures = [read_image(image, self._side, self.exif) for image in images]
-        for size, alike in groupby(pictures, key=lambda picture: picture[1]):
-            squares = [square_image(pixels, self._side, self.aspect) for pixels, _ in alike]
-            for maps, contrast in zip(*self._of_squares(torch.stack(squares).to(self.device), size), strict=True):
-                yield maps, with_prior(maps.mean(dim=0), contrast[0], self.model.prior), size
+        for pixels, size in pictures:
+            square = square_image(pixels, self._side, self.aspect)[None].to(self.device)
+            maps, contrast = self._of_square(square, _within(size))
+            yield maps, with_prior(maps.mean(dim=0), contrast, self.model.prior), size
 
     @torch.no_grad()
-    def _of_squares(self, squares, size) -> tuple[Float[Tensor, "b k h w"], Float[Tensor, "b 1 h w"]]:
-        """Of pictures of one size: each support's probabilities, and the prototypes' contrast."""
-        shown = _within(size)
-        computed = (self._side,) * 2 if self.aspect == "pad" else shown  # logits are resized once
-        b = len(squares)
-        supports = [
-            (side, [[f.repeat(b, 1, 1, 1) for f in level] for level in levels], masks.expand(b, -1, -1, -1))
-            for side, levels, masks in self._supports
-        ]
+    def _of_square(self, square, size) -> tuple[Float[Tensor, "k h w"], Float[Tensor, "h w"]]:
+        """Each support's probabilities, and the prototypes' contrast."""
+        computed = (self._side,) * 2 if self.aspect == "pad" else size  # logits are resized once
         if self.method == "prototypes":
-            [(_, levels, masks)] = supports
-            query = self.model.backbone(self.model.backbone.normalize(squares))
-            contrast = Prototypes.contrast(query, levels, masks, computed)
+            [(_, *support)] = self._supports
+            query = self.model.backbone(self.model.backbone.normalize(square))
+            contrast = Prototypes.contrast(query, *support, computed)
             maps = (contrast > 0).float()[:, None]
         else:
-            maps, contrast = mean_maps(self.model, squares, supports, computed, self.zoom)
-        return tuple(from_square(x, shown, self._side, self.aspect) for x in (maps, contrast[:, None]))
+            maps, contrast = mean_maps(self.model, square, self._supports, computed, self.zoom)
+        maps, contrast = (from_square(x, size, self._side, self.aspect)[0] for x in (maps, contrast[:, None]))
+        return maps, contrast[0]
 
 
 def square_image(image: UInt8[np.ndarray, "h w 3"], side: int, aspect: str) -> UInt8[Tensor, "3 side side"]:

@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 DETAIL = 2  # images of which windows are cut are read so many times as large as the network processes them
-LEAST = 1 / 3  # of the image's sides: smaller windows would enlarge pixels
+LEAST = 1 / 3  # of the image's sides: smaller windows would mostly enlarge pixels
 WHOLE = 0.9  # a larger window is the whole image
 
 

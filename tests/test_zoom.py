@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from hsnet import HSNet, Segmenter
-from hsnet.averaging import FOUND, PRIOR, QUERY_MARGIN, detail, mean_maps, prepare_supports
+from hsnet import Config, HSNet, Segmenter
+from hsnet.averaging import FOUND, PRIOR, QUERY_MARGIN, mean_maps, prepare_supports, zooms
 from hsnet.baselines import with_prior
 from hsnet.benchmarks import load_benchmark
 from hsnet.engine import predictor
@@ -43,13 +43,13 @@ def model():
 @pytest.fixture
 def batch(model):
     shapes = load_benchmark("shapes", size=64)
-    return EpisodeDataset(shapes, 64, test_episodes(shapes, fold=0, shot=2, count=1), detail=detail(model, "mean"))[0]
+    return EpisodeDataset(shapes, 64, test_episodes(shapes, fold=0, shot=2, count=1), detail=DETAIL)[0]
 
 
 def test_the_second_pass_replaces_the_window_of_the_query(model, batch):
     assert batch.query.shape == (1, 3, 64 * DETAIL, 64 * DETAIL)
     assert batch.query_mask.shape == (1, 64, 64)
-    assert detail(model, "paper") == 1
+    assert [zooms(model, Config(rule=rule, size=64)) for rule in ("mean", "paper")] == [True, False]
     supports = prepare_supports(model, batch.support, batch.support_mask, 64, zoom=True)
     assert [(side, masks.shape) for side, _, masks in supports] == [(s, (1, 2, s, s)) for s in (64, 90)]
     assert (supports[0][2].float().mean((2, 3)) > 1.5 * batch.support_mask.float().mean((2, 3))).all()
@@ -74,6 +74,6 @@ def test_a_test_and_a_segmenter_compute_the_same(model, batch, tmp_path):
     assert segmenter.zoom
     truth = torch.zeros(1, *query.shape[:2], dtype=torch.bool)  # the masks have its size
     batch = replace(batch, query_mask=truth, query_objects=truth, ignored=truth)
-    tested = predictor(HSNet.from_run(tmp_path), torch.device("cpu"), rule="mean")(batch)["HSNet"][0].numpy()
+    tested = predictor(HSNet.from_run(tmp_path), torch.device("cpu"), rule="mean", zoom=True)(batch)["HSNet"][0].numpy()
     assert np.array_equal(tested, segmenter.predict(query))
     assert not Segmenter(tmp_path, size=64).zoom

@@ -31,6 +31,7 @@ def compile_network(model: nn.Module, **options) -> None:
     begun: list[float] = []
     torch._dynamo.on_compile_start(lambda *_: begun.append(time.perf_counter()))
     torch._dynamo.on_compile_end(lambda *_: say(f"compiled a part in {time.perf_counter() - begun.pop():.0f} s"))
+    torch._dynamo.config.recompile_limit = 64  # batches of validation and tests, and windows, have more shapes than 8
     model.compiled = True
     for part in (model, model.backbone, model.encoder, model.decoder):
         part.compile(**options)
