@@ -19,6 +19,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that none is left to one process in the end."""
+    items.sort(key=lambda item: item.path.stem not in ("test_compiled", "test_end_to_end", "test_train"))
+
+
 def table_rows(text):
     """The rows of a Markdown table, its heading first, as lists of texts."""
     rows = [line for line in text.splitlines() if line.startswith("| ")]

@@ -82,12 +82,10 @@ def test_answers_have_the_size_of_the_picture(run, size):
 
 
 def test_features_of_supports_are_computed_once(run, monkeypatch):
-    segmenter = Segmenter(run)
-    passed = []
+    segmenter, passed = Segmenter(run), []
     forward = segmenter.model.backbone.forward
     monkeypatch.setattr(segmenter.model.backbone, "forward", lambda x: passed.append(len(x)) or forward(x))
-    images = [picture() for _ in range(3)]
-    segmenter.fit(images, [mask_of(i) for i in images])
+    segmenter.fit(images := [picture() for _ in range(3)], [mask_of(i) for i in images])
     assert [segmenter.predict(picture()).ndim for _ in range(2)] == [2, 2]
     assert passed == [3, 1, 1]
 
