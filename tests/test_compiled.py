@@ -16,7 +16,7 @@ from hsnet.fast.compiling import compile_network
 from hsnet.speed.measure import disc
 
 torch.manual_seed(0)
-plain = HSNet("efficientnet_lite0", pretrained=False, levels=2)
+plain = HSNet("efficientnet_lite0", pretrained=False, levels=1)
 compiled = copy.deepcopy(plain)
 compile_network(compiled, backend=sys.argv[1])
 query, support = torch.randn(2, 2, 3, 64, 64)

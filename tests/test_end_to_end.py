@@ -61,11 +61,12 @@ def golden_model():
     return model
 
 
-@pytest.mark.parametrize("shot", [1, 5])
-def test_from_files_to_miou(golden_data, shot):
+@pytest.mark.parametrize(("shot", "count"), [(1, 20), (5, 8)])
+def test_from_files_to_miou(golden_data, shot, count):
+    """All episodes with one support; with five, which take three times as long, the first ones."""
     file = golden("end_to_end.json")
     benchmark = load_benchmark("pascal", size=file["size"], root=str(golden_data))
-    episodes = test_episodes(benchmark, fold=file["fold"], shot=shot, count=file["episodes"])
+    episodes = test_episodes(benchmark, fold=file["fold"], shot=shot, count=file["episodes"])[:count]
     score = evaluate(
         predictor(golden_model(), torch.device("cpu")),
         EpisodeDataset(benchmark, file["size"], episodes),
@@ -74,11 +75,12 @@ def test_from_files_to_miou(golden_data, shot):
         workers=0,
         title="golden",
     )["HSNet"]
-    theirs = file[f"{shot}-shot"]
-    assert [[e.query, e.class_id] for e in episodes] == [row[:2] for row in theirs["rows"]]
+    theirs, rows = file[f"{shot}-shot"], file[f"{shot}-shot"]["rows"][:count]
+    assert [[e.query, e.class_id] for e in episodes] == [row[:2] for row in rows]
     ours = np.array([row[1:] for row in score.rows])
-    difference = np.abs(ours - np.array([row[2:] for row in theirs["rows"]])).max() / file["size"] ** 2
+    difference = np.abs(ours - np.array([row[2:] for row in rows])).max() / file["size"] ** 2
     print(f"largest difference of an area: {difference:.1e} of the pixels")
     assert difference <= 1e-3
-    assert score.miou() == pytest.approx(theirs["miou"], abs=0.05)
-    assert score.fb_iou() == pytest.approx(theirs["fb_iou"], abs=0.05)
+    if count == len(theirs["rows"]):
+        assert score.miou() == pytest.approx(theirs["miou"], abs=0.05)
+        assert score.fb_iou() == pytest.approx(theirs["fb_iou"], abs=0.05)
