@@ -62,7 +62,7 @@ def png_address(image: UInt8[np.ndarray, "h w *c"], kind: str = "png") -> str:
 def heat(
     image: UInt8[np.ndarray, "h w 3"], values: Float[np.ndarray, "gh gw"], largest: float | None = None
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The image in pale colours, tinted orange where `values`, on a coarser grid, are high.
+    """The image in pale greys, tinted orange where `values`, on a coarser grid, are high.
 
     Args:
         image: the picture the values belong to.
@@ -72,7 +72,7 @@ def heat(
     h, w = image.shape[:2]
     rows, columns = (np.arange(n) * g // n for n, g in zip((h, w), values.shape, strict=True))
     share = np.clip(values[rows][:, columns] / max(values.max() if largest is None else largest, 1e-9), 0, 1)[..., None]
-    pale = 0.5 * image + 120
+    pale = 0.5 * image.mean(axis=2, keepdims=True) + 120  # an orange object is no value
     return ((1 - 0.8 * share) * pale + 0.8 * share * np.array(FOREGROUND)).astype(np.uint8)
 
 
@@ -163,7 +163,7 @@ def grid(rows: Sequence[Sequence[np.ndarray | None]], row_names: Sequence[str], 
             "<figure></figure>" if picture is None else _picture(name, picture)
             for picture, name in zip(row, column_names, strict=True)
         )
-        parts.append(f'<div class="row"><b>{html.escape(row_name)}</b>{"".join(drawn)}</div>')
+        parts.append(f"<div><b>{html.escape(row_name)}</b>{''.join(drawn)}</div>")
     columns = len(column_names)
     narrow = 2 if columns == 4 else min(columns, 3)
     return shown(f'<div class="hsnet-grid" style="--columns:{columns};--narrow:{narrow}">{"".join(parts)}</div>')

@@ -24,7 +24,7 @@ RUN = "emoji-fold0-288px"  # the trained network the pages show
 LAPTOP_RUN = Config().run  # what `make train` leaves
 SIZE = 288  # pixels a side
 
-PHOTOGRAPHERS = "Photographs: COCO, CC BY 2.0; their addresses at Flickr are in data/photographs/attribution.csv"
+PHOTOGRAPHERS = "Photographs: COCO, CC BY 2.0. Their addresses at Flickr are in data/photographs/attribution.csv."
 THREAD = 136  # place of the pages' query among the 5-shot test episodes: a videocassette and a light bulb
 LADDER = 200  # so many test episodes carry the ladder: the first ones of the 1000 that every table uses
 
