@@ -160,7 +160,9 @@ def grid(rows: Sequence[Sequence[np.ndarray | None]], row_names: Sequence[str], 
     parts = []
     for row, row_name in zip(rows, row_names, strict=True):
         drawn = (
-            "<figure></figure>" if picture is None else _picture(name, picture)
+            f"<figure><figcaption>{html.escape(name)}</figcaption></figure>"
+            if picture is None
+            else _picture(name, picture)
             for picture, name in zip(row, column_names, strict=True)
         )
         parts.append(f"<div><b>{html.escape(row_name)}</b>{''.join(drawn)}</div>")
@@ -214,7 +216,7 @@ def two_planes(
         axis.imshow(pale.astype(np.uint8), extent=(0, k, k, 0), transform=lean + axis.transData)
         for i in range(k + 1):
             for border in ([(i, 0), (i, k)], [(0, i), (k, i)]):
-                axis.plot(*lean.transform(border).T, color="black", linewidth=1.5 if i in (0, k) else 0.6, zorder=2)
+                axis.plot(*lean.transform(border).T, color=INK, linewidth=1.5 if i in (0, k) else 0.6, zorder=2)
         # Two lines from the window to its enlargement.
         facing = begin + x + (side if n == 0 else 0), lean.transform([(k * n, 0), (k * n, k)])
         for i in (0, 1):
