@@ -84,7 +84,8 @@ def describe(device: torch.device) -> str:
     cpuinfo = Path("/proc/cpuinfo")  # Linux; elsewhere Python's own words
     model = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
     name = model[1] if model else platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
+    count = torch.get_num_threads()
+    return f"{name}, {count} thread{'s'[: count != 1]}"
 
 
 class Memory:

@@ -146,7 +146,7 @@ def test_own_pictures_keep_their_size(page, episodes, tmp_path):
     assert set(np.unique(saved)) <= {0, 255}
     (tmp_path / "text.png").write_text("no picture")
     page.locator("[data-part=query-file]").set_input_files(tmp_path / "text.png")
-    says(page, "text.png is not a picture")
+    says(page, "text.png is not an image")
 
 
 def test_own_pictures_replace_the_episode_and_several_supports_vote(page, episodes, tmp_path):
@@ -188,7 +188,7 @@ def test_own_pictures_replace_the_episode_and_several_supports_vote(page, episod
     saved = np.asarray(Image.open(download.value.path()).convert("L")) > 0
     assert iou(saved, python_says([p for p, _ in pairs], [*painted], episodes[0]["query"])) >= 0.99
     share = round(100 * saved.mean())
-    words = f"marked: {share} % of the picture" if share else "query,"
+    words = f"marked: {share} % of the image" if share else "query,"
     assert words in page.locator("[data-part=query-caption]").inner_text()
 
 

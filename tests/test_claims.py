@@ -90,7 +90,7 @@ def test_a_line_is_made_from_files_and_waits_for_all_of_them():
     assert prototypes[1:] == ["1", "0", "0", "0", "9"]
     masked = next(row for row in table_rows(claims.ablations_table()) if row[0] == "support features masked")
     assert masked[1] == "+4.7?"
-    assert line()[2].startswith("50.0 − 40.0 = 10.0 [")
+    assert line()[2].startswith("50.0 and 40.0, +10.0 [")
     rows = table_rows(claims.runs_table())
     assert rows[1][3:] == ["50.0 [49.0, 51.0]", "6,400", "20 min", "1,234", "2.00 GB", "a GPU, float32"]
     assert ["separable 4D kernels", *["–"] * 8] in rows

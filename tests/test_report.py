@@ -97,14 +97,14 @@ def test_photographs_are_scored_by_object_size_and_beside_the_prototypes(run):
     everything = [[int(i % 2), 0, int(o), pixels - int(o), pixels] for i, o in enumerate(objects)]
     for shot in (1, 5):
         content = {"HSNet": areas(0.6), "prototypes": areas(0.3), "all foreground": everything}
-        runs.write_json(run / f"test-{shot}shot.json", {"areas": content})
+        runs.write_json(run / f"test-{shot}shot.json", {"areas": content, "size": 288})
         if shot == 1:
             with pytest.raises(FileNotFoundError, match=r"hsnet\.evaluate one --shot 1 --size 400"):
                 photographs.scores_table("one")
         content = {"HSNet": areas(rng.random()), "prototypes": areas(0.4), "all foreground": everything}
-        runs.write_json(run / f"400px-test-{shot}shot.json", {"areas": content})
+        runs.write_json(run / f"400px-test-{shot}shot.json", {"areas": content, "size": 400})
     header, *rows = table_rows(photographs.scores_table("one"))
-    assert header == ["supports", "HSNet", "prototypes", "prototypes, 400 px", "lead over the better"]
+    assert header == ["supports", "HSNet", "prototypes, 288 px", "prototypes, 400 px", "lead over the better"]
     assert [row[1].split()[0] for row in rows[-2:]] == ["60.0", "60.0"]
     assert rows[-1][-1].startswith("+20.0 [20.0")
     rows = table_rows(photographs.sizes_table("one"))[-8:]

@@ -6,7 +6,7 @@
 - onnxruntime-web, which computes them in a browser: with the processor (WebAssembly) or the graphics card (WebGPU). Its
   files are tens of megabytes and are not kept in the repository: npm fetches the published package once into the data
   folder, and its sha256 is compared;
-- a few episodes of the embedded benchmark and two photographs to begin with, and the run's scores on photographs.
+- a few episodes of the embedded benchmark and two photographs to begin with.
 
 Each file becomes a script that holds it in base64. Browsers let a page that was opened from a folder (file://) load
 scripts but not fetch files: so it works there too, and from any static server.
@@ -33,7 +33,6 @@ from hsnet.prepare.downloads import fetch_npm
 from hsnet.runs import DEFAULT_RUN
 from kit.figures import png_address
 from kit.pages import PHOTOGRAPHERS, bowls, episode_of, photographs, thread
-from kit.photographs import read
 
 PACKAGE = "onnxruntime-web@1.30.0"
 SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
@@ -92,26 +91,15 @@ def picture_address(picture: np.ndarray) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
 
 
-def write_episodes(out: Path, model: HSNet, run: str) -> None:
-    """Write what is built in as a script, with the weights' size, thresholds and prior, and the run's scores on photographs."""
+def write_episodes(out: Path, model: HSNet) -> None:
+    """Write what is built in as a script, with the weights' size, thresholds and prior."""
     content = {
         "side": model.training_size,
         "thresholds": model.thresholds,
         "prior": model.prior,
-        "photographs": on_photographs(run),
         "episodes": built_in(model.training_size),
     }
     (out / "episodes.js").write_text(f"globalThis.hsnetEpisodes={json.dumps(content)};\n")
-
-
-def on_photographs(run: str) -> dict | None:
-    """The 1-shot mIoU in percent of HSNet and of the better prototypes; None for a run without these tests."""
-    try:
-        scores = read(run, shot=1)
-    except (FileNotFoundError, KeyError):
-        return None
-    prototypes = max(score.miou() for name, score in scores.items() if name.startswith("prototypes"))
-    return {"hsnet": f"{scores['HSNet'].miou():.1f}", "prototypes": f"{prototypes:.1f}"}
 
 
 def write(run: str, out: Path, precision: str = "float16") -> None:
@@ -121,7 +109,7 @@ def write(run: str, out: Path, precision: str = "float16") -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for name in write_graphs(make_graphs(model), Path(scratch), precision):
             write_script(out, name, Path(scratch, name).read_bytes())
-    write_episodes(out, model, run)
+    write_episodes(out, model)
     write_runtime(fetch_npm(PACKAGE, SHA256, data_folder() / "browser"), out)
 
 

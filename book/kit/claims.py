@@ -266,11 +266,11 @@ def verdicts_table(every: Sequence[Finding]) -> str:
     rows = []
     for found in every:
         texts = {
-            fold: f"{better:.1f} − {worse:.1f} = {better - worse:.1f} [{low:.1f}, {high:.1f}]"
+            fold: f"{better:.1f} and {worse:.1f}, {better - worse:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
             for fold, (better, worse, (low, high)) in found.scores.items()
         }
         rows.append([str(found.claim), found.text, *map(texts.get, CLAIMS_FOLDS), found.words() or None])
-    return markdown(["", "claim", *(f"fold {f}: mIoU, difference [95 %]" for f in CLAIMS_FOLDS), "verdict"], rows)
+    return markdown(["", "claim", *(f"fold {f}: both mIoUs, difference [95 %]" for f in CLAIMS_FOLDS), "verdict"], rows)
 
 
 def marks(every: Sequence[Finding]) -> dict[str, tuple[list[tuple[int, float, tuple[float, float]]], str]]:

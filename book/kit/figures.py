@@ -272,10 +272,10 @@ def differences(
         spread: half the width of the grey band around zero, within which training seeds alone differ; None where that
             is not known.
     """
-    figure, axis = plt.subplots(figsize=(5.5, 0.42 * len(bars) + 1))
+    figure, axis = plt.subplots(figsize=(5.5, 0.5 * len(bars) + 1))
     if spread is not None:
-        axis.axvspan(-spread, spread, color="#adb5bd", alpha=0.3)
-    axis.axvline(0, color=INK, linewidth=0.8)
+        axis.axvspan(-spread, spread, color="#868e96", alpha=0.6)
+    axis.axvline(0, color=INK, linewidth=0.4)
     colours = {"holds": "#2b8a3e", "does not hold here": "#c92a2a"}
     reach = [spread or 0.0, 1.0]
     for i, (marks, verdict) in enumerate(bars.values()):

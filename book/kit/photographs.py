@@ -30,9 +30,10 @@ def read(run: str, shot: int) -> dict[str, SegmentationScore]:
         if not path.exists():
             option = f" --size {size}" if size else ""
             raise FileNotFoundError(f"no {path}: python -m hsnet.evaluate {run} --shot {shot}{option}")
-        areas = json.loads(path.read_text())["areas"]
+        test = json.loads(path.read_text())
+        areas = test["areas"]
         for name in areas if size is None else ["prototypes"]:
-            label = f"{name}, {size} px" if size else name
+            label = f"{name}, {test['size']} px" if name == "prototypes" else name
             found[label] = SegmentationScore.from_rows(areas[name], resample_classes=True)
     return found
 
@@ -65,9 +66,12 @@ def sizes_table(run: str) -> str:
             parts = [scores[name].part(inside) for name in names] if inside else []
             useful = [np.mean([100 * r[2] / max(r[4], 1) >= USEFUL for r in part.rows]) for part in parts]
             values = [f"{part.miou():.1f}" for part in parts] + [f"{100 * share:.0f} %" for share in useful]
-            share = f"{100 * low:.0f} to {100 * min(high, 1):.0f} %"
+            share = f"{100 * low:.0f} to {100 * min(high, 1):.0f}\u00a0%"
             rows.append([str(shot), share, str(len(inside)), *(values or ["–"] * 2 * len(names))])
-    return markdown(["supports", "object", "episodes", *names, *(f"IoU ≥ {USEFUL} %, {n}" for n in names)], rows)
+    return markdown(
+        ["supports", "object", "episodes", *(f"mIoU, {n}" for n in names), *(f"IoU ≥ {USEFUL} %, {n}" for n in names)],
+        rows,
+    )
 
 
 def _with_interval(score):

@@ -104,7 +104,7 @@ def paper_and_ours(name: str, protocol: str = "official") -> str:
             rows += [[row, f"{shot}", what, *(found.get(c) for c in columns)] for what, found in lines.items()]
     some = any(what != "paper" for _, _, what, *_ in rows)
     not_run = f" Not run: {'; '.join(left)}." if some and left else ""
-    return f"{markdown(['', 'shot', 'mIoU', *columns], rows)}\n\n{caption(experiments)}{not_run}"
+    return f"{markdown(['', 'shot', 'source', *columns], rows)}\n\n{caption(experiments)}{not_run}"
 
 
 # What must be equal in the tests of one benchmark that stand in one table, and in the trainings behind them.

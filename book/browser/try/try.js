@@ -42,7 +42,7 @@
 
   box.innerHTML = `
     <p class="tools">
-      <label>Pictures <select data-part="episode"></select></label>
+      <label>Images <select data-part="episode"></select></label>
       <span data-part="own" hidden>
         <label>supports, up to ${MOST} <input type="file" accept="image/*" multiple data-part="support-file"></label>
         <label>query <input type="file" accept="image/*" data-part="query-file"></label>
@@ -67,7 +67,6 @@
       <button type="button" data-part="clear">clear</button>
       <button type="button" data-part="given">the true mask</button>
     </p>
-    <p class="small" data-part="honest" hidden></p>
     <p class="tools">
       <button type="button" data-part="run">find it in the query</button>
       <button type="button" data-part="save" disabled>save the mask</button>
@@ -478,7 +477,7 @@
       }
     pen.putImageData(shown, 0, 0);
     const share = Math.round((100 * count) / inside.length);
-    const words = count ? `marked: ${share} % of the picture` : "nothing found; paint more of the object";
+    const words = count ? `marked: ${share} % of the image` : "nothing found; paint more of the object";
     part["query-caption"].textContent = `query, ${words}`;
     part.query.setAttribute("aria-label", `Query, ${words}`);
     // Into the window, if it is not there: below the page's header, and no other direction is scrolled.
@@ -503,7 +502,7 @@
       for (const name of ["support-file", "query-file"]) part[name].value = "";
       setSupports([]);
       setQuery(empty());
-      return say("Choose supports, pictures that show the thing, and a query, in which it is to be found.");
+      return say("Choose supports, which show the object, and a query, in which to find it.");
     }
     const episode = globalThis.hsnetEpisodes.episodes[+part.episode.value];
     const [first, truth, second] = await Promise.all([picture(episode.support), picture(episode.mask), picture(episode.query)]);
@@ -530,7 +529,7 @@
         try {
           found.push(await picture(address));
         } catch {
-          return say(`${file.name} is not a picture that this browser can read.`);
+          return say(`${file.name} is not an image that this browser can read.`);
         } finally {
           URL.revokeObjectURL(address);
         }
@@ -539,7 +538,7 @@
       set(found);
       const left = wanted.length - found.length;
       const next = !supports.length ? "Choose a support." : !query.canvas ? "Paint the object, and choose a query." : "Paint the object, then press the button.";
-      say(`${left ? `Only the first ${MOST} are taken. ` : ""}Pictures stay in this browser. ${next}`);
+      say(`${left ? `Only the first ${MOST} are taken. ` : ""}Images stay in this browser. ${next}`);
     });
 
   async function begin() {
@@ -547,20 +546,8 @@
     side = globalThis.hsnetEpisodes.side;
     part.episode.append(
       ...globalThis.hsnetEpisodes.episodes.map((episode, i) => new Option(episode.name, i)),
-      new Option("my own pictures", "own"),
+      new Option("my own images", "own"),
     );
-    if (globalThis.hsnetEpisodes.photographs) {
-      const { hsnet, prototypes } = globalThis.hsnetEpisodes.photographs;
-      const link = document.createElement("a");
-      link.href = "15_your_own_pictures.html#how-good-is-it-on-photographs";
-      link.textContent = "what to expect";
-      part.honest.append(
-        `On photographs of kinds of objects that training has not seen, mIoU with one support is ${hsnet}; prototypes reach ${prototypes}: `,
-        link,
-        ".",
-      );
-      part.honest.hidden = false;
-    }
     await choose();
     const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
     if (!adapter) return;
