@@ -68,9 +68,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Nearly the matrix with the same singular vectors and all singular values 1 (0.7 to 1.2 after five steps).
+    """Nearly the matrix with the same singular vectors and all singular values 1.
 
-    A Newton-Schulz iteration whose polynomial was tuned to lift small singular values fast.
+    A tuned Newton-Schulz iteration: five steps bring singular values above 0.2 % of the matrix's norm to 0.7 to 1.2.
 
     Args:
         matrix: one, or a stack of them.
