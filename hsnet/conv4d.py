@@ -37,7 +37,7 @@ class _Conv4d(nn.Module):
 
 
 class CenterPivotConv4d(_Conv4d):
-    """Center-pivot 4D convolution, equation (5): a 2D convolution over the query dims plus one over the support dims.
+    """Center-pivot 4D convolution, equation (5) of the paper: a 2D convolution over the query dims plus one over the support's.
 
     Of the k⁴ weights of a 4D kernel it has the 2k² whose query offset or support offset is zero (equation 4), in `query` and
     `support`, each with a bias. Both read the centre.
@@ -49,7 +49,7 @@ class CenterPivotConv4d(_Conv4d):
         self.support = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2)
 
     def forward(self, x: Float[Tensor, "b c hq wq hs ws"]) -> Float[Tensor, "b d hq wq h2 w2"]:
-        """Convolve; see the module's docstring for shapes."""
+        """The sum of both convolutions; `h2`, `w2` are `hs`, `ws` divided by the stride, rounded up."""
         result = over_support(partial(conv2d, self.support), x)  # b d hq wq h2 w2
         # The support position of the query branch is fixed, so only every stride-th one is needed.
         pruned = x[..., :: self.stride, :: self.stride]  # b c hq wq h2 w2
@@ -71,12 +71,12 @@ class SeparableConv4d(_Conv4d):
         self.query = nn.Conv2d(out_channels, out_channels, kernel_size, padding=kernel_size // 2)
 
     def forward(self, x: Float[Tensor, "b c hq wq hs ws"]) -> Float[Tensor, "b d hq wq h2 w2"]:
-        """Convolve; see the module's docstring for shapes."""
+        """One convolution, then the other; `h2`, `w2` are `hs`, `ws` divided by the stride, rounded up."""
         return over_query(partial(conv2d, self.query), over_support(partial(conv2d, self.support), x))
 
 
 class DenseConv4d(_Conv4d):
-    """The dense 4D kernel, equation (3): k⁴ weights a channel pair, one bias. Slow; used in comparisons.
+    """The dense 4D kernel, equation (3) of the paper: k⁴ weights a channel pair, one bias. Slow; used in comparisons.
 
     `weight` has shape (out, in, k, k, k, k), query offsets before support offsets.
     """
@@ -91,7 +91,7 @@ class DenseConv4d(_Conv4d):
         nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Float[Tensor, "b c hq wq hs ws"]) -> Float[Tensor, "b d hq wq h2 w2"]:
-        """Convolve; see the module's docstring for shapes."""
+        """The 4D convolution; `h2`, `w2` are `hs`, `ws` divided by the stride, rounded up."""
         return in_float32(self._convolve, x)
 
     def _convolve(self, x):

@@ -14,14 +14,14 @@ EPSILON = 1e-5
 def mask_features(
     levels: list[list[Float[Tensor, "b _c _h _w"]]], mask: Bool[Tensor, "b H W"] | Float[Tensor, "b H W"]
 ) -> list[list[Float[Tensor, "b _c _h _w"]]]:
-    """Support feature masking, equation (1): each feature times the mask resized to the feature's height and width.
+    """Support feature masking, equation (1) of the paper: each feature times the mask resized to the feature's height and width.
 
     Args:
         levels: features per level and layer.
         mask: True or 1 on the object; any size.
 
     Returns:
-        New lists of the same shapes. The resize is bilinear with aligned corners, as in the reference: it samples
+        New lists of the same shapes. As in the reference, the resize is bilinear with aligned corners. It samples
         single points, so an object smaller than their distance can vanish at a coarse level.
     """
     masked = []
@@ -32,15 +32,15 @@ def mask_features(
 
 
 def resize_mask(mask: Float[Tensor, "b H W"], size: tuple[int, int]) -> Float[Tensor, "b 1 h w"]:
-    """The function ζ of equation (1): bilinear with aligned corners."""
+    """The function ζ of the paper's equation (1): bilinear with aligned corners."""
     return F.interpolate(mask[:, None], size, mode="bilinear", align_corners=True)
 
 
 def correlate(query: Float[Tensor, "b c hq wq"], support: Float[Tensor, "b c hs ws"]) -> Float[Tensor, "b hq wq hs ws"]:
-    """4D correlation, equation (2): the cosine between every query and every support position, negative values set to 0.
+    """4D correlation, equation (2) of the paper: the cosines between all query and all support positions, negative values set to 0.
 
     Returns:
-        Values in [0, 1]: `[b, i, j, k, l]` compares query position (i, j) with support position (k, l).
+        Values in [0, 1]. `[b, i, j, k, l]` compares query position (i, j) with support position (k, l).
     """
     cosine = unit_vectors(query).flatten(2).mT @ unit_vectors(support).flatten(2)  # b (hq wq) (hs ws)
     return cosine.relu_().view(-1, *query.shape[-2:], *support.shape[-2:])

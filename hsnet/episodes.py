@@ -25,13 +25,13 @@ class Batch:
     """Episodes as tensors: images are uint8 RGB, masks boolean.
 
     Attributes:
-        query: b 3 h w.
-        query_mask: b hq wq, the truth; of the network's size, or the picture's own where that is scored.
-        query_objects: b hq wq, every annotated object of the query, of any class.
-        ignored: b hq wq, query pixels that scoring leaves out.
-        support: b k 3 h w.
-        support_mask: b k h w.
-        class_id: b.
+        query: the images to segment.
+        query_mask: the truth; of the network's size, or the image's own where that is scored.
+        query_objects: every annotated object of the query, of any class.
+        ignored: query pixels that scoring leaves out.
+        support: the K support images of each query.
+        support_mask: the objects of the class in them.
+        class_id: the class of each episode.
     """
 
     query: UInt8[Tensor, "b 3 h w"]
@@ -80,11 +80,11 @@ def load_episode(
 
     Args:
         change: applied to the query and to each support, and told whether it is one.
-        original_size: leave the query's masks at the picture's own size, to score there.
+        original_size: leave the query's masks at the image's own size, to score there.
         detail: images and supports' masks are so many times as large, for `HSNet.zoom`.
 
     Raises:
-        FileNotFoundError: a picture that is not there.
+        FileNotFoundError: a missing image.
         UnreadableFileError: one that cannot be read.
     """
     if original_size:
@@ -113,11 +113,11 @@ class EpisodeDataset(torch.utils.data.Dataset):
     number of workers and processes, and differ between epochs: set `epoch` before each.
 
     Args:
-        benchmark: where the pictures come from.
+        benchmark: source of the images.
         size: side of the squares in pixels.
         episodes: a fixed list (validation, test); or None to draw `count` training episodes of `fold`.
         augment: augmentation of training images, see `hsnet.benchmarks.augment`.
-        original_size: leave the queries' masks at the pictures' own size; batches are then of one.
+        original_size: leave the queries' masks at the images' own sizes; a batch then has one episode.
         detail: see `load_episode`.
     """
 
@@ -172,7 +172,7 @@ class EpisodeDataset(torch.utils.data.Dataset):
         """The names of the episode at `index`, of the current epoch in training.
 
         Args:
-            rng: draws it; None: the generator that the place in the training seeds.
+            rng: draws the episode; by default a generator seeded by (seed, epoch, index).
         """
         if self.episodes is not None:
             return self.episodes[index]
@@ -194,7 +194,7 @@ class EpisodeDataset(torch.utils.data.Dataset):
 
         Args:
             first: leave out so many batches at the beginning.
-            share: (i, n) for the i-th of n equal parts of each batch, counted from 0; None where a part is empty.
+            share: (i, n) for the i-th of n equal parts of each batch, counted from 0. An empty part is returned as None.
 
         Raises:
             UnreadableFileError: when iterated, a file that is missing or cannot be read, with the next step.

@@ -157,7 +157,7 @@ class HSNet(nn.Module):
         backbone: "vgg16", "resnet50", "resnet101", "efficientnet_lite0", or "timm:NAME".
         pretrained: load the backbone's ImageNet weights.
         kernel: "center-pivot" (the paper's), "separable" or "dense".
-        mask_support: multiply the support's features by its mask, equation (1). False is the paper's ablation, in
+        mask_support: multiply the support's features by its mask, equation (1) of the paper. False is the paper's ablation, in
             which the support's background is compared as well.
         layers, levels: which features are correlated, see `backbone.pyramid_layers`.
         convolutions: 4D convolutions in each squeezing and mixing block, 1 to 3 (the paper's ablation, which does not

@@ -25,8 +25,8 @@ class Episode:
     """One episode, as names: segment in `query` the objects of the class that `supports` show.
 
     Attributes:
-        query: name of a picture.
-        supports: names of the K annotated pictures, K = shot.
+        query: name of an image.
+        supports: names of the K annotated images, K = shot.
         class_id: the class.
     """
 
@@ -48,7 +48,7 @@ def register(benchmark: type["Benchmark"]) -> type["Benchmark"]:
 
 
 class Benchmark(ABC):
-    """Classes in folds, pictures by name, episodes. Making one reads no file; `open` does.
+    """Classes in folds, images by name, episodes. Making one reads no file; `open` does.
 
     Args:
         size: side of drawn scenes in pixels; of images, the side at which a cache is looked for.
@@ -70,9 +70,9 @@ class Benchmark(ABC):
         preparation: what `hsnet.prepare` does for it; empty for nothing.
         prepared: what `hsnet.prepare` and the folder of images are called, where that is not the benchmark's name.
         each_query_once: whether an epoch asks for each training query once, instead of drawing them.
-        cacheable: whether `build_cache` can keep its pictures.
+        cacheable: whether `build_cache` can keep its images.
         resample_classes: whether intervals resample classes too, see `SegmentationScore`.
-        attribution: a line that pictures of it must carry.
+        attribution: a line that its images must carry.
     """
 
     name: str
@@ -171,10 +171,10 @@ class Benchmark(ABC):
 
     @abstractmethod
     def read(self, name: str, class_id: int) -> Sample:
-        """The picture called `name` and its mask of a class.
+        """The image called `name` and its mask of a class.
 
         Raises:
-            FileNotFoundError: a picture that is not there, saying how to get it.
+            FileNotFoundError: a missing image, saying how to get it.
             UnreadableFileError: one that cannot be read, or a mask of another size.
         """
 
@@ -190,7 +190,7 @@ class Benchmark(ABC):
         """
 
     def flaws(self, name: str, size: int) -> list[str]:
-        """What is wrong with the files of a picture, each with its path, by reading all that `read_square` reads.
+        """What is wrong with the files of an image, each with its path, by reading all that `read_square` reads.
 
         Nothing for what is drawn, and for what a cache of this size holds.
         """
@@ -199,7 +199,7 @@ class Benchmark(ABC):
     # Records and files
 
     def digest(self) -> str:
-        """What must be equal for two scores to be compared: a hash of everything that decides the test pictures."""
+        """What must be equal for two scores to be compared: a hash of everything that decides the test images."""
         return ""
 
     def source(self) -> dict:
