@@ -65,7 +65,7 @@ def step_memory_table(result: dict) -> str:
     for r in result["rows"]:
         what = f"{r['backbone']}, {r['size']} px, {r['precision']}" + ", `--recompute`" * r["recompute"]
         counts = [int((size * 1e9 - r["fixed"]) // max(1, r["each"])) for size in sizes]
-        memory = f"{r['fixed'] / 1e9:.2f} GB", f"{r['each'] / 1e9:.3f} GB"
+        memory = f"{r['fixed'] / 1e9:.2f}\N{NO-BREAK SPACE}GB", f"{r['each'] / 1e9:.3f}\N{NO-BREAK SPACE}GB"
         rows.append([what, *memory, *(str(count) if count > 0 else "–" for count in counts)])
     header = ["training step", "fixed", "per episode"]
     return markdown([*header, *(f"episodes in {size} GB" for size in sizes)], rows)

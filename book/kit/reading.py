@@ -49,7 +49,7 @@ def reading_table(result: dict) -> str:
     found |= {f"training steps, {r['backbone']}, {r['precision']}": r for r in result["consumption"]}
     rows = [[what, f"{r['episodes_per_second']:.1f}"] for what, r in found.items()]
     heading = f"{result['device']}, {result['size']} px, {result['reading']['cores']} cores"
-    return f"{heading}\n\n{markdown(['', 'episodes a second'], rows)}"
+    return f"{heading}\n\n{markdown(['what', 'episodes a second'], rows)}"
 
 
 def main() -> None:
