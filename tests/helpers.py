@@ -146,18 +146,15 @@ class Server(http.server.ThreadingHTTPServer):
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        server = self.server
-        asked = self.headers.get("Range")
+        server, asked = self.server, self.headers.get("Range")
         server.asked.append(asked)
         content = server.files[self.path[1:]] if server.files else server.content
         start = int(asked[6:-1]) if asked and server.ranges else 0
         self.send_response(206 if asked and server.ranges else 200)
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
-        end = None
-        if server.cuts:
-            server.cuts -= 1
-            end = server.cut_at
+        end = server.cut_at if server.cuts else None
+        server.cuts -= bool(server.cuts)
         self.wfile.write(content[start:end])
 
     def log_message(self, *_):

@@ -8,26 +8,27 @@ from helpers import python
 from hsnet import HSNet
 from hsnet.fast.compiling import compile_network
 
-# Prints how much a compiled network's gradients and mask differ; `fullgraph` makes every break an error.
+# Prints how much a compiled network's gradients and masks differ; `fullgraph` makes every break an error. The generated code
+# takes a minute a level: of the mixing block, the second one, only the graph is made.
 PROGRAM = """
 import copy, sys, torch
 from hsnet import HSNet
 from hsnet.fast.compiling import compile_network
 from hsnet.speed.measure import disc
 
-torch.manual_seed(0)
-plain = HSNet("efficientnet_lite0", pretrained=False, levels=1)
-compiled = copy.deepcopy(plain)
-compile_network(compiled, backend=sys.argv[1])
-query, support = torch.randn(2, 2, 3, 64, 64)
-mask = disc(64).expand(2, 64, 64)
-found = []
-for model in (plain, compiled):
-    model(query, support, mask).square().mean().backward()
-    found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))
-print(((found[1] - found[0]).norm() / found[0].norm()).item())
-predictions = [model.predict(query, support[:, None], mask[:, None]) for model in (plain, compiled)]
-print((predictions[0] != predictions[1]).float().mean().item())
+query, support, mask = *torch.randn(2, 2, 3, 64, 64), disc(64).expand(2, 64, 64)
+for levels, backend in ((1, sys.argv[1]), (2, "aot_eager")):
+    torch.manual_seed(0)
+    plain = HSNet("efficientnet_lite0", pretrained=False, levels=levels)
+    compiled = copy.deepcopy(plain)
+    compile_network(compiled, backend=backend)
+    found = []
+    for model in (plain, compiled):
+        model(query, support, mask).square().mean().backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))
+    print(((found[1] - found[0]).norm() / found[0].norm()).item())
+    predictions = [model.predict(query, support[:, None], mask[:, None]) for model in (plain, compiled)]
+    print((predictions[0] != predictions[1]).float().mean().item())
 """
 
 
@@ -36,9 +37,9 @@ def test_training_and_prediction_are_one_graph_each(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     done = python("-c", PROGRAM, "inductor" if shutil.which("g++") else "aot_eager", timeout=900)
     lines = done.stdout.splitlines()
-    gradients, masks = (float(line) for line in lines if line[0].isdigit())
-    assert gradients < 1e-4
-    assert masks < 0.001
+    gradients, masks, *of_two_levels = (float(line) for line in lines if line[0].isdigit())
+    assert max(gradients, of_two_levels[0]) < 1e-4
+    assert max(masks, of_two_levels[1]) < 0.001
     assert lines[0].startswith("compiling")  # that one has to wait
     assert any(line.startswith("compiled a part in") for line in lines)
 

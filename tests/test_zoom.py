@@ -53,10 +53,8 @@ def test_the_second_pass_replaces_the_window_of_the_query(model, batch):
     assert [(side, masks.shape) for side, _, masks in supports] == [(s, (1, 2, s, s)) for s in (64, 90)]
     assert (supports[0][2].float().mean((2, 3)) > 1.5 * batch.support_mask.float().mean((2, 3))).all()
     first, contrast = mean_maps(model, batch.query, supports, (64, 64), zoom=False)
-    small, large = (
-        mean_maps(model, query, [of_side], (64, 64), zoom=False)[0]
-        for query, of_side in zip((batch.query, batch.query.flip(-1)), supports, strict=True)
-    )
+    both = zip((batch.query, batch.query.flip(-1)), supports, strict=True)
+    small, large = (mean_maps(model, query, [known], (64, 64), zoom=False)[0] for query, known in both)
     assert torch.allclose(first, (small + large.flip(-1)) / 2)
     maps, _ = mean_maps(model, batch.query, supports, (64, 64), zoom=True)
     found = with_prior(first.mean(1), contrast, PRIOR)[0]
