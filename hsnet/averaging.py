@@ -56,13 +56,15 @@ def mean_maps(
 ) -> tuple[Float[Tensor, "b k h2 w2"], Float[Tensor, "b h2 w2"]]:
     """The foreground's probability from each support, and `Prototypes.contrast`; both averaged over the supports' sizes.
 
-    The second size processes the mirrored query: the average is better at the same cost. With `zoom` follows a second pass:
-    the window around what was found, at the first size. Its values replace those of the first pass.
+    With one support, the second size processes the mirrored query, which gains accuracy at no cost; with several it gains
+    nothing. With `zoom` follows a second pass: the window around what was found, at the first size. Its values replace those
+    of the first pass.
 
     Args:
         size: height and width of the maps.
     """
-    found = [_maps(model, query, *of_side, size, mirror=i > 0) for i, of_side in enumerate(supports)]
+    alone = supports[0][2].shape[1] == 1
+    found = [_maps(model, query, *of_side, size, mirror=alone and i > 0) for i, of_side in enumerate(supports)]
     probability, contrast = (sum(maps) / len(found) for maps in zip(*found, strict=True))
     first = with_prior(probability.mean(1), contrast, PRIOR)
     for i, one in enumerate(first if zoom else ()):
