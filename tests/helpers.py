@@ -22,7 +22,7 @@ BOOK = Path(__file__).resolve().parents[1] / "book"
 # What people ask for, in the words that they use.
 QUESTIONS = [
     "reproduce the paper's number", "fair comparison", "prepare COCO masks", "use my own images", "validation equals test",
-    "how does 5-shot vote", "out of memory", "how long does training take", "which pixels are ignored",
+    "5-shot voting", "out of memory", "how long does training take", "which pixels are ignored",
     "why pre-ReLU features",
 ]  # fmt: skip
 # Where `make pages` says that the built pages lie, the browser, and the sizes of its window.
