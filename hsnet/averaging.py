@@ -56,15 +56,13 @@ def mean_maps(
 ) -> tuple[Float[Tensor, "b k h2 w2"], Float[Tensor, "b h2 w2"]]:
     """The foreground's probability from each support, and `Prototypes.contrast`; both averaged over the supports' sizes.
 
-    With one support, the second size processes the mirrored query, which gains accuracy at no cost; with several it gains
-    nothing. With `zoom` follows a second pass: the window around what was found, at the first size. Its values replace those
-    of the first pass.
+    With `zoom`, the query is processed a second time: the window around what was found, at the first size. Its values replace
+    those of the first pass.
 
     Args:
         size: height and width of the maps.
     """
-    alone = supports[0][2].shape[1] == 1
-    found = [_maps(model, query, *of_side, size, mirror=alone and i > 0) for i, of_side in enumerate(supports)]
+    found = [_maps(model, query, *of_side, size) for of_side in supports]
     probability, contrast = (sum(maps) / len(found) for maps in zip(*found, strict=True))
     first = with_prior(probability.mean(1), contrast, PRIOR)
     for i, one in enumerate(first if zoom else ()):
@@ -81,15 +79,13 @@ def mean_maps(
     return probability, contrast
 
 
-def _maps(model, query, side, levels, masks, size, mirror=False):
-    """The probability from each support, and the contrast, of the query, or of its mirror image, as squares of one side."""
-    query = query.flip(-1) if mirror else query
+def _maps(model, query, side, levels, masks, size):
+    """The probability from each support, and the contrast, of the query as squares of one side."""
     query_levels = _features(model, resized(query, (0, 0, *query.shape[-2:]), side))
     logits = model.logits_from_features(query_levels, levels, masks, size)
     # Clones: a part of the softmax would keep all of it, of each support.
     maps = [of_support.float().softmax(dim=1)[:, 1].clone() for of_support in logits]
-    maps = torch.stack(maps, dim=1), Prototypes.contrast(query_levels, levels, masks, size).float()
-    return tuple(x.flip(-1) for x in maps) if mirror else maps
+    return torch.stack(maps, dim=1), Prototypes.contrast(query_levels, levels, masks, size).float()
 
 
 def _features(model, images):
