@@ -63,7 +63,7 @@ ABLATIONS = (
     ),
     (
         *("center-pivot instead of original 4D kernels", PUBLISHED, "original 4D kernels", "higher or about equal"),
-        "A quarter of the learned values suffices.",
+        "A quarter of the learned values costs about a point at most.",
     ),
     (
         *("support features masked", PUBLISHED, "no support masking", None),
@@ -87,7 +87,7 @@ ABLATIONS = (
     ),
     (
         *("frozen instead of trained backbone", PUBLISHED, "backbone trained too"),
-        *("higher: training over-fits", "The claim depends on the data and on the length of training."),
+        *("higher: training over-fits", "The claim may depend on the data and on the length of training; this was not tested."),
     ),
 )
 
@@ -241,7 +241,7 @@ def counts_table(every: Sequence[Finding]) -> str:
         counted = Counter(one.verdict for one in found)
         provisional = sum(one.provisional for one in found)
         rows.append([kind, *(str(counted[name]) for name in VERDICTS), str(provisional), str(counted[""])])
-    return markdown(["comparisons of", *VERDICTS, "of the decided: provisional", "not run"], rows)
+    return markdown(["comparisons of", *VERDICTS, "provisional (of the decided)", "not run"], rows)
 
 
 def ablations_table() -> str:
