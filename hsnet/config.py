@@ -231,7 +231,7 @@ class Config:
 
 
 def paper(benchmark: str, backbone: str = "resnet50", fold: int = 0) -> Config:
-    """The settings behind a number of the paper's tables.
+    """The settings of one training run in the paper's tables.
 
     The paper's: Adam, 1e-3, no schedule, 400 px, batch 20, float32, 1-shot validation after each epoch, 1000 test episodes,
     and the benchmark's `paper_settings`. Ours: a stop 100 epochs after the best, where the authors
@@ -280,11 +280,13 @@ def add_settings(parser: argparse.ArgumentParser, names: tuple[str, ...] = (), d
 
 
 def _defaults(option):
-    """A setting's default, and the paper's where they differ: for its benchmarks, and those that differ from the others."""
+    """A setting's default, and the values of the paper's benchmarks and of `folder` where they differ."""
     if option.name == "benchmark":
         return repr(option.default)
     values = {name: getattr(paper(name), option.name) for name in OF_PAPER}
     usual = max(values.values(), key=list(values.values()).count)
+    if option.name in (own := BENCHMARKS["folder"].training_settings):
+        values["folder"] = own[option.name]
     text = repr(option.default) + (f", for the paper's benchmarks {usual!r}" if usual != option.default else "")
     return text + "".join(f", {name} {value!r}" for name, value in values.items() if value != usual)
 

@@ -39,8 +39,8 @@ class _Conv4d(nn.Module):
 class CenterPivotConv4d(_Conv4d):
     """Center-pivot 4D convolution, equation (5) of the paper: a 2D convolution over the query dims plus one over the support's.
 
-    Of the k⁴ weights of a 4D kernel it has the 2k² whose query offset or support offset is zero (equation 4), in `query` and
-    `support`, each with a bias. Both read the centre.
+    Of the k⁴ places of a 4D kernel it keeps the 2k² − 1 whose query offset or support offset is zero (equation 4). It has 2k²
+    weights, in `query` and `support`, each with a bias: both read the centre.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):

@@ -47,7 +47,7 @@ class Batch:
         return Batch(**{name: t.to(device, non_blocking=True) for name, t in vars(self).items()})
 
     def pin_memory(self) -> "Batch":
-        """The same batch where a GPU can fetch it by itself; the loader calls this."""
+        """The same batch in pinned memory; the loader calls this."""
         return Batch(**{name: t.pin_memory() for name, t in vars(self).items()})
 
     def split(self, count: int) -> list["Batch"]:
@@ -107,7 +107,7 @@ def load_episode(
 
 
 class EpisodeDataset(torch.utils.data.Dataset):
-    """Names to `Batch`: one item, one episode.
+    """Reads episodes: each item is a `Batch` of one episode.
 
     Training episodes are drawn from a generator seeded by (seed, epoch, index), so they are the same whatever the
     number of workers and processes, and differ between epochs: set `epoch` before each.
@@ -193,7 +193,7 @@ class EpisodeDataset(torch.utils.data.Dataset):
         """The episodes in order, `batch` at a time; the last batch may be smaller.
 
         Args:
-            first: leave out so many batches at the beginning.
+            first: number of batches to skip at the beginning.
             share: (i, n) for the i-th of n equal parts of each batch, counted from 0. An empty part is returned as None.
 
         Raises:

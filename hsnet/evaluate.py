@@ -3,7 +3,7 @@
 python -m hsnet.evaluate                      a table of all runs
 python -m hsnet.evaluate RUN --shot 5         tests a run; writes test-5shot.json into its folder
 python -m hsnet.evaluate RUN --benchmark folder --root DIR   tests it on your own images
-python -m hsnet.evaluate RUN --benchmark coco-to-pascal      tests a run of COCO on PASCAL, on classes without training
+python -m hsnet.evaluate RUN --benchmark coco-to-pascal      tests a run of COCO on PASCAL, on classes that it was not trained on
 python -m hsnet.evaluate --reference-checkpoint FILE --benchmark pascal --backbone resnet50 --fold 0
                                               tests the authors' released weights
 make evaluate                                 tests the run of `make train`, 1- and 5-shot

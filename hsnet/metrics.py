@@ -99,7 +99,7 @@ class SegmentationScore:
         return torch.stack(areas, 1)
 
     def condense(self, beyond: int = 0) -> None:
-        """Replace more than so many rows by one for each class, with summed areas: the same scores, without intervals."""
+        """Replace more than `beyond` rows by one row for each class with summed areas. Scores stay the same; intervals are lost."""
         if len(self._rows) <= beyond:
             return
         table = self._table()

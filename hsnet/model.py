@@ -161,7 +161,7 @@ class HSNet(nn.Module):
             which the support's background is compared as well.
         layers, levels: which features are correlated, see `backbone.pyramid_layers`.
         convolutions: 4D convolutions in each squeezing and mixing block, 1 to 3 (the paper's ablation, which does not
-            state the strides of fewer: here the first ones of the table remain, and the support is averaged over the rest).
+            state the strides: here the first convolutions remain, and average pooling replaces the other strides).
         train_backbone: train the backbone as well (an ablation of the paper, which over-fits).
 
     Raises:

@@ -63,9 +63,9 @@ class Segmenter:
         method: "hsnet"; or "prototypes", a baseline on the frozen features: a position is foreground where its
             feature at the coarsest level is nearer to the mean feature of the objects than to that of their background. The
             means are over all supports, and `rule` is not used.
-        size: side of the squares, which contain whole images. None is the size of training; weights that zoom (`HSNet.zoom`)
-            then also use windows around the objects with the rule "mean" (`averaging.mean_maps`), which takes more
-            time. The squeezed support must have as many positions as in training: 257 to 512 pixels give 2 × 2.
+        size: side of the squares, which contain whole images. None is the size of training. The default weights then also process
+            windows around the objects (`HSNet.zoom`, rule "mean", `averaging.mean_maps`), which takes more time. The
+            squeezed support must have as many positions as in training: 257 to 512 pixels give 2 × 2.
         exif: "apply" rotates images and masks as their EXIF says; "ignore" uses them as stored.
 
     Raises:

@@ -6,8 +6,8 @@
     torchrun --nproc-per-node 4 -m hsnet.train …              four processes, on GPUs where available
     python -m hsnet.train --list                              the runs, their progress and their best scores
 
-The same command resumes a run that Ctrl-C, a scheduler or a power failure ended, at the next step. Exit status: 0 when
-the run is complete, 130 after Ctrl-C, 75 after SIGTERM (saved, start it again), 2 after an error.
+The same command resumes a run that Ctrl-C or a scheduler ended, at the next step; after a power failure, at the last checkpoint.
+Exit status: 0 when the run is complete, 130 after Ctrl-C, 75 after SIGTERM (saved, start it again), 2 after an error.
 
 A run is a folder, data/runs/NAME: config.json, history.jsonl (a line an epoch), model.safetensors (the best epoch),
 last.pt (for resuming), test-1shot.json, episodes.png. config.json stores every option below.

@@ -87,7 +87,10 @@ ABLATIONS = (
     ),
     (
         *("frozen instead of trained backbone", PUBLISHED, "backbone trained too"),
-        *("higher: training over-fits", "The claim may depend on the data and on the length of training; this was not tested."),
+        *(
+            "higher: training over-fits",
+            "The claim may depend on the data and on the length of training; this was not tested.",
+        ),
     ),
 )
 

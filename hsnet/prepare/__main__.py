@@ -51,7 +51,7 @@ def _parser():
     option("--root", default="", help="folder of the benchmark's files (default: see above)")
     option("--check", action="store_true", help="verify only; download, build and change nothing")
     option("--cache", type=int, metavar="SIZE", help="store all images at SIZE × SIZE pixels as well (the paper: 400)")
-    option("--sample", type=int, help="number of images and masks that are opened (default: 200; fss: all)")
+    option("--sample", type=int, help="number of images and masks that are opened (default: 200; fss, folder: all)")
     option("--keep-archives", action="store_true", help="keep downloaded archives after unpacking them")
     return parser
 

@@ -2,7 +2,7 @@
 
     python -m hsnet.reproduce --dry-run                  all experiments, their state and the cost of the rest
     python -m hsnet.reproduce pascal --only resnet50     a row of a table; `--only resnet50,0` a single experiment
-    torchrun --nproc-per-node 4 -m hsnet.reproduce pascal        the same on four GPUs
+    torchrun --nproc-per-node 4 -m hsnet.reproduce pascal        a whole table on four GPUs
     python -m hsnet.reproduce pascal --protocol strict   the strict protocol, in a table of its own
     python -m hsnet.reproduce claims                     the runs that test the paper's claims on the embedded benchmark; no GPU needed
 
@@ -110,7 +110,7 @@ def main() -> None:
     option("--dry-run", action="store_true", help="print the state of the experiments and the cost of the rest")
     option("--only", default="", metavar="WORDS", help="backbones and folds, such as resnet50,0")
     option(
-        "--protocol", default="official", choices=tuple(TEST_LISTS), help="protocol of the tests (default: official)"
+        "--protocol", default="official", choices=tuple(TEST_LISTS), help="protocol, also of training (default: official)"
     )
     add_settings(parser, MACHINE)
     arguments = parser.parse_args()
