@@ -34,7 +34,7 @@ COUNTS = (1, 16, 64)  # of false matches
 
 
 class SeparableBatchNorm(SeparableConv4d):
-    """Separable 4D convolution with batch normalisation between its two 2D convolutions, an option that the paper names."""
+    """Separable 4D convolution with batch normalisation between its two 2D convolutions, as the paper describes it."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
         super().__init__(in_channels, out_channels, kernel_size, stride)
