@@ -38,6 +38,8 @@ def test_the_current_box_is_lit(box):
     assert len(lit) == 2 * {"squeezing": 3, "mixing": 2}.get(box, 1)  # in the wide and in the tall drawing
     assert f"this chapter: {box}" in html
     assert 'lit"' not in NetworkDiagram()._repr_html_()
+    two = NetworkDiagram("masking", "decoder")._repr_html_()
+    assert set(re.findall(r'class="box (\w+) lit"', two)) == {"masking", "decoder"}
 
 
 @pytest.mark.parametrize("form", ["wide", "tall"])

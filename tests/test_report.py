@@ -5,7 +5,7 @@ import pytest
 from conftest import table_rows
 from helpers import scored
 from kit import photographs, tables
-from kit.pages import other_questions, run_score
+from kit.pages import other_episodes, run_score
 
 from hsnet import runs
 from hsnet.benchmarks import load_benchmark
@@ -42,12 +42,12 @@ def test_the_score_of_a_runs_first_episodes(run):
         run_score("one", shot=5)
 
 
-def test_the_same_query_is_asked_for_its_other_objects():
+def test_the_same_query_has_episodes_of_its_other_objects():
     shapes = load_benchmark("shapes", size=64)
     episodes = test_episodes(shapes, fold=0, shot=1, count=20)
-    asked = [(e, other) for e in episodes for other in other_questions(shapes, e)]
-    assert len(asked) > 10
-    for episode, other in asked:
+    pairs = [(e, other) for e in episodes for other in other_episodes(shapes, e)]
+    assert len(pairs) > 10
+    for episode, other in pairs:
         assert other.query == episode.query
         assert other.class_id != episode.class_id
         artist = dict(shapes.objects(other.query))[other.class_id]

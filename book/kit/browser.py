@@ -58,7 +58,7 @@ def write_script(out: Path, name: str, content: bytes) -> None:
 
 
 def built_in(side: int) -> list[dict]:
-    """What there is to begin with: the pages' query, asked for both its objects, two other drawn ones, and photographs.
+    """What there is to begin with: both episodes of the pages' query, two other drawn ones, and photographs.
 
     Returns:
         For each its name, attribution, and the addresses of the pictures that the page shows.

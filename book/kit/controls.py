@@ -1,4 +1,4 @@
-"""Does the support decide? Test queries asked for another of their objects: `PYTHONPATH=book python -m kit.controls RUN`.
+"""Does the support decide? Test queries with supports of another of their objects: `PYTHONPATH=book python -m kit.controls RUN`.
 
 The run's benchmark is one whose scenes are drawn: emoji or shapes. Written: `controls.json` in the run's folder.
 """
@@ -14,19 +14,19 @@ from hsnet.devices import choose_device, choose_precision
 from hsnet.engine import evaluate_run, predictor
 from hsnet.runs import run_folder, scores_table, write_json
 
-from .pages import other_questions
+from .pages import other_episodes
 
 
 def control_run(model: HSNet, config: Config, benchmark: DrawnBenchmark, folder: Path) -> dict:
     """Predict test queries from supports of their other objects, and score the masks against these and against the original ones.
 
-    "another object" is scored against the object that was asked for: it should be as high as the test score. "wrong
+    "another object" is scored against the support's object: it should be as high as the test score. "wrong
     support" scores the same masks against the episode's own target: it must collapse. Writes `controls.json`.
     """
     device = choose_device(config.device)
     predict = predictor(model.to(device).eval(), device, choose_precision(config.precision, device))
     episodes = test_episodes(benchmark, fold=config.fold, shot=1, count=config.test_episodes)
-    pairs = [(other, episode) for episode in episodes for other in other_questions(benchmark, episode)]
+    pairs = [(other, episode) for episode in episodes for other in other_episodes(benchmark, episode)]
     masks = []
 
     def another(batch):

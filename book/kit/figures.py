@@ -358,28 +358,30 @@ BOXES = ("backbone", "masking", "correlation", "squeezing", "mixing", "decoder")
 
 
 class NetworkDiagram:
-    """The network after Figure 2 of the paper, at the pages' size, with the box of the current chapter lit.
+    """The network after Figure 2 of the paper, at the pages' size, with the boxes of the current chapter lit.
 
     The drawing is `static/network-wide.svg`, on a phone `static/network-tall.svg`.
 
     Args:
-        lit: one of `BOXES`, or "" for none.
+        lit: names in `BOXES`; "" is none.
 
     Raises:
         ValueError: another name.
     """
 
-    def __init__(self, lit: str = ""):
-        if lit and lit not in BOXES:
-            raise ValueError(f"no box {lit!r}: choose one of {', '.join(BOXES)}")
-        self.lit = lit
+    def __init__(self, *lit: str):
+        self.lit = [box for box in lit if box]
+        for box in self.lit:
+            if box not in BOXES:
+                raise ValueError(f"no box {box!r}: choose from {', '.join(BOXES)}")
 
     def _repr_html_(self) -> str:
         drawings = "".join(
             (STATIC / f"network-{form}.svg").read_text().replace("<svg", f'<svg class="{form}"', 1)
             for form in ("wide", "tall")
         )
-        drawings = drawings.replace(f'class="box {self.lit}"', f'class="box {self.lit} lit"')
-        where = f"; this chapter: {self.lit}" if self.lit else ""
+        for box in self.lit:
+            drawings = drawings.replace(f'class="box {box}"', f'class="box {box} lit"')
+        where = f"; this chapter: {', '.join(self.lit)}" if self.lit else ""
         label = f'role="img" aria-label="The network: {", ".join(BOXES)}{where}"'
         return f'{style()}<div class="hsnet-network" {label}>{drawings}</div>'

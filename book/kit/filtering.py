@@ -63,22 +63,20 @@ def over_levels(tensors: list[Float[Tensor, "b _c _hq _wq _hs _ws"]]) -> Float[T
     return torch.cat([F.interpolate(x, size, mode="bilinear", align_corners=True) for x in means], dim=1)
 
 
-def true_and_false_match(
-    x: Float[Tensor, "1 l hq wq hs ws"], question: Batch
-) -> tuple[tuple[int, int], tuple[int, int]]:
+def true_and_false_match(x: Float[Tensor, "1 l hq wq hs ws"], batch: Batch) -> tuple[tuple[int, int], tuple[int, int]]:
     """The query positions (row, column) whose best match, mean of the layers, is strongest: on the object, and off it."""
     best = x[0].mean(0).flatten(2).amax(2)  # hq wq
-    share = F.adaptive_avg_pool2d(question.query_mask[:, None].float(), best.shape)[0, 0]
+    share = F.adaptive_avg_pool2d(batch.query_mask[:, None].float(), best.shape)[0, 0]
     true, false = ((best * where).argmax().item() for where in (share > 0.5, share == 0))
     return divmod(true, best.shape[1]), divmod(false, best.shape[1])
 
 
 def match_slices(
-    question: Batch, positions: tuple[tuple[int, int], ...], x: Float[Tensor, "1 c hq wq hs ws"], weights: Tensor
+    batch: Batch, positions: tuple[tuple[int, int], ...], x: Float[Tensor, "1 c hq wq hs ws"], weights: Tensor
 ) -> plt.Figure:
     """For each query position the mean over the support, and the support's slice; channels are summed with `weights`."""
     values = torch.einsum("cijmn,c->ijmn", x[0], weights).relu()
-    query, support = as_image(question.query[0]), as_image(question.support[0, 0])
+    query, support = as_image(batch.query[0]), as_image(batch.support[0, 0])
     largest, pictures, marks = max(values[place].max().item() for place in positions), [], {}
     for name, (row, column) in zip(("true match", "false match"), positions, strict=True):
         marks[len(pictures)] = ((column + 0.5) * SIZE / x.shape[3], (row + 0.5) * SIZE / x.shape[2])

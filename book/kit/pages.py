@@ -40,12 +40,12 @@ def photographs() -> Benchmark:
 
 
 def episode_of(class_name: str, query: int = 0, shot: int = 1) -> Episode:
-    """A photograph asked for a class by others that show it."""
+    """The episode of a class whose query and supports are photographs that show it."""
     benchmark = photographs()
     class_id = benchmark.class_names.index(class_name)
     names = [name for name, c in benchmark.listed("all") if c == class_id]
-    asked = names.pop(query)
-    return Episode(asked, tuple(names[:shot]), class_id)
+    chosen = names.pop(query)
+    return Episode(chosen, tuple(names[:shot]), class_id)
 
 
 def bowls(shot: int = 3) -> Episode:
@@ -54,28 +54,28 @@ def bowls(shot: int = 3) -> Episode:
 
 
 def thread(benchmark: Benchmark, shot: int = 1) -> list[Episode]:
-    """The query that is followed through the book, asked for its videocassette (by up to five supports), then its bulb (one)."""
+    """The two episodes of the book's query: its videocassette (up to five supports), and its light bulb (one)."""
     first = test_episodes(benchmark, fold=0, shot=5)[THREAD]
     supports = first.supports[2:] + first.supports[:2]  # the third shows the whole cassette
-    return [replace(first, supports=supports[:shot]), *other_questions(benchmark, first)]
+    return [replace(first, supports=supports[:shot]), *other_episodes(benchmark, first)]
 
 
-def other_questions(benchmark: DrawnBenchmark, episode: Episode) -> list[Episode]:
+def other_episodes(benchmark: DrawnBenchmark, episode: Episode) -> list[Episode]:
     """Episodes of the same query and each of its other visible objects, with a support by another artist."""
     split, fold, _, _, key = episode.query.split(".")
     rng = np.random.default_rng([1, int(key)])
     labels = benchmark.scene(episode.query).labels
-    questions = []
+    episodes = []
     for i, (class_id, artist) in enumerate(benchmark.objects(episode.query)[1:], start=2):
         others = [a for a in benchmark.artists(class_id, split) if a != artist]
         support = f"{split}.{fold}.{class_id}.{others[rng.integers(len(others))]}.{rng.integers(2**40)}"
         if (labels == i).mean() >= LEAST_VISIBLE:
-            questions.append(Episode(episode.query, (support,), class_id))
-    return questions
+            episodes.append(Episode(episode.query, (support,), class_id))
+    return episodes
 
 
 def thread_batches(benchmark: Benchmark, shot: int = 1) -> tuple[list[Batch], list[str]]:
-    """`thread` as batches of one episode, and the names of what each asks for."""
+    """`thread` as batches of one episode, and the names of their classes."""
     episodes = thread(benchmark, shot)
     batches = [load_episode(benchmark, episode, size=SIZE) for episode in episodes]
     return batches, [benchmark.class_names[episode.class_id] for episode in episodes]

@@ -21,11 +21,16 @@ def words() -> list[list[str]]:
 
 
 def texts(path: Path) -> Iterator[tuple[str, str]]:
-    """The parts of a file, each with its place: a notebook's cells of text, or the whole file; without code in backticks."""
+    """The parts of a file, each with its place: a notebook's cells, captions and alternative texts, or the whole file.
+
+    Code in backticks is left out.
+    """
     if path.suffix == ".ipynb":
         for i, cell in enumerate(json.loads(path.read_text())["cells"]):
-            if cell["cell_type"] == "markdown":
-                yield f"{path.relative_to(ROOT)}, cell {i}, line ", re.sub(r"`[^`\n]*`", "", "".join(cell["source"]))
+            shown = [cell["metadata"].get("mystnb", {}).get(what, {}) for what in ("figure", "image")]
+            described = "\n".join(value for one in shown for value in one.values() if isinstance(value, str))
+            for part, text in (("line", "".join(cell["source"])), ("caption, line", described)):
+                yield f"{path.relative_to(ROOT)}, cell {i}, {part} ", re.sub(r"`[^`\n]*`", "", text)
     else:
         yield f"{path.relative_to(ROOT)}:", re.sub(r"`[^`\n]*`", "", path.read_text())
 
