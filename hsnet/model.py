@@ -28,10 +28,10 @@ from .runs import load_model
 # The whole table of sizes. A squeezing block has three 4D convolutions with these output channels; the finer a level,
 # the larger its kernels and strides, so that the support dims of every level shrink to the same few positions.
 CHANNELS = (16, 64, 128)
-SQUEEZING = {  # (kernel_size, stride) of the three convolutions, by levels counted from the coarsest
-    0: ((3, 2), (3, 2), (3, 2)),
+SQUEEZING = {  # (kernel_size, stride) of the three convolutions, by level; with fewer levels, the coarsest ones
+    0: ((5, 4), (5, 4), (3, 2)),
     1: ((5, 4), (3, 2), (3, 2)),
-    2: ((5, 4), (5, 4), (3, 2)),
+    2: ((3, 2), (3, 2), (3, 2)),
 }
 MIXING = ((3, 1), (3, 1), (3, 1))
 SETTINGS = ("backbone", "kernel", "mask_support", "layers", "levels", "convolutions", "train_backbone")
@@ -58,7 +58,7 @@ class SqueezingBlock(nn.Module):
     """f^sqz of one level: from L stacked correlations to 128 channels, the support dims shrunk to (nearly) nothing."""
 
     def __init__(self, in_channels: int, level: int, kernel: str = "center-pivot", convolutions: int = 3):
-        """`level` counts from the coarsest: 0, 1 or 2, and chooses the row of `SQUEEZING`."""
+        """`level` is the row of `SQUEEZING`: 0 (the finest of three levels), 1 or 2 (the coarsest)."""
         super().__init__()
         kept, left_out = SQUEEZING[level][:convolutions], SQUEEZING[level][convolutions:]
         self.layers = _convolutions(kernel, in_channels, (*CHANNELS[: len(kept) - 1], CHANNELS[-1]), kept)
@@ -110,7 +110,7 @@ class PyramidEncoder(nn.Module):
     def __init__(self, channels: tuple[int, ...], kernel: str = "center-pivot", convolutions: int = 3):
         super().__init__()
         self.squeezing = nn.ModuleList(  # fine to coarse, as every list of levels
-            SqueezingBlock(c, len(channels) - 1 - i, kernel, convolutions) for i, c in enumerate(channels)
+            SqueezingBlock(c, i, kernel, convolutions) for i, c in enumerate(channels, len(SQUEEZING) - len(channels))
         )
         # [i] mixes level i + 1 into level i
         self.mixing = nn.ModuleList(MixingBlock(kernel, convolutions) for _ in channels[1:])
