@@ -10,7 +10,7 @@ The program writes NAME-mask.png (255 on the object, at the query's size) and NA
 everything else in pale colours) for each query NAME. It refuses an output folder that contains files unless --overwrite is given, which
 replaces files of the same names and keeps the others.
 
-Masks of the supports that lie among the queries are skipped. A query that cannot be read is reported and skipped, and the exit status
+Mask files of supports are skipped if they are among the queries. A query that cannot be read is reported and skipped, and the exit status
 is then 1. The default weights take two passes: the whole query at two sizes, then a window around what was found. With --size, of 257
 to 512 pixels, they process the whole image once, which takes less time. Try photographs with and without --size.
 """

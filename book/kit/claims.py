@@ -63,7 +63,7 @@ ABLATIONS = (
     ),
     (
         *("center-pivot instead of original 4D kernels", PUBLISHED, "original 4D kernels", "higher or about equal"),
-        "With a quarter of the learned values the score falls by about a point at most.",
+        "A quarter of the learned values is enough for about the same score.",
     ),
     (
         *("support features masked", PUBLISHED, "no support masking", None),

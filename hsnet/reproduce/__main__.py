@@ -109,7 +109,7 @@ def main() -> None:
     option("table", nargs="?", help=f"{', '.join(TABLES)} (default: all of the paper's)")
     option("--dry-run", action="store_true", help="print the state of the experiments and the cost of the rest")
     option("--only", default="", metavar="WORDS", help="backbones and folds, such as resnet50,0")
-    option("--protocol", default="official", choices=tuple(TEST_LISTS), help="also of training (default: official)")
+    option("--protocol", default="official", choices=tuple(TEST_LISTS), help="of training and test (default: official)")
     add_settings(parser, MACHINE)
     arguments = parser.parse_args()
     names = [arguments.table] if arguments.table else list(OF_PAPER)

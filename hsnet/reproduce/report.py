@@ -112,8 +112,8 @@ COMPARABLE = ("protocol", "size", "digest", "rule", "novel_images", "boundary")
 CHOSEN = (
     "The best epoch is the one with the highest 1-shot validation mIoU. On PASCAL-5i and COCO-20i the paper validates on "
     "the very episodes that it reports, and so do we under the official protocol: such a best epoch is chosen on the test. "
-    "FSS-1000 has validation classes of its own. The last epoch is 100 after the best: what it "
-    "scores less is what choosing gains."
+    "FSS-1000 has validation classes of its own. The last epoch is 100 after the best: the "
+    "difference is the gain by choice plus any loss by over-fitting."
 )
 
 
