@@ -363,15 +363,15 @@ class NetworkDiagram:
     The drawing is `static/network-wide.svg`, on a phone `static/network-tall.svg`.
 
     Args:
-        lit: names in `BOXES`; "" is none.
+        lit: names in `BOXES`.
 
     Raises:
         ValueError: another name.
     """
 
     def __init__(self, *lit: str):
-        self.lit = [box for box in lit if box]
-        for box in self.lit:
+        self.lit = lit
+        for box in lit:
             if box not in BOXES:
                 raise ValueError(f"no box {box!r}: choose from {', '.join(BOXES)}")
 
