@@ -47,7 +47,7 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
 
 
 def choose_workers(workers: int) -> int:
-    """The number of processes that load episodes: two with a GPU or on a large machine, else one."""
+    """The number of processes that load episodes: two less than PyTorch has threads, 1 to 8."""
     if workers >= 0:
         return workers
     return max(1, min(8, torch.get_num_threads() - 2))

@@ -132,7 +132,8 @@ class Learner:
         for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
             # The settings are the configuration's: an older version's Adam was not fused.
             optimizer.load_state_dict(stored | {"param_groups": optimizer.state_dict()["param_groups"]})
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where another device computed in another precision
+            self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step, self.losses = state["epoch"], state["step"], state["losses"]
         self.score.extend(state["areas"])
 
@@ -359,7 +360,7 @@ def evaluate_run(
 def fit_prototypes(model: HSNet, config: Config, benchmark: Benchmark, device: torch.device) -> Prototypes:
     """Choose the prototypes' level and rule on training concepts, as many as validation has, drawn apart from the training's."""
     drawn = {"fold": config.fold, "count": config.val_episodes, "seed": config.seed + 1}
-    dataset, prototypes = EpisodeDataset(benchmark, config.size, **drawn), Prototypes()
+    dataset, prototypes, model = EpisodeDataset(benchmark, config.size, **drawn), Prototypes(), model.to(device)
     loader = dataset.loader(scored_at_a_time(config, device), choose_workers(config.workers))
     with torch.no_grad(), exact_float32():
         for batch in tqdm(loader, desc="fitting prototypes", unit="batch", leave=False):

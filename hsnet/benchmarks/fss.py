@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -61,6 +61,7 @@ class Fss(ListedBenchmark):
         classes = zip(self._names[part], self.classes(0, part), strict=True)
         return [(f"{name}/{file}", class_id) for name, class_id in classes for file in files]
 
+    @lru_cache(maxsize=16)  # noqa: B019 - as in `ListedBenchmark`
     def images(self, fold: int, split: str) -> dict[int, list[str]]:
         """The images of each class, from 1 to 10: the order supports are drawn in."""
         lists = super().images(fold, split)
