@@ -360,7 +360,8 @@ def evaluate_run(
 def fit_prototypes(model: HSNet, config: Config, benchmark: Benchmark, device: torch.device) -> Prototypes:
     """Choose the prototypes' level and rule on training concepts, as many as validation has, drawn apart from the training's."""
     drawn = {"fold": config.fold, "count": config.val_episodes, "seed": config.seed + 1}
-    dataset, prototypes, model = EpisodeDataset(benchmark, config.size, **drawn), Prototypes(), model.to(device)
+    dataset, prototypes = EpisodeDataset(benchmark, config.size, **drawn), Prototypes()
+    model = model.to(device)
     loader = dataset.loader(scored_at_a_time(config, device), choose_workers(config.workers))
     with torch.no_grad(), exact_float32():
         for batch in tqdm(loader, desc="fitting prototypes", unit="batch", leave=False):

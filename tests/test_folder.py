@@ -88,6 +88,8 @@ def test_folders_of_classes(tmp_path):
     assert sample.image.shape == (40, 50, 3)
     assert sample.mask.sum() == 15 * 25
     assert np.array_equal(sample.objects, sample.mask)
+    build_cache(benchmark, 32)
+    assert opened(root).class_names == benchmark.class_names, "the cache's own json is not COCO's"
 
 
 def test_an_image_of_several_classes(root):
@@ -118,6 +120,7 @@ THINGS = {i: f"thing {i}" for i in range(1, 9)}
 def test_a_crowd_is_part_of_its_class(tmp_path):
     root = coco_project(tmp_path / "own", (THINGS, THINGS))
     path = root / "annotations/instances_train2024.json"
+    (root / "annotations/captions_train2024.json").write_text("{}")
     content = json.loads(path.read_text())
     crowd = np.zeros((60, 80), np.uint8, order="F")
     crowd[50:, 40:] = 1

@@ -14,12 +14,9 @@ from .base import UnreadableFileError
 
 def instance_files(root: Path) -> list[Path]:
     """The files in COCO's format under a folder: in `annotations/`, in the folder, or one in each folder of images."""
-    for pattern in (
-        "annotations/instances_*.json",
-        "annotations/*.json",
-    ):  # COCO's has files of captions and keypoints, too
-        if found := sorted(root.glob(pattern)):
-            return found
+    annotations = root / "annotations"  # COCO's own has files of captions and keypoints, too
+    if found := sorted(annotations.glob("instances_*.json")) or sorted(annotations.glob("*.json")):
+        return found
     found = [*sorted(root.glob("*.json")), *sorted(root.glob("*/*.json"))]
     return [path for path in found if path.name != "splits.json" and not path.parent.name.startswith("cache-")]
 
