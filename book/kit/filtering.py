@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from hsnet import CenterPivotConv4d, HSNet
 from hsnet.benchmarks import Benchmark
-from hsnet.devices import choose_precision, computing_in
 from hsnet.episodes import Batch, EpisodeDataset
 from hsnet.fast.correlation import correlate_and_convolve, cut_supports, unit_levels
 from hsnet.metrics import SegmentationScore
@@ -127,16 +126,12 @@ class Probe:
         return self.values(x) > self.threshold
 
 
-def _fast(stages, batch):
-    """`stages(batch)` in the precision in which networks are scored: half the time where the processor has bfloat16."""
-    device = batch.query.device
-    with computing_in(choose_precision("auto", device), device):
-        return {name: x.float() for name, x in stages(batch).items()}
-
-
 def collect(stages: Callable[[Batch], dict[str, Tensor]], dataset: EpisodeDataset) -> tuple[dict[str, Tensor], Tensor]:
-    """What `stages` returns for the episodes, and their true masks."""
-    batches = [(_fast(stages, batch), batch.query_mask) for batch in dataset.loader(batch=8)]
+    """What `stages` returns for the episodes, and their true masks.
+
+    In float32 everywhere: with bfloat16, which many processors lack, a `Probe` may choose another threshold.
+    """
+    batches = [(stages(batch), batch.query_mask) for batch in dataset.loader(batch=8)]
     names = batches[0][0]
     return {name: torch.cat([x[name] for x, _ in batches]) for name in names}, torch.cat([m for _, m in batches])
 
@@ -154,7 +149,7 @@ def probe_stages(stages: Callable[[Batch], dict[str, Tensor]], benchmark: Benchm
     probes = {name: Probe(x[name], masks) for name in x}
     scores = {name: SegmentationScore(benchmark.classes(0, "test"), benchmark.resample_classes) for name in x}
     for batch in ladder_episodes(benchmark).loader(batch=8):
-        for name, found in _fast(stages, batch).items():
+        for name, found in stages(batch).items():
             scores[name].update(probes[name].masks(found), batch.query_mask, batch.class_id)
     return probes, scores
 
